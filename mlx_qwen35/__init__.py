@@ -1,0 +1,66 @@
+"""The public face of the package: which name lives in which module.
+
+Knows names and modules. Loads none of them: a name is imported when it is first asked for (PEP 562), so that
+`import mlx_qwen35` costs next to nothing and a user of the tokenizer alone never waits for the model.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mlx_qwen35.checkpoint.convert import convert
+    from mlx_qwen35.config import ModelConfig
+    from mlx_qwen35.errors import CheckpointError, PromptError, Qwen35Error
+    from mlx_qwen35.generation import Part, generate, stream_generate
+    from mlx_qwen35.library import load, load_model
+    from mlx_qwen35.model import Model
+    from mlx_qwen35.processor import Processor, Prompt
+    from mlx_qwen35.sampling import Sampling
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CheckpointError",
+    "Model",
+    "ModelConfig",
+    "Part",
+    "Processor",
+    "Prompt",
+    "PromptError",
+    "Qwen35Error",
+    "Sampling",
+    "convert",
+    "generate",
+    "load",
+    "load_model",
+    "stream_generate",
+]
+
+_HOME = {
+    "CheckpointError": "errors",
+    "Model": "model",
+    "ModelConfig": "config",
+    "Part": "generation",
+    "Processor": "processor",
+    "Prompt": "processor",
+    "PromptError": "errors",
+    "Qwen35Error": "errors",
+    "Sampling": "sampling",
+    "convert": "checkpoint.convert",
+    "generate": "generation",
+    "load": "library",
+    "load_model": "library",
+    "stream_generate": "generation",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'mlx_qwen35' has no attribute {name!r}")
+    value = getattr(import_module(f"mlx_qwen35.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
