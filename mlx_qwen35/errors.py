@@ -1,0 +1,18 @@
+"""The errors of this package. Knows nothing of the parts that raise them.
+
+Every message names the file or argument at fault and says what to do about it.
+"""
+
+from __future__ import annotations
+
+
+class Qwen35Error(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class CheckpointError(Qwen35Error, ValueError):
+    """A file of a checkpoint (config, weights, tokenizer, template) is missing, damaged or not supported."""
+
+
+class PromptError(Qwen35Error, ValueError):
+    """What was asked cannot become a prompt: refused by the template, empty, longer than the context, ..."""
