@@ -1,0 +1,128 @@
+"""What a model remembers between calls: keys and values of attention layers, states of delta layers.
+
+Knows arrays, lengths and how to go back. Knows no layers, no tokens and no sampling.
+
+    Cache.layers   one KVCache or DeltaState per layer, in the order of the layers
+    Cache.offset   positions seen so far, padding included: the same for all rows of a batch
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+_STEP = 256  # positions by which a KVCache grows
+
+
+class KVCache:
+    """Keys and values [B, Hkv, capacity, D] of one attention layer; the first `offset` positions are held."""
+
+    def __init__(self) -> None:
+        self.keys: mx.array | None = None
+        self.values: mx.array | None = None
+        self.offset = 0
+
+    def update(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        """Append keys and values [B, Hkv, T, D]; returns all that are held, [B, Hkv, offset, D] each."""
+        start, stop = self.offset, self.offset + keys.shape[2]
+        if self.keys is None or stop > self.keys.shape[2]:
+            self.keys = _grown(self.keys, keys, start, stop)
+            self.values = _grown(self.values, values, start, stop)
+        self.keys[..., start:stop, :] = keys
+        self.values[..., start:stop, :] = values
+        self.offset = stop
+        return self.keys[..., :stop, :], self.values[..., :stop, :]
+
+    def trim(self, n: int) -> None:
+        """Forget the last n positions."""
+        if not 0 <= n <= self.offset:
+            raise ValueError(f"cannot trim {n} positions from a cache that holds {self.offset}")
+        self.offset -= n
+
+    def arrays(self) -> list[mx.array]:
+        return [] if self.keys is None else [self.keys, self.values]
+
+
+def _grown(held: mx.array | None, new: mx.array, start: int, stop: int) -> mx.array:
+    """A buffer for at least `stop` positions whose first `start` are those of `held`."""
+    batch, heads, _, dim = new.shape
+    capacity = -(-stop // _STEP) * _STEP
+    space = mx.zeros((batch, heads, capacity - start, dim), new.dtype)
+    return space if start == 0 else mx.concatenate([held[..., :start, :], space], axis=2)
+
+
+class DeltaState:
+    """What one gated delta layer carries on; both are None before the first token.
+
+    conv [B, K-1, C]: the last inputs of the convolution. state [B, Hv, Dv, Dk] float32: the recurrent matrix.
+    """
+
+    def __init__(self) -> None:
+        self.conv: mx.array | None = None
+        self.state: mx.array | None = None
+
+    def update(self, conv: mx.array, state: mx.array) -> None:
+        self.conv, self.state = conv, state
+
+    def arrays(self) -> list[mx.array]:
+        return [a for a in (self.conv, self.state) if a is not None]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A point in a Cache's past to go back to. Holds the delta states; keys and values stay where they are."""
+
+    offset: int
+    rope_delta: int
+    delta: tuple[tuple[mx.array | None, mx.array | None] | None, ...]
+    rewinds: int  # how often the cache had gone back when this was taken
+
+
+class Cache:
+    """The memory of a batch of sequences in one model.
+
+    left_padding: how many positions at the start of each row are padding, [B] int32, or None where no row has any.
+    rope_delta: rotary position minus cache position of the tokens to come (images shift it).
+    """
+
+    def __init__(self, layers: Sequence[KVCache | DeltaState], *, left_padding: Sequence[int] | None = None) -> None:
+        self.layers = list(layers)
+        self.offset = 0
+        self.rope_delta = 0
+        self.longest_padding = max(left_padding, default=0) if left_padding is not None else 0
+        self.left_padding = mx.array(list(left_padding), mx.int32) if self.longest_padding else None
+        self._rewinds: list[int] = []  # offsets that restore() went back to, in order
+
+    def snapshot(self) -> Snapshot:
+        """Remember this point; costs no memory but the delta states of this moment."""
+        delta = tuple((c.conv, c.state) if isinstance(c, DeltaState) else None for c in self.layers)
+        return Snapshot(self.offset, self.rope_delta, delta, len(self._rewinds))
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go back to `snapshot`, as if what came later had never been computed.
+
+        Raises ValueError if the cache has since gone back to before that point: its keys may be overwritten.
+        """
+        furthest_back = min(self._rewinds[snapshot.rewinds :], default=self.offset)
+        if furthest_back < snapshot.offset:
+            raise ValueError(
+                f"this snapshot of {snapshot.offset} positions is gone: the cache went back to {furthest_back}, "
+                "and other keys were written since; take a new snapshot"
+            )
+        for layer, delta in zip(self.layers, snapshot.delta, strict=True):
+            if isinstance(layer, DeltaState):
+                layer.update(*delta)
+            else:
+                layer.offset = snapshot.offset
+        self.offset, self.rope_delta = snapshot.offset, snapshot.rope_delta
+        self._rewinds.append(snapshot.offset)
+
+    def arrays(self) -> list[mx.array]:
+        """Every array held, for mx.eval."""
+        return [a for layer in self.layers for a in layer.arrays()]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(a.nbytes for a in self.arrays())

@@ -1,0 +1,109 @@
+"""Gated softmax attention with normalised queries and keys.
+
+Knows heads, masks and how to keep the scores small. Knows neither where positions come from nor other layers.
+"""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ..cache import KVCache
+from ..config import TextConfig
+from .norm import RMSNorm
+from .rope import rotate
+
+# Scores of one layer that may exist at once. MLX materialises them for head_dim 256 when more than 8 rows ask.
+_MOST_SCORES = 2**26
+_FUSED_ROWS = 8
+
+
+class GatedAttention(nn.Module):
+    """softmax(q k^T) v * sigmoid(gate), projected; grouped key/value heads."""
+
+    def __init__(self, config: TextConfig):
+        super().__init__()
+        self.heads, self.kv_heads, self.head_dim = (
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            config.head_dim,
+        )
+        hidden, eps = config.hidden_size, config.rms_norm_eps
+        self.q_proj = nn.Linear(hidden, self.heads * self.head_dim * 2, bias=False)  # per head: query rows, gate rows
+        self.k_proj = nn.Linear(hidden, self.kv_heads * self.head_dim, bias=False)
+        self.v_proj = nn.Linear(hidden, self.kv_heads * self.head_dim, bias=False)
+        self.o_proj = nn.Linear(self.heads * self.head_dim, hidden, bias=False)
+        self.q_norm = RMSNorm(self.head_dim, eps)
+        self.k_norm = RMSNorm(self.head_dim, eps)
+
+    def __call__(
+        self,
+        x: mx.array,
+        rope: tuple[mx.array, mx.array],
+        cache: KVCache | None = None,
+        readable: mx.array | None = None,
+    ) -> mx.array:
+        """x [B, T, H] -> [B, T, H]. rope: cos, sin of these T positions. cache: of this layer, or None.
+
+        readable [B, S]: which of all S positions are tokens and not padding; None where all are.
+        """
+        batch, length, _ = x.shape
+        queries, gate = mx.split(self.q_proj(x).reshape(batch, length, self.heads, 2 * self.head_dim), 2, axis=-1)
+        keys = self.k_proj(x).reshape(batch, length, self.kv_heads, self.head_dim)
+        values = self.v_proj(x).reshape(batch, length, self.kv_heads, self.head_dim).swapaxes(1, 2)
+        queries = rotate(self.q_norm(queries).swapaxes(1, 2), *rope)  # [B, heads, T, D]
+        keys = rotate(self.k_norm(keys).swapaxes(1, 2), *rope)  # [B, kv_heads, T, D]
+        if cache is not None:
+            keys, values = cache.update(keys, values)
+        out = causal_attention(queries, keys, values, readable)
+        out = out.swapaxes(1, 2).reshape(batch, length, -1)
+        return self.o_proj(out * mx.sigmoid(gate.reshape(batch, length, -1)))
+
+
+def causal_attention(
+    queries: mx.array,
+    keys: mx.array,
+    values: mx.array,
+    readable: mx.array | None = None,
+    *,
+    most_scores: int = _MOST_SCORES,
+) -> mx.array:
+    """Attention of the last T of S positions: queries [B, Hq, T, D], keys and values [B, Hkv, S, D] -> [B, Hq, T, D].
+
+    Query t reads keys up to its own; `readable` as above. Computed in tiles of queries so that at most about
+    `most_scores` scores exist at once, and each tile reads only the keys before its end.
+    """
+    batch, heads, length, dim = queries.shape
+    past = keys.shape[2] - length
+    rows = max(_FUSED_ROWS, most_scores // (batch * heads * keys.shape[2]))
+    tiles = []
+    for start in range(0, length, rows):
+        stop = min(start + rows, length)
+        mask = "causal" if stop - start > 1 else None
+        if readable is not None:
+            mask = _mask(readable[:, : past + stop], past + start)
+        tiles.append(
+            mx.fast.scaled_dot_product_attention(
+                queries[:, :, start:stop],
+                keys[:, :, : past + stop],
+                values[:, :, : past + stop],
+                scale=dim**-0.5,
+                mask=mask,
+            )
+        )
+    return tiles[0] if len(tiles) == 1 else mx.concatenate(tiles, axis=2)
+
+
+def _mask(readable: mx.array, first: int) -> mx.array:
+    """Which keys [B, S] the queries at positions first .. S-1 may read: bool [B, 1, S - first, S].
+
+    A padding position reads itself, because a row without any key would be NaN and poison the values it stores:
+
+        padding 2, first 0:   1 . . .        first 3:   . . 1 1
+                              . 1 . .
+                              . . 1 .
+                              . . 1 1
+    """
+    keys = mx.arange(readable.shape[1])
+    queries = mx.arange(first, readable.shape[1])[:, None]
+    return ((keys <= queries) & readable[:, None, None, :]) | (keys == queries)

@@ -1,0 +1,99 @@
+"""The gated delta net: linear attention whose memory is one matrix per head.
+
+Knows projections, the short convolution and the gates; the recurrence itself is kernels/gated_delta.
+Knows neither positions nor other layers.
+"""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ..cache import DeltaState
+from ..config import TextConfig
+from ..kernels.gated_delta import gated_delta
+from .norm import GatedRMSNorm
+
+
+class ShortConv(nn.Module):
+    """Causal convolution of each channel by itself, without bias; tap K-1 is the present token."""
+
+    def __init__(self, channels: int, kernel: int):
+        super().__init__()
+        self.weight = mx.zeros((channels, kernel, 1))
+
+    def __call__(self, x: mx.array, window: mx.array | None) -> tuple[mx.array, mx.array]:
+        """x [B, T, C], window [B, K-1, C] (the inputs before x; None: zeros) -> y [B, T, C], the next window."""
+        batch, length, channels = x.shape
+        before = self.weight.shape[1] - 1
+        if window is None:
+            window = mx.zeros((batch, before, channels), x.dtype)
+        x = mx.concatenate([window, x], axis=1)  # [B, K-1+T, C]
+        y = mx.conv1d(x, self.weight, groups=channels)
+        # Contiguous: a plain slice would keep the whole chunk alive.
+        return y, mx.contiguous(x[:, length:])
+
+
+class GatedDeltaNet(nn.Module):
+    """in_proj -> short convolution -> delta rule with decay and write strength -> gated norm -> out_proj."""
+
+    def __init__(self, config: TextConfig):
+        super().__init__()
+        self.key_heads, self.value_heads = config.linear_num_key_heads, config.linear_num_value_heads
+        self.key_dim, self.value_dim = config.linear_key_head_dim, config.linear_value_head_dim
+        hidden, keys, values = (
+            config.hidden_size,
+            self.key_heads * self.key_dim,
+            self.value_heads * self.value_dim,
+        )
+        self.in_proj_qkv = nn.Linear(hidden, 2 * keys + values, bias=False)
+        self.in_proj_z = nn.Linear(hidden, values, bias=False)
+        self.in_proj_b = nn.Linear(hidden, self.value_heads, bias=False)
+        self.in_proj_a = nn.Linear(hidden, self.value_heads, bias=False)
+        self.conv1d = ShortConv(2 * keys + values, config.linear_conv_kernel_dim)
+        self.A_log = mx.zeros((self.value_heads,))
+        self.dt_bias = mx.zeros((self.value_heads,))
+        self.norm = GatedRMSNorm(self.value_dim, config.rms_norm_eps)
+        self.out_proj = nn.Linear(values, hidden, bias=False)
+
+    def __call__(self, x: mx.array, cache: DeltaState | None = None, present: mx.array | None = None) -> mx.array:
+        """x [B, T, H] -> [B, T, H]. cache: of this layer, or None.
+
+        present [B, T]: which of these positions are tokens and not padding; None where all are. Padding on the left
+        leaves window and state at zero, because nothing here has a bias.
+        """
+        batch, length, _ = x.shape
+        if present is not None:
+            x = mx.where(present[..., None], x, 0)
+        u, window = self.conv1d(self.in_proj_qkv(x), cache.conv if cache is not None else None)
+        u = nn.silu(u).astype(mx.float32)
+        keys = self.key_heads * self.key_dim
+        q, k, v = mx.split(u, [keys, 2 * keys], axis=-1)
+        q = _unit(q.reshape(batch, length, self.key_heads, self.key_dim)) * self.key_dim**-0.5
+        k = _unit(k.reshape(batch, length, self.key_heads, self.key_dim))
+        v = v.reshape(batch, length, self.value_heads, self.value_dim)
+        out, state = gated_delta(
+            q,
+            k,
+            v,
+            decay(self.in_proj_a(x), self.A_log, self.dt_bias),
+            mx.sigmoid(self.in_proj_b(x)).astype(mx.float32),
+            cache.state if cache is not None else None,
+        )
+        if cache is not None:
+            cache.update(window, state)
+        z = self.in_proj_z(x).reshape(batch, length, self.value_heads, self.value_dim)
+        out = self.norm(out.astype(x.dtype), z)
+        return self.out_proj(out.reshape(batch, length, -1))
+
+
+def decay(a: mx.array, A_log: mx.array, dt_bias: mx.array) -> mx.array:  # noqa: N803
+    """exp(-exp(A_log) * softplus(a + dt_bias)), all in float32: in bfloat16 a decay near 1 would round to 1."""
+    a, A_log, dt_bias = (p.astype(mx.float32) for p in (a, A_log, dt_bias))  # noqa: N806
+    return mx.exp(-mx.exp(A_log) * mx.logaddexp(a + dt_bias, 0))
+
+
+def _unit(x: mx.array) -> mx.array:
+    """x / sqrt(sum(x^2) + 1e-6), by way of the fused norm: sum = size * mean."""
+    size = x.shape[-1]
+    return mx.fast.rms_norm(x, None, 1e-6 / size) * size**-0.5

@@ -1,0 +1,51 @@
+"""The mixture of experts: a router, routed experts and one shared expert.
+
+Knows who is chosen and how much each counts. Where the experts' weights are is the bank's business.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ..config import MoE
+from .mlp import MLP
+
+
+class ExpertBank(Protocol):
+    """Computes routed experts, wherever their weights are."""
+
+    def __call__(self, x: mx.array, expert_ids: mx.array, weights: mx.array) -> mx.array:
+        """x [N, H], expert_ids [N, K] int, weights [N, K] -> sum over K of weight * expert(x), [N, H]."""
+        ...
+
+
+class SparseMoE(nn.Module):
+    """The chosen experts' weighted sum plus sigmoid(shared_expert_gate(x)) * shared_expert(x)."""
+
+    def __init__(self, hidden_size: int, moe: MoE, experts: ExpertBank):
+        super().__init__()
+        self.experts_per_token = moe.experts_per_token
+        self.gate = nn.Linear(hidden_size, moe.num_experts, bias=False)
+        self.experts = experts
+        self.shared_expert = MLP(hidden_size, moe.shared_intermediate_size)
+        self.shared_expert_gate = nn.Linear(hidden_size, 1, bias=False)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """x [B, T, H] -> [B, T, H]."""
+        rows = x.reshape(-1, x.shape[-1])  # [N, H]
+        expert_ids, weights = route(self.gate(rows), self.experts_per_token)
+        routed = self.experts(rows, expert_ids, weights)
+        shared = mx.sigmoid(self.shared_expert_gate(rows)) * self.shared_expert(rows)
+        return (routed + shared).reshape(x.shape)
+
+
+def route(logits: mx.array, experts_per_token: int) -> tuple[mx.array, mx.array]:
+    """Router logits [N, E] -> (expert ids [N, K], weights [N, K] that add up to 1, in the dtype of logits)."""
+    probabilities = mx.softmax(logits.astype(mx.float32), axis=-1)
+    expert_ids = mx.argpartition(-probabilities, experts_per_token - 1, axis=-1)[:, :experts_per_token]
+    weights = mx.take_along_axis(probabilities, expert_ids, axis=-1)
+    weights = weights / weights.sum(axis=-1, keepdims=True)
+    return expert_ids, weights.astype(logits.dtype)

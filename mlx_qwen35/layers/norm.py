@@ -1,0 +1,27 @@
+"""RMS normalisation. Knows one scale vector; the statistics are float32 whatever the dtype."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import mlx.nn as nn
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight over the last axis; `weight` is the effective scale (1 + w of the published files)."""
+
+    def __init__(self, size: int, eps: float):
+        super().__init__()
+        self.weight = mx.ones((size,))
+        self.eps = eps
+
+    def __call__(self, x: mx.array) -> mx.array:
+        # A float32 scale beside bfloat16 activations promotes the result: bring it back.
+        return mx.fast.rms_norm(x, self.weight, self.eps).astype(x.dtype)
+
+
+class GatedRMSNorm(RMSNorm):
+    """rms(x) * weight * silu(gate): the norm of the delta layers, gated in float32."""
+
+    def __call__(self, x: mx.array, gate: mx.array) -> mx.array:
+        normed = mx.fast.rms_norm(x, self.weight, self.eps).astype(mx.float32)
+        return (normed * nn.silu(gate.astype(mx.float32))).astype(x.dtype)
