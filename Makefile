@@ -1,0 +1,49 @@
+# make demo | test | bench | lint | clean. The first run makes .venv (a few minutes); later ones start at once.
+# PYTHON=python3.12 chooses the interpreter, ARGS="-k cache" goes to pytest or to the benchmark.
+
+VENV := .venv
+MADE := $(VENV)/.made
+
+new_enough := import sys; sys.exit(sys.version_info < (3, 10))
+can_make_venv := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))
+first_python = $(shell for python in $(or $(PYTHON),python3 python3.14 python3.13 python3.12 python3.11 python3.10); do \
+	"$$python" -c '$(1)' >/dev/null 2>&1 && echo "$$python" && break; done)
+no_python := mlx-qwen35 needs Python 3.10 or newer; install it from https://www.python.org/downloads/ or with a package \
+	manager (macOS: brew install python; Debian and Ubuntu: apt-get install python3 python3-venv)
+no_venv := this Python cannot make virtual environments; install what it lacks: apt-get install python3-venv
+
+# The Linux wheel of MLX calls a slow reference BLAS; with OpenBLAS in front of it products are 30 times faster.
+openblas = $(shell ls /usr/lib/*/openblas-pthread/libopenblas.so.0 /usr/lib64/libopenblasp.so.0 2>/dev/null | head -n 1)
+lacks_openblas = $(shell test "$$(uname -s)" = Linux -a -z "$(openblas)" -a "$$(id -u)" = 0 && command -v apt-get)
+install_openblas := for step in install update install; do \
+	if [ $$step = update ]; then apt-get -qq update; else apt-get -qq -y install libopenblas0-pthread && break; fi; \
+	done >/dev/null 2>&1 || true
+run = $(if $(openblas),LD_PRELOAD=$(openblas)) $(VENV)/bin/python
+
+.PHONY: demo test bench lint clean
+
+demo: $(MADE)
+	@$(run) generate.py -p "What is 17 + 25?" --stats
+
+test: $(MADE)
+	@$(run) -m pytest $(ARGS)
+
+bench: $(MADE)
+	@$(run) benchmarks/startup.py $(ARGS)
+
+lint: $(MADE)
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/lint-imports
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(MADE): pyproject.toml
+	$(eval python := $(call first_python,$(can_make_venv)))
+	$(if $(python),,$(error $(if $(call first_python,$(new_enough)),$(no_venv),$(no_python))))
+	@echo "Making $(VENV) with $(python): a few minutes, once."
+	@$(python) -m venv --clear $(VENV)
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@$(if $(lacks_openblas),$(install_openblas))
+	@touch $@
