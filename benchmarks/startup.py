@@ -1,0 +1,159 @@
+"""How long until something happens: importing the package, and the first token counted from process start.
+
+    python benchmarks/startup.py [--model FOLDER] [--repeats 9] [--out FILE]
+
+This package and mlx-lm take turns in one run, each measurement in a process of its own, after a warm-up round that is
+not counted. Knows the public calls of both. Knows nothing of what the models answer.
+Prints a table, then one JSON line per measured quantity (also appended to FILE), as METHODOLOGY.md describes.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+PROMPT = "What is 17 + 25?"
+
+# Each child prints one figure: seconds spent in the statement, or the clock at the first token.
+IMPORT = "import time; t = time.perf_counter(); {statement}; print(time.perf_counter() - t)"
+OURS = """
+import sys, time
+from mlx_qwen35 import Sampling, load, stream_generate
+model, processor = load(sys.argv[1])
+for part in stream_generate(model, processor, sys.argv[2], max_tokens=2, sampling=Sampling(temperature=0.0)):
+    print(time.time())
+    break
+"""
+THEIRS = """
+import sys, time
+import mlx.core as mx
+from mlx_lm import load, stream_generate
+model, tokenizer = load(sys.argv[1])
+if mx.default_device() == mx.cpu:  # 16-bit expert products do not exist there: float32, as this package does by itself
+    model.set_dtype(mx.float32)
+prompt = tokenizer.apply_chat_template([{"role": "user", "content": sys.argv[2]}], add_generation_prompt=True)
+for part in stream_generate(model, tokenizer, prompt, max_tokens=2):
+    print(time.time())
+    break
+"""
+STATEMENTS = {
+    "import": ("import mlx_qwen35", "import mlx_lm"),
+    "import of load and generate": ("from mlx_qwen35 import load, generate", "from mlx_lm import load, generate"),
+}
+
+
+def run_child(code: str, *arguments: str) -> float:
+    done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=CHECKOUT, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"a measured process failed:\n{done.stderr}")
+    return float(done.stdout.split()[-1])
+
+
+def import_seconds(statement: str) -> float:
+    return run_child(IMPORT.format(statement=statement))
+
+
+def first_token_seconds(code: str, folder: Path) -> float:
+    """Wall clock from before the process is started to the moment its first token is in hand."""
+    start = time.time()
+    return run_child(code, str(folder), PROMPT) - start
+
+
+def measure(pairs: dict[str, tuple], repeats: int) -> dict[str, list[tuple[float, float]]]:
+    """name -> (ours, theirs) in seconds, one pair a round; which goes first changes from round to round."""
+    rounds: dict[str, list[tuple[float, float]]] = {name: [] for name in pairs}
+    for number in range(repeats + 1):
+        for name, (ours, theirs) in pairs.items():
+            if number % 2:
+                b, a = theirs(), ours()
+            else:
+                a, b = ours(), theirs()
+            if number:
+                rounds[name].append((a, b))
+    return rounds
+
+
+def summary(values: list[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def processor_name() -> str:
+    if sys.platform == "darwin":
+        command = ["sysctl", "-n", "machdep.cpu.brand_string"]
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor()
+
+
+def installed(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def circumstances() -> dict[str, object]:
+    """What a figure is worth nothing without."""
+    git = ["git", "-C", str(CHECKOUT)]
+    commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    dirty = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True).stdout.strip()
+    return {
+        "machine": f"{processor_name()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}",
+        "load_before": os.getloadavg()[0],
+        "python": platform.python_version(),
+        "mlx": installed("mlx"),
+        "mlx_lm": installed("mlx-lm"),
+        "openblas": "openblas" in os.environ.get("LD_PRELOAD", ""),
+        "commit": commit + ("+changes" if dirty else ""),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, help="a checkpoint folder (the demo inside the package)")
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--out", type=Path, help="append the JSON lines to this file")
+    arguments = parser.parse_args()
+    if installed("mlx-lm") is None:
+        raise SystemExit("mlx-lm is not installed; pip install mlx-lm")
+    folder = arguments.model or CHECKOUT / "mlx_qwen35/demo"
+    around = circumstances()
+    pairs = {
+        name: (lambda s=ours: import_seconds(s), lambda s=theirs: import_seconds(s))
+        for name, (ours, theirs) in STATEMENTS.items()
+    }
+    pairs["first token from process start"] = (
+        lambda: first_token_seconds(OURS, folder),
+        lambda: first_token_seconds(THEIRS, folder),
+    )
+    rounds = measure(pairs, arguments.repeats)
+
+    print(f"{arguments.repeats} rounds, warm; seconds: median [least .. most]")
+    print(f"{'':32s}{'mlx_qwen35':>24s}{'mlx-lm':>24s}   theirs / ours")
+    lines = []
+    for name, pairs_of_name in rounds.items():
+        ours, theirs = (summary([pair[i] for pair in pairs_of_name]) for i in (0, 1))
+        ratio = summary([b / a for a, b in pairs_of_name])
+        cells = [f"{s['median']:.3f} [{s['min']:.3f} .. {s['max']:.3f}]" for s in (ours, theirs)]
+        spread = f"{ratio['median']:.1f} [{ratio['min']:.1f} .. {ratio['max']:.1f}]"
+        print(f"{name:32s}{cells[0]:>24s}{cells[1]:>24s}   {spread}")
+        record = {"benchmark": "startup", "quantity": name, "unit": "s", "rounds": len(pairs_of_name)}
+        lines.append(json.dumps(record | {"ours": ours, "mlx_lm": theirs, "ratio": ratio} | around))
+    print(*lines, sep="\n")
+    if arguments.out:
+        with arguments.out.open("a") as file:
+            print(*lines, sep="\n", file=file)
+
+
+if __name__ == "__main__":
+    main()
