@@ -1,0 +1,97 @@
+"""From a checkpoint folder to a Model.
+
+Knows the order of things: check everything, build the model, then read one tensor after the other into it. The model
+is never in memory twice: a tensor's file bytes are dropped as soon as it is cast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlx_qwen35.checkpoint.inventory import KEPT_FLOAT32
+from mlx_qwen35.checkpoint.source import FLOATS, Part, open_source, read_parts
+from mlx_qwen35.config import ModelConfig
+from mlx_qwen35.errors import CheckpointError
+from mlx_qwen35.model import Model
+
+_DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
+
+Progress = Callable[[int, int], None]
+
+
+def load_model(
+    folder: str | Path,
+    *,
+    dtype: mx.Dtype | str | None = None,
+    context_length: int | None = None,
+    on_progress: Progress | None = None,
+) -> Model:
+    """The model of a checkpoint folder, weights in memory; needs no tokenizer.
+
+    dtype: to compute in; None is float32 on the CPU and bfloat16 on a GPU. Quantized weights stay as they are.
+    context_length: the most tokens to allow; None is what the checkpoint allows.
+    on_progress: called with (bytes read, bytes in all).
+    Raises CheckpointError, before any weight is read, if a file is missing or damaged or a tensor is missing, left
+    over or of another shape or kind than config.json says.
+    """
+    compute = compute_dtype(dtype)
+    config = _limited(ModelConfig.from_folder(folder), context_length, Path(folder))
+    source = open_source(folder, config)
+    model = Model(config)
+    if source.specs:
+
+        def spec_of(path: str, module: nn.Module) -> dict[str, int | str] | bool:
+            spec = source.specs.get(path)
+            return {"group_size": spec.group_size, "bits": spec.bits, "mode": spec.mode} if spec else False
+
+        nn.quantize(model, class_predicate=spec_of)
+    total = sum(part.nbytes for part in source.parts.values())
+    done = 0
+    weights = []
+    if on_progress:
+        on_progress(0, total)
+    in_file_order = sorted(source.parts.values(), key=lambda part: (part.entries[0].file, part.entries[0].offset))
+    for part, raw in read_parts(in_file_order):
+        weights.append((part.ours, part.finish(raw, _dtype_of(part, compute))))
+        done += part.nbytes
+        if on_progress:
+            on_progress(done, total)
+    model.load_weights(weights)
+    model.eval()
+    return model
+
+
+def compute_dtype(dtype: mx.Dtype | str | None) -> mx.Dtype:
+    """The dtype meant by a `dtype` argument; raises ValueError if it is none to compute in."""
+    if dtype is None:
+        return mx.float32 if mx.default_device().type == mx.cpu else mx.bfloat16
+    found = _DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if found not in _DTYPES.values():
+        raise ValueError(f"dtype is {dtype!r}; choose {', '.join(_DTYPES)}")
+    return found
+
+
+def _dtype_of(part: Part, compute: mx.Dtype) -> mx.Dtype | None:
+    """What a tensor is cast to; None leaves packed weights, the scales of the mx modes and float32 decays alone."""
+    if part.dtype not in FLOATS or (part.dtype == "F32" and part.ours.endswith(KEPT_FLOAT32)):
+        return None
+    return compute
+
+
+def _limited(config: ModelConfig, context_length: int | None, folder: Path) -> ModelConfig:
+    if context_length is None:
+        return config
+    most = config.text.max_position_embeddings
+    if context_length < 1:
+        raise ValueError(f"context_length is {context_length}; give a number of tokens, at most {most}")
+    if context_length > most:
+        raise CheckpointError(
+            f"{folder / 'config.json'} allows {most} tokens (max_position_embeddings), not {context_length}. "
+            "Beyond that Qwen3.5 needs YaRN: add it to rope_parameters as docs/CHECKPOINTS.md shows, and raise it there"
+        )
+    return replace(config, text=replace(config.text, max_position_embeddings=context_length))

@@ -1,0 +1,67 @@
+"""Quantized tensors: their shapes, who gets how many bits, and packing and unpacking.
+
+Knows mx.quantize's formats and the roles of our modules. Knows no files.
+"""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+from mlx_qwen35.checkpoint.inventory import Shape
+from mlx_qwen35.config import BITS, GROUP_SIZES, QuantSpec
+
+# Tiny, and they steer everything after them: who is chosen, what is kept, how fast it fades. Never under 8 bits.
+_STEERING = ("mlp.gate", "mlp.shared_expert_gate", "linear_attn.in_proj_a", "linear_attn.in_proj_b")
+_FLOATS = ("F32", "F16", "BF16")
+
+
+def packed(shape: Shape, spec: QuantSpec) -> dict[str, tuple[Shape, tuple[str, ...]]]:
+    """The tensors of a quantized [.., in] weight: suffix -> (shape, safetensors dtypes that it may have)."""
+    *outer, width = shape
+    groups = (*outer, width // spec.group_size)
+    tensors: dict[str, tuple[Shape, tuple[str, ...]]] = {"weight": ((*outer, width * spec.bits // 32), ("U32",))}
+    if spec.mode == "affine":
+        return tensors | {"scales": (groups, _FLOATS), "biases": (groups, _FLOATS)}
+    return tensors | {"scales": (groups, ("U8",))}
+
+
+def default_spec(bits: int, group_size: int, mode: str) -> QuantSpec:
+    """What a conversion was asked for; raises ValueError where MLX does not have it.
+
+    The modes other than affine fix both figures, so affine's usual 4 and 64 stand for "as the mode has it" there.
+    """
+    if mode not in BITS:
+        raise ValueError(f"mode is {mode!r}; MLX knows {', '.join(BITS)}")
+    if mode != "affine":
+        bits = BITS[mode][0] if bits == 4 else bits
+        group_size = GROUP_SIZES[mode][0] if group_size == 64 else group_size
+    if bits not in BITS[mode] or group_size not in GROUP_SIZES[mode]:
+        raise ValueError(
+            f"{bits} bits in groups of {group_size} is no {mode} quantization that MLX has: "
+            f"bits {', '.join(map(str, BITS[mode]))}, group_size {', '.join(map(str, GROUP_SIZES[mode]))}"
+        )
+    return QuantSpec(bits, group_size, mode)
+
+
+def module_spec(module: str, shape: Shape, default: QuantSpec) -> QuantSpec | None:
+    """How a conversion quantizes the weight [.., in] of one of our modules; None leaves it as it is."""
+    spec = default
+    if module.endswith(_STEERING) and default.bits < 8:
+        spec = QuantSpec(8, default.group_size if default.mode == "affine" else 64, "affine")
+    return None if shape[-1] % spec.group_size else spec
+
+
+def pack(weight: mx.array, spec: QuantSpec) -> dict[str, mx.array]:
+    """[.., in] floats -> {"weight": uint32, "scales": .., "biases": .. where affine}; scales in the weight's dtype."""
+    arrays = mx.quantize(weight, spec.group_size, spec.bits, mode=spec.mode)
+    return dict(zip(("weight", "scales", "biases"), arrays, strict=False))
+
+
+def unpack(tensors: dict[str, mx.array], spec: QuantSpec) -> mx.array:
+    """What pack() gave -> [.., in] float32, without rounding on the way."""
+    scales, biases = tensors["scales"], tensors.get("biases")
+    if spec.mode == "affine":
+        scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)
+    return mx.dequantize(
+        tensors["weight"], scales, biases, spec.group_size, spec.bits, mode=spec.mode, dtype=mx.float32
+    )

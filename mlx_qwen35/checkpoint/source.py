@@ -1,0 +1,303 @@
+"""A checkpoint folder as a source of our tensors: checked whole, then read one tensor at a time.
+
+Knows which published tensors make which of ours and how (stack, halve, transpose, shift). Knows no Model and writes
+nothing. open_source() reads headers only; every complaint about a checkpoint's weights comes from there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_qwen35.checkpoint import files
+from mlx_qwen35.checkpoint.files import Entry, TensorFiles
+from mlx_qwen35.checkpoint.inventory import Shape, is_linear, text_tensors
+from mlx_qwen35.checkpoint.names import HF, MLX, Layout, find_layout
+from mlx_qwen35.checkpoint.quantize import packed
+from mlx_qwen35.config import ModelConfig, QuantSpec
+from mlx_qwen35.errors import CheckpointError
+
+FLOATS = ("F32", "F16", "BF16")
+_MLX = {"F32": mx.float32, "F16": mx.float16, "BF16": mx.bfloat16, "U32": mx.uint32, "U8": mx.uint8}
+
+# Endings that only tensors of other tools' quantizations have, and whose.
+_FOREIGN = {
+    ".weight_scale_inv": "FP8", ".weight_scale": "FP8", ".input_scale": "FP8", ".qweight": "GPTQ or AWQ",
+    ".qzeros": "GPTQ or AWQ", ".g_idx": "GPTQ", ".weight_packed": "compressed-tensors", ".absmax": "bitsandbytes",
+    ".global_scale": "nvfp4 with tensor scales", ".weight_scale_2": "NVIDIA ModelOpt",
+}  # fmt: skip
+_TODAY = (
+    "This package reads BF16, FP16 and FP32 checkpoints and MLX ones (affine, mxfp4, mxfp8, nvfp4): "
+    "take the unquantized checkpoint of the same model, or an MLX conversion of it"
+)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of our tensors, and how to make it. shape: ours, [E, M, H] for stacked or halved experts."""
+
+    ours: str
+    entries: tuple[Entry, ...]
+    shape: Shape
+    half: int | None = None
+    stacked: bool = False
+    axes: tuple[int, ...] | None = None
+    shifted: bool = False
+
+    @property
+    def dtype(self) -> str:
+        return self.entries[0].dtype
+
+    @property
+    def nbytes(self) -> int:
+        return sum(e.nbytes for e in self.entries) // (1 if self.half is None else 2)
+
+    @property
+    def rows(self) -> int:
+        """The length of axis 0, along which a part can be read in pieces; 1 for a scalar."""
+        return self.shape[0] if self.shape else 1
+
+    def fetch(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """The raw rows start..stop as they lie in the file: no MLX, so any thread may do it."""
+        if self.stacked:
+            return files.read_stacked(self.entries[start:stop])
+        return files.read(self.entries[0], start, stop, self.half)
+
+    def finish(self, raw: np.ndarray, dtype: mx.Dtype | None) -> mx.array:
+        """What fetch() gave, as our tensor; dtype None keeps the file's. The norms' shift is added in float32."""
+        own = _MLX[self.dtype]
+        x = mx.array(raw)
+        if own == mx.bfloat16:
+            x = x.view(own)
+        if self.axes:
+            x = mx.contiguous(x.transpose(self.axes))
+        if self.shifted:
+            x = x.astype(mx.float32) + 1
+        x = x.astype(dtype or own)
+        mx.eval(x)
+        return x
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checked checkpoint. parts: all of our text tensors; specs: module -> its quantization, where it has one."""
+
+    folder: Path
+    config: ModelConfig
+    files: TensorFiles
+    layout: Layout
+    parts: dict[str, Part]
+    specs: dict[str, QuantSpec]
+
+    def beside(self) -> list[str]:
+        """The published names of what is in the files besides the text model: vision and MTP tensors."""
+        return [name for name in self.files.entries if self.layout.is_known(name)]
+
+
+def open_source(folder: str | Path, config: ModelConfig | None = None) -> Source:
+    """Check config.json and every header against each other; raises CheckpointError and reads no weight.
+
+    The exception is a head beside tied embeddings, which must be the embeddings again: those two are compared.
+    """
+    folder = Path(folder)
+    config = config or ModelConfig.from_folder(folder)
+    _refuse_foreign(folder, config)
+    found = files.open_folder(folder)
+    layout = find_layout(found.entries, found.formats.values(), str(folder))
+    parts, specs, problems = _plan(config, found, layout)
+    used = {entry.name for part in parts.values() for entry in part.entries}
+    head = _redundant_head(config, found, layout)
+    over = [n for n in found.entries if n not in used and n not in head and not layout.is_known(n)]
+    problems += [_left_over(found.entries[name], config, layout) for name in over]
+    if problems:
+        shown = "".join(f"\n  {problem}" for problem in problems[:6])
+        if len(problems) > 6:
+            shown += f"\n  ... and {len(problems) - 6} more"
+        raise CheckpointError(
+            f"{folder}: weights and config.json do not belong together (layout: {layout.label}):{shown}\n"
+            "Download the checkpoint again; if it was converted, convert the original again"
+        )
+    _check_head(config, found, layout, head)
+    return Source(folder, config, found, layout, parts, specs)
+
+
+def make_part(ours: str, entries: dict[str, Entry], layout: Layout, experts: int = 0) -> Part | str:
+    """How to make one of our tensors from published ones, or the name of the first that is missing."""
+    # A damaged count of experts must not grow a list of names that no file could hold.
+    origin = layout.source(ours, min(experts, len(entries) + 1))
+    for name in origin.names:
+        if name not in entries:
+            return name
+    chosen = tuple(entries[name] for name in origin.names)
+    shape = chosen[0].shape
+    axes = layout.axes(ours)
+    if origin.half is not None and len(shape) > 1:
+        shape = (shape[0], shape[1] // 2, *shape[2:])
+    if origin.stacked:
+        shape = (len(chosen), *shape)
+    if axes and len(axes) == len(shape):
+        shape = tuple(shape[axis] for axis in axes)
+    return Part(ours, chosen, shape, origin.half, origin.stacked, axes, layout.is_shifted(ours))
+
+
+def read_parts(parts: Iterable[Part]) -> Iterator[tuple[Part, np.ndarray]]:
+    """Fetch parts in order, each while the one before is worked on: at most two are in memory at a time."""
+    with ThreadPoolExecutor(1) as reader:
+        waiting = None
+        for part in parts:
+            coming = part, reader.submit(part.fetch)
+            if waiting:
+                yield waiting[0], waiting[1].result()
+            waiting = coming
+        if waiting:
+            yield waiting[0], waiting[1].result()
+
+
+def _plan(
+    config: ModelConfig, found: TensorFiles, layout: Layout
+) -> tuple[dict[str, Part], dict[str, QuantSpec], list[str]]:
+    parts: dict[str, Part] = {}
+    specs: dict[str, QuantSpec] = {}
+    problems: list[str] = []
+    experts = config.text.moe.num_experts if config.text.moe else 0
+    for name, shape in text_tensors(config).items():
+        wanted = {name: (shape, FLOATS)}
+        module = name.removesuffix(".weight")
+        path = layout.source(name).names[0].removesuffix(".weight") if layout.kind == MLX else None
+        if path and is_linear(name, shape) and f"{path}.scales" in found.entries:
+            spec = _spec(config, path)
+            if spec is None:
+                problems.append(
+                    f"{path}.scales is there, but config.json's quantization does not say how {path} is quantized"
+                )
+                continue
+            specs[module] = spec
+            if shape[-1] % spec.group_size:
+                problems.append(
+                    f"{path} has rows of {shape[-1]}, which groups of {spec.group_size} (config.json) do not divide"
+                )
+                continue
+            wanted = {f"{module}.{kind}": rest for kind, rest in packed(shape, spec).items()}
+        for ours, (ours_shape, dtypes) in wanted.items():
+            part = make_part(ours, found.entries, layout, experts)
+            if isinstance(part, str):
+                problems.append(_missing(part, ours, ours_shape, dtypes, layout))
+                continue
+            problem = _misfit(part, ours_shape, dtypes, specs.get(module))
+            if problem:
+                problems.append(problem)
+            parts[ours] = part
+    return parts, specs, problems
+
+
+def _spec(config: ModelConfig, path: str) -> QuantSpec | None:
+    """How config.json says that the module at `path` (as the file writes it) is quantized."""
+    if config.quantization is None:
+        return None
+    # A text-only file drops the roof that mlx-lm's own paths have.
+    for key in (path, f"language_model.{path}"):
+        if key in config.quantization.overrides:
+            return config.quantization.overrides[key]
+    return config.quantization.default
+
+
+def _missing(name: str, ours: str, shape: Shape, dtypes: tuple[str, ...], layout: Layout) -> str:
+    hint = ""
+    if ours == "lm_head.weight":
+        hint = "; if the model uses its embeddings as the head, set tie_word_embeddings to true in config.json"
+    if ".experts." in ours and layout.kind == HF and name.endswith(".weight"):
+        hint = "; experts of other numbers are there, see num_experts"
+    return f"{name} is in none of the files (expected {'/'.join(dtypes)} {_published(ours, shape, layout)}){hint}"
+
+
+def _published(ours: str, shape: Shape, layout: Layout) -> list[int]:
+    """Our shape as the published tensor would have it."""
+    origin = layout.source(ours, 1)
+    axes = layout.axes(ours)
+    if axes:
+        shape = tuple(shape[axes.index(axis)] for axis in range(len(axes)))
+    if origin.half is not None:
+        shape = (shape[0], 2 * shape[1], *shape[2:])
+    return list(shape[1:] if origin.stacked else shape)
+
+
+def _misfit(part: Part, shape: Shape, dtypes: tuple[str, ...], spec: QuantSpec | None) -> str | None:
+    """What is wrong with the shape or dtype of a part's published tensors; None if nothing is."""
+    first = part.entries[0]
+    for entry in part.entries:
+        if entry.dtype not in dtypes or entry.dtype != first.dtype:
+            wanted = "/".join(dtypes) if entry.dtype not in dtypes else f"{first.dtype} as its neighbours"
+            hint = f". FP8 is not supported yet. {_TODAY}" if entry.dtype.startswith("F8") else ""
+            return f"{entry} has dtype {entry.dtype}, expected {wanted}{hint}"
+        if entry.shape != first.shape:
+            return f"{entry} has shape {list(entry.shape)}, its neighbours have {list(first.shape)}"
+    odd = part.half is not None and (len(first.shape) < 2 or first.shape[1] % 2)
+    if part.shape == shape and not odd:
+        return None
+    if part.stacked and part.shape[0] != shape[0] and part.shape[1:] == shape[1:]:
+        return f"{first} and its neighbours are {part.shape[0]} experts, config.json says {shape[0]}"
+    expected = list(shape[1:] if part.stacked else shape)
+    if part.half is not None:
+        expected[1] *= 2
+    if part.axes:
+        expected = [shape[part.axes.index(axis)] for axis in range(len(shape))]
+    how = f" ({spec.bits} bits, group_size {spec.group_size}, {spec.mode} by config.json)" if spec else ""
+    return f"{first} has shape {list(first.shape)}, expected {expected}{how}"
+
+
+def _left_over(entry: Entry, config: ModelConfig, layout: Layout) -> str:
+    for ending, tool in _FOREIGN.items():
+        if entry.name.endswith(ending):
+            return f"{entry} is part of a quantization that is not supported yet ({tool}). {_TODAY}"
+    named = layout.ours(entry.name)
+    hint = "no part of this model has that name"
+    if named and named[0].startswith("layers."):
+        number, layers = named[0].split(".")[1], config.text.num_hidden_layers
+        if number.isdigit() and int(number) >= layers:
+            hint = f"config.json says num_hidden_layers {layers}"
+        elif named[0].endswith((".scales", ".biases")):
+            hint = "its module is not quantized: either scales are missing, or this is left over"
+    return f"{entry} ({entry.dtype} {list(entry.shape)}) is left over: {hint}"
+
+
+def _refuse_foreign(folder: Path, config: ModelConfig) -> None:
+    if config.source_quantization is None:
+        return
+    method = str(config.source_quantization.get("quant_method"))
+    what = {"fp8": "FP8 with block scales", "gptq": "GPTQ", "awq": "AWQ"}.get(method, "of another tool")
+    raise CheckpointError(
+        f"{folder / 'config.json'}: quant_method is {method!r:.40} ({what}), which is not supported yet. {_TODAY}"
+    )
+
+
+def _redundant_head(config: ModelConfig, found: TensorFiles, layout: Layout) -> dict[str, str]:
+    """Head tensors in a checkpoint whose head is tied, with the embedding tensors that they should repeat."""
+    if not config.text.tie_word_embeddings:
+        return {}
+    pairs = {f"{layout.head}{kind}": f"{layout.text}embed_tokens.{kind}" for kind in ("weight", "scales", "biases")}
+    return {head: embedding for head, embedding in pairs.items() if head in found.entries}
+
+
+def _check_head(config: ModelConfig, found: TensorFiles, layout: Layout, head: dict[str, str]) -> None:
+    for name, embedding in head.items():
+        a, b = found.entries[name], found.entries.get(embedding)
+        if b is None or (a.dtype, a.shape) != (b.dtype, b.shape) or not _equal(a, b):
+            raise CheckpointError(
+                f"{found.folder}: config.json ties the head to the embeddings (tie_word_embeddings), but {a} is not "
+                f"equal to {embedding}. Set tie_word_embeddings to false to use the head of the file, or remove it"
+            )
+
+
+def _equal(a: Entry, b: Entry) -> bool:
+    step = max(1, (1 << 26) // max(1, math.prod(a.shape[1:])))
+    rows = a.shape[0] if a.shape else 1
+    return all(
+        files.read(a, lo, min(lo + step, rows)).tobytes() == files.read(b, lo, min(lo + step, rows)).tobytes()
+        for lo in range(0, rows, step)
+    )
