@@ -9,6 +9,7 @@ import mlx.core as mx
 
 from mlx_qwen35.checkpoint.inventory import Shape
 from mlx_qwen35.config import BITS, GROUP_SIZES, QuantSpec
+from mlx_qwen35.errors import CheckpointError
 
 # Tiny, and they steer everything after them: who is chosen, what is kept, how fast it fades. Never under 8 bits.
 _STEERING = ("mlp.gate", "mlp.shared_expert_gate", "linear_attn.in_proj_a", "linear_attn.in_proj_b")
@@ -26,17 +27,17 @@ def packed(shape: Shape, spec: QuantSpec) -> dict[str, tuple[Shape, tuple[str, .
 
 
 def default_spec(bits: int, group_size: int, mode: str) -> QuantSpec:
-    """What a conversion was asked for; raises ValueError where MLX does not have it.
+    """What a conversion was asked for; raises CheckpointError where MLX does not have it.
 
     The modes other than affine fix both figures, so affine's usual 4 and 64 stand for "as the mode has it" there.
     """
     if mode not in BITS:
-        raise ValueError(f"mode is {mode!r}; MLX knows {', '.join(BITS)}")
+        raise CheckpointError(f"mode is {mode!r}; MLX knows {', '.join(BITS)}")
     if mode != "affine":
         bits = BITS[mode][0] if bits == 4 else bits
         group_size = GROUP_SIZES[mode][0] if group_size == 64 else group_size
     if bits not in BITS[mode] or group_size not in GROUP_SIZES[mode]:
-        raise ValueError(
+        raise CheckpointError(
             f"{bits} bits in groups of {group_size} is no {mode} quantization that MLX has: "
             f"bits {', '.join(map(str, BITS[mode]))}, group_size {', '.join(map(str, GROUP_SIZES[mode]))}"
         )
