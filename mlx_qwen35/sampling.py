@@ -16,7 +16,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from .errors import CheckpointError
+from mlx_qwen35.errors import CheckpointError
 
 BLOCK = 256  # vocabulary entries that share one maximum in `top_ids`
 

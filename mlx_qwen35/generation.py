@@ -1,0 +1,394 @@
+"""From a prompt to streamed parts: prefill, decode one step ahead, stop, and a cache that is exact whenever it ends.
+
+The only place that evaluates (apart from a streamed expert bank). Knows when things are computed and which tokens the
+cache covers. Knows nothing of the layers, of templates or of what is done with the parts.
+
+Whenever the work ends (end of turn, stop string, length, cancelled, closed, interrupted, an error), the cache covers
+the prompt and exactly the tokens that were handed out: a step that was queued ahead and not handed out is undone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+
+from mlx_qwen35.errors import PromptError
+from mlx_qwen35.parts import AnswerText, Completion, Part, statistics
+from mlx_qwen35.processor import Prompt
+from mlx_qwen35.sampling import History, Sampler, Sampling
+
+if TYPE_CHECKING:
+    from mlx_qwen35.cache import Cache, Snapshot
+    from mlx_qwen35.model import Model
+    from mlx_qwen35.processor import Processor
+
+__all__ = ["Completion", "Part", "decode", "generate", "generate_batch", "prefill", "statistics", "stream_generate"]
+
+DEFAULT_MAX_TOKENS = 4096
+CHUNK_SIZE = 2048
+CLEAR_EVERY = 256  # decode steps between two returns of MLX's spare buffers, which grow with the KV cache
+
+Cancel = Any  # a callable () -> bool, anything with is_set() (threading.Event), or None
+
+
+@dataclass(frozen=True)
+class Step:
+    """tokens: one a row; logprobs: [B, V], lazy; before: the cache as it was before it took these tokens."""
+
+    tokens: list[int]
+    logprobs: mx.array
+    before: Snapshot
+
+
+def prefill(
+    model: Model,
+    tokens: mx.array | Sequence[int],
+    cache: Cache,
+    *,
+    chunk_size: int = CHUNK_SIZE,
+    boundaries: Iterable[int] = (),
+    on_progress: Callable[[int, int], None] | None = None,
+    cancel: Cancel = None,
+) -> mx.array | None:
+    """Feeds a prompt to the cache, chunk by chunk. tokens: [T] or [B, T] -> logits of the last position [B, V].
+
+    boundaries: a chunk also ends after so many tokens (where `on_progress` may take a snapshot of the cache).
+    on_progress(done, total) is called before the first chunk and after each, when the cache covers `done` more tokens.
+    Cancelled between two chunks: None, and the cache keeps the chunks that are done. An error or interrupt inside a
+    chunk leaves the cache as it was before that chunk.
+    """
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size is {chunk_size}; it must be 1 or more")
+    tokens = mx.array(tokens)
+    tokens = tokens[None] if tokens.ndim == 1 else tokens
+    total = tokens.shape[1]
+    if total == 0:
+        raise PromptError("the prompt is empty; give at least one token")
+    cancelled = _cancel_check(cancel)
+    ends = sorted({*range(chunk_size, total, chunk_size), *(b for b in boundaries if 0 < b < total), total})
+    done, logits = 0, None
+    if on_progress:
+        on_progress(0, total)
+    for end in ends:
+        if cancelled():
+            return None
+        before = cache.snapshot()
+        try:
+            hidden = model.hidden(tokens[:, done:end], cache)  # [B, chunk, H]
+            if end == total:
+                logits = model.head(hidden[:, -1:])[:, -1]  # [B, V]
+                mx.eval(logits)
+            mx.eval(cache.arrays())
+        except BaseException:
+            cache.restore(before)
+            raise
+        mx.clear_cache()
+        done = end
+        if on_progress:
+            on_progress(done, total)
+    return logits
+
+
+def decode(
+    model: Model,
+    cache: Cache,
+    logits: mx.array,
+    sampler: Sampler,
+    history: History,
+    *,
+    max_tokens: int,
+) -> Generator[Step, None, None]:
+    """Draws tokens from `logits` [B, V] on, at most `max_tokens` a row; each is computed while the one before is read.
+
+    When a step is yielded, the cache covers its tokens (`step.before` is the state without them).
+    """
+    if max_tokens < 1:
+        return
+    token, logprobs = sampler(logits, history)  # [B], [B, V]
+    history.append(token)
+    mx.async_eval(token)
+    for count in range(1, max_tokens + 1):
+        before = cache.snapshot()
+        try:
+            hidden = model.hidden(token[:, None], cache)  # [B, 1, H]
+            if count < max_tokens:
+                next_token, next_logprobs = sampler(model.head(hidden)[:, -1], history)
+                history.append(next_token)
+                mx.async_eval(next_token)
+            else:  # nothing is drawn from it, but the cache has to cover it
+                next_token, next_logprobs = token, logprobs
+                mx.async_eval(cache.arrays())
+            step = Step(token.tolist(), logprobs, before)
+        except BaseException:
+            cache.restore(before)
+            raise
+        yield step
+        token, logprobs = next_token, next_logprobs
+        if count % CLEAR_EVERY == 0:
+            mx.clear_cache()
+
+
+def stream_generate(
+    model: Model,
+    processor: Processor,
+    prompt: str | Sequence[Mapping[str, Any]] | Sequence[int] | Prompt,
+    *,
+    system: str | None = None,
+    tools: Sequence[Mapping[str, Any]] = (),
+    enable_thinking: bool | None = None,
+    max_tokens: int | None = DEFAULT_MAX_TOKENS,
+    sampling: Sampling | None = None,
+    stop: str | Iterable[str] = (),
+    cache: Cache | None = None,
+    cached_ids: Sequence[int] = (),
+    context_length: int | None = None,
+    chunk_size: int = CHUNK_SIZE,
+    boundaries: Iterable[int] = (),
+    on_progress: Callable[[int, int], None] | None = None,
+    cancel: Cancel = None,
+) -> Generator[Part, None, None]:
+    """The answer to `prompt`, one Part a token, while it is generated.
+
+    prompt: a text (one user message), a list of messages, token ids, or a Prompt.
+    max_tokens: None goes on until the context is full. sampling: None takes what generation_config.json says.
+    cache: continued; the prompt is what comes after the tokens it covers, and afterwards it covers prompt and answer.
+    cached_ids: the tokens it covers already, for a repetition penalty.
+    context_length: the most tokens that cache, prompt and answer may have together; None: what was said at loading.
+    on_progress(done, total), boundaries: see `prefill`. cancel: a callable or threading.Event, looked at between chunks
+    and tokens; a cancelled answer ends with a Part whose finish_reason is "cancelled".
+
+    Raises PromptError, before anything is computed, for a prompt that is empty or leaves no room in the context.
+    """
+    prompt = _as_prompt(processor, prompt, system, tools, enable_thinking)
+    cache = model.make_cache() if cache is None else cache
+    room = _room(len(prompt.tokens), cache.offset, context_length or processor.context_length)
+    sampling = sampling or Sampling.from_generation_config(processor.generation_config)
+    answer = AnswerText(processor.tokenizer, processor.eos_token_ids, thinking=prompt.thinking, tools=tools, stop=stop)
+    prefilling = {"chunk_size": chunk_size, "boundaries": tuple(boundaries), "on_progress": on_progress}
+    limit = room if max_tokens is None else min(max_tokens, room)
+    history = History(sampling, [[*cached_ids, *prompt.tokens]], model.config.text.vocab_size)
+    return _stream(model, cache, prompt.tokens, Sampler(sampling), history, answer, limit, prefilling, cancel)
+
+
+def _stream(
+    model: Model,
+    cache: Cache,
+    tokens: Sequence[int],
+    sampler: Sampler,
+    history: History,
+    answer: AnswerText,
+    limit: int,
+    prefilling: dict[str, Any],
+    cancel: Cancel,
+) -> Generator[Part, None, None]:
+    cancelled = _cancel_check(cancel)
+    clock = _Clock(len(tokens), cache.offset)
+    logits = prefill(model, tokens, cache, cancel=cancel, **prefilling)
+    clock.prompt_done(cache.offset)
+    pending = None  # a step that the cache covers and the caller does not have yet
+    try:
+        if logits is not None and not cancelled():
+            for step in decode(model, cache, logits, sampler, history, max_tokens=limit):
+                pending = step
+                token = step.tokens[0]
+                clock.token()
+                full = clock.generated == limit
+                text, events, ended = answer.add(token, last=full)
+                reason = "stop" if ended else "length" if full else None
+                part = clock.part(text, events, token, step.logprobs[0], reason)
+                pending = None
+                yield part
+                if reason:
+                    return
+                if cancelled():
+                    break
+            else:
+                yield clock.part(*answer.finish(), None, None, "length")  # max_tokens 0: only the prompt
+                return
+    except BaseException:
+        if pending is not None:
+            cache.restore(pending.before)
+        raise
+    yield clock.part(*answer.finish(), None, None, "cancelled")
+
+
+def generate(
+    model: Model,
+    processor: Processor,
+    prompt: str | Sequence[Mapping[str, Any]] | Sequence[int] | Prompt,
+    *,
+    content_only: bool = False,
+    verbose: bool = False,
+    **options: Any,
+) -> str:
+    """The whole answer as the model wrote it, reasoning and tool calls included, as mlx-lm returns it.
+
+    content_only: without reasoning and tool calls. verbose: print the answer as it comes, and the statistics.
+    options: those of `stream_generate`.
+    """
+    pieces, part = [], None
+    for part in stream_generate(model, processor, prompt, **options):
+        pieces.append(part.content if content_only else part.text)
+        if verbose:
+            print(pieces[-1], end="", flush=True)
+    if verbose and part is not None:
+        print(f"\n{'=' * 10}\n{statistics(part)}")
+    return "".join(pieces)
+
+
+def generate_batch(
+    model: Model,
+    processor: Processor,
+    prompts: Sequence[str | Sequence[Mapping[str, Any]] | Sequence[int] | Prompt],
+    *,
+    system: str | None = None,
+    tools: Sequence[Mapping[str, Any]] = (),
+    enable_thinking: bool | None = None,
+    max_tokens: int | None = DEFAULT_MAX_TOKENS,
+    sampling: Sampling | None = None,
+    stop: str | Iterable[str] = (),
+    context_length: int | None = None,
+    chunk_size: int = CHUNK_SIZE,
+    on_progress: Callable[[int, int], None] | None = None,
+    cancel: Cancel = None,
+) -> list[Completion]:
+    """The answers to several prompts, computed side by side (shorter prompts are padded on the left).
+
+    Options as in `stream_generate`. A row that has ended waits for the others; the longest decides about the context.
+    """
+    asked = [_as_prompt(processor, prompt, system, tools, enable_thinking) for prompt in prompts]
+    if not asked:
+        return []
+    longest = max(len(prompt.tokens) for prompt in asked)
+    room = _room(longest, 0, context_length or processor.context_length)
+    limit = room if max_tokens is None else min(max_tokens, room)
+    sampling = sampling or Sampling.from_generation_config(processor.generation_config)
+    stop = (stop,) if isinstance(stop, str) else tuple(stop)
+    rows = [_Row(processor, prompt, tools, stop) for prompt in asked]
+
+    padding = [longest - len(prompt.tokens) for prompt in asked]
+    tokens = [[0] * pad + list(prompt.tokens) for pad, prompt in zip(padding, asked, strict=True)]
+    cache = model.make_cache(len(asked), left_padding=padding if any(padding) else None)
+    logits = prefill(model, mx.array(tokens), cache, chunk_size=chunk_size, on_progress=on_progress, cancel=cancel)
+    cancelled = _cancel_check(cancel)
+    if logits is not None and not cancelled():
+        history = History(sampling, [prompt.tokens for prompt in asked], model.config.text.vocab_size)
+        for step in decode(model, cache, logits, Sampler(sampling), history, max_tokens=limit):
+            for row, token in zip(rows, step.tokens, strict=True):
+                row.add(token, limit)
+            if all(row.reason for row in rows) or cancelled():
+                break
+    return [row.completion("cancelled" if limit else "length") for row in rows]
+
+
+class _Row:
+    """One answer of a batch while it grows."""
+
+    def __init__(
+        self, processor: Processor, prompt: Prompt, tools: Sequence[Mapping[str, Any]], stop: Sequence[str]
+    ) -> None:
+        self._answer = AnswerText(
+            processor.tokenizer, processor.eos_token_ids, thinking=prompt.thinking, tools=tools, stop=stop
+        )
+        self._prompt_tokens = len(prompt.tokens)
+        self._text, self._events, self._tokens = "", [], []
+        self.reason: str | None = None
+
+    def add(self, token: int, limit: int) -> None:
+        if self.reason:
+            return
+        self._tokens.append(token)
+        full = len(self._tokens) == limit
+        text, events, ended = self._answer.add(token, last=full)
+        self.reason = "stop" if ended else "length" if full else None
+        self._text += text
+        self._events += events
+
+    def completion(self, unfinished: str) -> Completion:
+        text, events = ("", []) if self.reason else self._answer.finish()
+        return Completion(
+            self._text + text,
+            tuple(self._tokens),
+            (*self._events, *events),
+            self._prompt_tokens,
+            self.reason or unfinished,
+        )
+
+
+class _Clock:
+    """Counts and times of one answer."""
+
+    def __init__(self, prompt_tokens: int, cached_tokens: int) -> None:
+        self._prompt_tokens = prompt_tokens
+        self._cached_tokens = cached_tokens
+        self._start = time.perf_counter()
+        self._first = self._start
+        self.generated = 0
+
+    def prompt_done(self, offset: int) -> None:
+        self._prompt_tokens = offset - self._cached_tokens  # fewer than asked if it was cancelled
+        self._first = time.perf_counter()
+
+    def token(self) -> None:
+        self.generated += 1
+        if self.generated == 1:
+            self._first = time.perf_counter()
+
+    def part(
+        self, text: str, events: list[Any], token: int | None, logprobs: mx.array | None, finish_reason: str | None
+    ) -> Part:
+        now = time.perf_counter()
+        return Part(
+            text=text,
+            token=token,
+            logprobs=logprobs,
+            events=tuple(events),
+            prompt_tokens=self._prompt_tokens,
+            prompt_tps=_rate(self._prompt_tokens, self._first - self._start),
+            cached_tokens=self._cached_tokens,
+            generation_tokens=self.generated,
+            generation_tps=_rate(self.generated - 1, now - self._first),
+            peak_memory=mx.get_peak_memory() / 1e9,
+            finish_reason=finish_reason,
+        )
+
+
+def _rate(count: int, seconds: float) -> float:
+    return count / seconds if count > 0 and seconds > 0 else 0.0
+
+
+def _as_prompt(
+    processor: Processor,
+    prompt: Any,
+    system: str | None,
+    tools: Sequence[Mapping[str, Any]],
+    enable_thinking: bool | None,
+) -> Prompt:
+    if not isinstance(prompt, Prompt):
+        options = {"tools": list(tools) or None, "enable_thinking": enable_thinking, "system": system}
+        prompt = processor.prompt(prompt, **options)
+    if len(prompt.tokens) == 0:
+        raise PromptError("the prompt is empty; give at least one token")
+    return prompt
+
+
+def _room(prompt_tokens: int, cached_tokens: int, context_length: int) -> int:
+    """How many tokens of answer fit; raises PromptError if none does."""
+    used = prompt_tokens + cached_tokens
+    if used >= context_length:
+        held = f" after {cached_tokens} in the cache" if cached_tokens else ""
+        raise PromptError(
+            f"the prompt has {prompt_tokens} tokens{held}, and the context holds {context_length} with the answer; "
+            "shorten the prompt or raise the context length"
+        )
+    return context_length - used
+
+
+def _cancel_check(cancel: Cancel) -> Callable[[], bool]:
+    if cancel is None:
+        return lambda: False
+    return cancel.is_set if hasattr(cancel, "is_set") else cancel
