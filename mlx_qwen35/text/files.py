@@ -1,0 +1,39 @@
+"""Reads the small text files of a checkpoint folder. Knows JSON and UTF-8, not what the files mean."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from mlx_qwen35.errors import CheckpointError
+
+
+def read_text(path: Path) -> str:
+    """The file as text. Raises CheckpointError if it is missing, unreadable or not UTF-8."""
+    try:
+        return path.read_bytes().decode("utf-8")
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing; copy it from the checkpoint this folder was made from") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path} is not UTF-8 text (byte {error.start}); download it again") from error
+
+
+def parse_json_object(text: str, path: Path) -> dict[str, Any]:
+    """`text`, the contents of `path`, as a JSON object. Raises CheckpointError if it is anything else."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not valid JSON ({error}); download it again") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} holds a JSON {type(value).__name__} where an object belongs; download it again")
+    return value
+
+
+def read_json_object(path: Path, *, optional: bool = False) -> dict[str, Any]:
+    """The file as a JSON object; {} for an `optional` file that is not there."""
+    if optional and not path.exists():
+        return {}
+    return parse_json_object(read_text(path), path)
