@@ -76,7 +76,9 @@ class Reply:
 def parse_reply(text: str, *, thinking: bool = False, tools: Iterable[Any] | None = None) -> Reply:
     """The whole reply at once. thinking: whether the prompt ended inside <think> (Prompt.thinking)."""
     parser = ReplyParser(thinking=thinking, tools=tools)
-    return Reply.from_events(parser.feed(text) + parser.finish())
+    # In pieces, because each tag costs a copy of what was fed and is not yet decided.
+    events = [event for at in range(0, len(text), 1024) for event in parser.feed(text[at : at + 1024])]
+    return Reply.from_events(events + parser.finish())
 
 
 class ReplyParser:

@@ -6,10 +6,13 @@ import shutil
 import unicodedata
 from pathlib import Path
 
+import hypothesis
+import hypothesis.strategies as st
 import pytest
 
 from mlx_qwen35.config import ModelConfig
 from mlx_qwen35.processor import Processor
+from mlx_qwen35.text.reply import parse_reply
 from mlx_qwen35.text.template import ChatTemplate
 from mlx_qwen35.text.tokenizer import Detokenizer
 
@@ -84,6 +87,31 @@ def test_arguments_as_json_text_render_as_the_dict_does(processor, render_cases)
     function["arguments"] = json.dumps(function["arguments"])
     messages[1]["reasoning"] = messages[1].pop("reasoning_content")
     assert processor.prompt(messages, tools=case["input"]["tools"]).tokens == case["ids"]
+
+
+WORDS = st.sampled_from(["a < b", "\n", "\n\n", " ", "```\n  x\n```", "</b>", "日本", "12"])
+TEXTS = st.lists(WORDS, max_size=4).map("".join)
+VALUES = {
+    "string": TEXTS,
+    "integer": st.integers(),
+    "boolean": st.booleans(),
+    "array": st.lists(TEXTS),
+    "null": st.none(),
+}
+TOOL = {"name": "f", "parameters": {"properties": {kind: {"type": kind} for kind in VALUES}}}
+
+
+@hypothesis.given(TEXTS.map(str.strip), TEXTS.map(str.strip), st.lists(st.fixed_dictionaries({}, optional=VALUES)))
+def test_a_turn_that_the_template_wrote_is_read_back(processor, reasoning, content, calls):
+    question = {"role": "user", "content": "?"}
+    answer = {"role": "assistant", "reasoning_content": reasoning, "content": content}
+    answer["tool_calls"] = [{"function": {"name": "f", "arguments": arguments}} for arguments in calls]
+    before = processor.template.render([question], tools=[TOOL])
+    whole = processor.template.render([question, answer], tools=[TOOL], add_generation_prompt=False)
+    assert whole.startswith(before)
+    reply = parse_reply(whole[len(before) :].removesuffix("<|im_end|>\n"), thinking=True, tools=[TOOL])
+    assert (reply.reasoning, reply.content) == (reasoning, content)
+    assert [call.arguments for call in reply.tool_calls] == calls and reply.incomplete_call is None
 
 
 @pytest.mark.parametrize("file", ["small", "mixed"])
