@@ -57,7 +57,8 @@ def named_cases() -> dict[str, tuple[dict[str, Any], int]]:
                         num_experts_per_tok=4, linear_num_key_heads=5, linear_num_value_heads=5), 100),
         "moe-top1": (tiny_config("moe", num_experts=3, num_experts_per_tok=1, layer_types=[L, F]), 70),
         "dense-yarn2": (
-            tiny_config("dense", max_position_embeddings=64, rope_parameters=wide_rope | yarn(2.0)), 120),
+            tiny_config("dense", max_position_embeddings=64, layer_types=[L, F, F],
+                        rope_parameters=wide_rope | yarn(2.0)), 120),
         "moe-yarn4": (
             tiny_config("moe", max_position_embeddings=256, layer_types=[F, L, F],
                         rope_parameters=wide_rope | yarn(4.0)), 150),
