@@ -1,0 +1,167 @@
+"""Questions about pictures and short videos of coloured shapes, drawn with Pillow. Knows no tokens, no arrays."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+from case import Case, Maker
+from PIL import Image, ImageDraw
+from words import COLOURS, COLUMNS, ROWS, SHAPES
+
+SIZES = ((64, 64), (64, 96), (96, 64), (96, 96), (96, 128), (128, 96), (128, 128))  # (height, width), multiples of 32
+
+Thing = tuple[str, str]  # (colour, shape)
+
+
+def draw_shape(canvas: ImageDraw.ImageDraw, thing: Thing, x: float, y: float, radius: float) -> None:
+    colour, shape = COLOURS[thing[0]], thing[1]
+    box = (x - radius, y - radius, x + radius, y + radius)
+    if shape == "circle":
+        canvas.ellipse(box, fill=colour)
+    elif shape == "square":
+        canvas.rectangle(box, fill=colour)
+    elif shape == "triangle":
+        canvas.polygon([(x, y - radius), (x - radius, y + radius), (x + radius, y + radius)], fill=colour)
+    elif shape == "ring":
+        canvas.ellipse(box, outline=colour, width=max(3, round(radius * 0.35)))
+    else:  # cross
+        arm = radius * 0.35
+        canvas.rectangle((x - radius, y - arm, x + radius, y + arm), fill=colour)
+        canvas.rectangle((x - arm, y - radius, x + arm, y + radius), fill=colour)
+
+
+def blank(rng: random.Random, height: int, width: int) -> Image.Image:
+    return Image.new("RGB", (width, height), tuple(rng.randrange(0, 60) for _ in range(3)))
+
+
+def things(rng: random.Random, count: int) -> list[Thing]:
+    """Different things, no two of the same colour and shape."""
+    return rng.sample([(c, s) for c in COLOURS for s in SHAPES], count)
+
+
+def place(rng: random.Random, image: Image.Image, thing: Thing, row: int, column: int) -> None:
+    """Draw a thing into one of the nine fields of the picture, a little off its middle."""
+    cell_h, cell_w = image.height / 3, image.width / 3
+    radius = min(cell_h, cell_w) * rng.uniform(0.36, 0.46)
+    x = (column + 0.5) * cell_w + rng.uniform(-0.05, 0.05) * cell_w
+    y = (row + 0.5) * cell_h + rng.uniform(-0.05, 0.05) * cell_h
+    draw_shape(ImageDraw.Draw(image), thing, x, y, radius)
+
+
+def name_of(thing: Thing) -> str:
+    return f"{thing[0]} {thing[1]}"
+
+
+def field_name(row: int, column: int) -> str:
+    return f"{ROWS[row]} {COLUMNS[column]}"
+
+
+def media(question: str, *items: tuple[str, Any]) -> list[dict[str, Any]]:
+    content = [{"type": kind, kind: value} for kind, value in items]
+    return [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
+
+
+def fields(rng: random.Random, count: int) -> list[tuple[int, int]]:
+    return rng.sample([(r, c) for r in range(3) for c in range(3)], count)
+
+
+def what(rng: random.Random) -> Case:
+    """One thing, large."""
+    height, width = rng.choice(SIZES)
+    image, (thing,) = blank(rng, height, width), things(rng, 1)
+    radius = min(height, width) * rng.uniform(0.2, 0.4)
+    x = rng.uniform(radius + 2, width - radius - 2)
+    y = rng.uniform(radius + 2, height - radius - 2)
+    draw_shape(ImageDraw.Draw(image), thing, x, y, radius)
+    question = rng.choice(("What is in the picture?", "What do you see?"))
+    return Case("what", media(question, ("image", image)), f"a {name_of(thing)}", key=f"{thing}{x:.2f}{y:.2f}")
+
+
+def where(rng: random.Random) -> Case:
+    image = blank(rng, *rng.choice(SIZES[3:]))
+    shown = things(rng, rng.randrange(1, 4))
+    spots = fields(rng, len(shown))
+    for thing, spot in zip(shown, spots, strict=True):
+        place(rng, image, thing, *spot)
+    question = f"Where is the {name_of(shown[0])}?"
+    return Case("where", media(question, ("image", image)), field_name(*spots[0]), key=f"{shown}{spots}")
+
+
+def how_many(rng: random.Random) -> Case:
+    image = blank(rng, *rng.choice(SIZES[3:]))
+    count = rng.randrange(1, 6)
+    spots = fields(rng, count)
+    shown = [things(rng, 1)[0] for _ in spots]
+    for thing, spot in zip(shown, spots, strict=True):
+        place(rng, image, thing, *spot)
+    return Case(
+        "count", media("How many shapes are there?", ("image", image)), str(count), key=f"{shown}{sorted(spots)}"
+    )
+
+
+def differ(rng: random.Random) -> Case:
+    """Two pictures alike but for one thing: which of them has it?"""
+    size = rng.choice(SIZES[3:])
+    shared, one, other = things(rng, 3)
+    spot, changing = fields(rng, 2)
+    background = blank(rng, *size)
+    place(rng, background, shared, *spot)
+    first, second = background.copy(), background.copy()
+    place(rng, first, one, *changing)
+    place(rng, second, other, *changing)
+    asked, answer = rng.choice(((one, "the first"), (other, "the second")))
+    question = f"Which picture has a {name_of(asked)}?"
+    return Case(
+        "differ",
+        media(question, ("image", first), ("image", second)),
+        answer,
+        key=f"{shared}{one}{other}{spot}{changing}{asked}",
+    )
+
+
+DIRECTIONS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}  # (rows, columns) a step
+
+
+def moves(rng: random.Random) -> Case:
+    """One thing crosses the picture while another rests."""
+    height, width = rng.choice(((64, 64), (64, 96), (96, 96)))
+    count = rng.choice((4, 6, 8))
+    mover, rester = things(rng, 2)
+    direction = rng.choice([*DIRECTIONS])
+    dy, dx = DIRECTIONS[direction]
+    radius = rng.uniform(9, 12)
+    ground = blank(rng, height, width)
+    lane = rng.randrange(2)  # the mover keeps to one half, the other thing rests in the other
+    near, far = (0.27, 0.75) if lane == 0 else (0.75, 0.25)
+    along = rng.uniform(radius, (width if dx else height) - radius)
+    if dx:
+        draw_shape(ImageDraw.Draw(ground), rester, along, far * height, radius)
+    else:
+        draw_shape(ImageDraw.Draw(ground), rester, far * width, along, radius)
+    extent = width if dx else height
+    start, end = radius, extent - radius
+    if dx + dy < 0:
+        start, end = end, start
+    frames = []
+    for i in range(count):
+        at = start + (end - start) * i / (count - 1)
+        frame = ground.copy()
+        x, y = (at, near * height) if dx else (near * width, at)
+        draw_shape(ImageDraw.Draw(frame), mover, x, y, radius)
+        frames.append(frame)
+    if rng.random() < 0.5:
+        question, answer = "Which way does it move?", direction
+    else:
+        question, answer = "What moves, and which way?", f"the {name_of(mover)} moves {direction}"
+    key = f"{mover}{rester}{direction}{lane}{count}{height}{width}{question}"
+    return Case("video", media(question, ("video", frames)), answer, key=key)
+
+
+PICTURE_SKILLS: dict[str, Maker] = {
+    "what": what,
+    "where": where,
+    "count": how_many,
+    "differ": differ,
+    "video": moves,
+}
