@@ -148,7 +148,7 @@ def main() -> None:
         spread = f"{ratio['median']:.1f} [{ratio['min']:.1f} .. {ratio['max']:.1f}]"
         print(f"{name:32s}{cells[0]:>24s}{cells[1]:>24s}   {spread}")
         record = {"benchmark": "startup", "quantity": name, "unit": "s", "rounds": len(pairs_of_name)}
-        lines.append(json.dumps(record | {"ours": ours, "mlx_lm": theirs, "ratio": ratio} | around))
+        lines.append(json.dumps(record | {"ours": ours, "theirs": theirs, "ratio": ratio} | around))
     print(*lines, sep="\n")
     if arguments.out:
         with arguments.out.open("a") as file:
