@@ -27,7 +27,7 @@ class Encoded:
 
 
 def patches(frames: list[Image.Image]) -> tuple[np.ndarray, Grid]:
-    """Frames with sides that 32 divides -> patch rows in the order (t, h/2, w/2, 2, 2) of (c, 2, 16, 16), and the grid."""
+    """Frames with sides that 32 divides -> patch rows in the order (t, h/2, w/2, 2, 2) of (c, 2, 16, 16), grid."""
     if len(frames) % TEMPORAL:
         frames = [*frames, frames[-1]]
     x = np.stack([np.asarray(f, np.float32) for f in frames]) / 127.5 - 1  # [F, H, W, 3]

@@ -1,9 +1,10 @@
 """Trains the demo checkpoint with transformers' Qwen3.5 MoE in float32 on a CPU; an interrupted run goes on.
 
-    python tools/train_demo/train.py --state STATE [--tokens 10e6]
+    python tools/train_demo/train.py --state STATE [--tokens 10e6] [--workers 2]
 
-STATE keeps weights, optimizer and progress (about 100 MB, outside the repository). Every `--every` steps the state, the
-BF16 checkpoint in mlx_qwen35/demo and the log beside this file are written. Needs torch and transformers.
+Each worker is a process with one thread that reads its own cases; gradients are averaged after every step. STATE keeps
+weights, optimizer and progress (about 100 MB, outside the repository). Every `--every` steps the state, the BF16
+checkpoint in mlx_qwen35/demo and the log beside this file are written. Needs torch and transformers.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import json
 import os
 import random
+import tempfile
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -195,14 +197,39 @@ def export(model: Trainee, config: dict, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
+def average_gradients(parameters: list[torch.nn.Parameter], workers: int) -> None:
+    """Every worker gets the mean over those workers whose batch reached the parameter (not all have pictures)."""
+    reached = torch.tensor([float(p.grad is not None) for p in parameters])
+    torch.distributed.all_reduce(reached)
+    flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
+    torch.distributed.all_reduce(flat)
+    for p, piece, count in zip(parameters, flat.split([p.numel() for p in parameters]), reached.tolist(), strict=True):
+        p.grad = piece.view_as(p) / count if count else None
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--state", type=Path, required=True)
     parser.add_argument("--tokens", type=float, default=10e6)
     parser.add_argument("--budget", type=int, default=3072, help="padded tokens a step")
     parser.add_argument("--every", type=int, default=200, help="steps between states")
+    parser.add_argument("--workers", type=int, default=1)
     args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as meeting:
+        if args.workers == 1:
+            train(0, args, meeting)
+        else:
+            torch.multiprocessing.spawn(train, (args, meeting), nprocs=args.workers)
 
+
+def train(rank: int, args: argparse.Namespace, meeting: str) -> None:
+    """One worker's run; `meeting`: a folder where the workers find each other. The first worker saves and reports."""
+    torch.set_num_threads(1)
+    if args.workers > 1:
+        os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[rank % os.cpu_count()]})
+        torch.distributed.init_process_group(
+            "gloo", init_method=f"file://{meeting}/peers", rank=rank, world_size=args.workers
+        )
     reference.torch_chunk_gated_delta_rule = chunked_gated_delta_rule
     torch.manual_seed(0)
     encoder = Encoder()
@@ -223,7 +250,8 @@ def main() -> None:
         for o, s in zip(opts, state["optimizers"], strict=True):
             o.load_state_dict(s)
         progress, skill_right = state["progress"], state["skill_right"]
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters; from step {progress['step']}", flush=True)
+    if rank == 0:
+        print(f"{sum(p.numel() for p in model.parameters()):,} parameters; from step {progress['step']}", flush=True)
 
     def save() -> None:
         state = {
@@ -237,7 +265,8 @@ def main() -> None:
         export(model, config, DEMO)
 
     pending: list[list[Encoded]] = []
-    rng = random.Random(f"train/{progress['step']}")
+    rng = random.Random(f"train/{progress['step']}/{rank}")
+    parameters = [*model.parameters()]
     recent: dict[str, list[float]] = defaultdict(list)
     start = time.time()
     while progress["tokens"] < args.tokens:
@@ -246,14 +275,19 @@ def main() -> None:
         batch = collate(pending.pop(), encoder.token("<|endoftext|>"))
         loss, parts, right = forward(model, batch)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        if args.workers > 1:
+            average_gradients(parameters, args.workers)
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         factor = schedule(progress["tokens"] / args.tokens)
         for o, peak in zip(opts, peaks, strict=True):
             o.param_groups[0]["lr"] = peak * factor
             o.step()
             o.zero_grad(set_to_none=True)
         progress["step"] += 1
-        progress["tokens"] += sum(len(e.ids) for e in batch["items"])
+        read = torch.tensor(sum(len(e.ids) for e in batch["items"]))
+        if args.workers > 1:
+            torch.distributed.all_reduce(read)
+        progress["tokens"] += read.item()
         for skill, fine in right.items():
             for ok in fine:
                 skill_right[skill] = 0.98 * skill_right.get(skill, 0.0) + 0.02 * ok
@@ -266,8 +300,9 @@ def main() -> None:
             line.update({k: round(sum(v) / len(v), 4) for k, v in recent.items()})
             line["right"] = {k: round(v, 2) for k, v in sorted(skill_right.items())}
             recent.clear()
-            print(json.dumps(line), flush=True)
-        if progress["step"] % args.every == 0 or progress["tokens"] >= args.tokens:
+            if rank == 0:
+                print(json.dumps(line), flush=True)
+        if rank == 0 and (progress["step"] % args.every == 0 or progress["tokens"] >= args.tokens):
             line["held_out"] = held_out_accuracy(model, encoder, 40)
             with LOG.open("a") as log:
                 log.write(json.dumps(line) + "\n")
