@@ -22,8 +22,8 @@ LAYER_KINDS = ("linear_attention", "full_attention")
 GROUP_SIZES = {"affine": (32, 64, 128), "mxfp4": (32,), "mxfp8": (32,), "nvfp4": (16,)}
 BITS = {"affine": (2, 3, 4, 5, 6, 8), "mxfp4": (4,), "mxfp8": (8,), "nvfp4": (4,)}
 
-# Far above any published size: a larger number is a damaged file, and would take the machine's memory with it.
-_LARGEST_SIZE = 2**24
+# Far above any published size: a larger number is a damaged file, and arrays of it could not even be described.
+_LARGEST_SIZE = 2**20
 _LARGEST_COUNT = 2**31 - 1
 _MOST_LAYERS = 4096
 
@@ -161,13 +161,11 @@ class ModelConfig:
         text = top.section("text_config") or top
         vision = top.section("vision_config")
         text_config = _text(text, top, moe=_is_moe(model_type, text), vision=vision is not None)
-        if vision is not None:
-            vision_config = _vision(vision, text_config)
         quantization, source = _quantization(top, text)
         return cls(
             model_type=model_type,
             text=text_config,
-            vision=vision_config if vision is not None else None,
+            vision=_vision(vision, text_config) if vision is not None else None,
             image_token_id=top.token("image_token_id"),
             video_token_id=top.token("video_token_id"),
             vision_start_token_id=top.token("vision_start_token_id"),
@@ -280,7 +278,7 @@ def _text(text: _Reader, top: _Reader, *, moe: bool, vision: bool) -> TextConfig
     config = TextConfig(
         hidden_size=text.size("hidden_size"),
         num_hidden_layers=layers,
-        vocab_size=text.size("vocab_size"),
+        vocab_size=text.size("vocab_size", most=2**24),
         layer_types=_layer_types(text, layers),
         num_attention_heads=text.size("num_attention_heads"),
         num_key_value_heads=text.size("num_key_value_heads"),
@@ -307,6 +305,13 @@ def _text(text: _Reader, top: _Reader, *, moe: bool, vision: bool) -> TextConfig
     ):
         if getattr(config, many) % getattr(config, few):
             raise text.fail(many, f"is {getattr(config, many)}, no multiple of {few} ({getattr(config, few)})")
+    for heads, dim in (
+        ("num_attention_heads", "head_dim"),
+        ("linear_num_key_heads", "linear_key_head_dim"),
+        ("linear_num_value_heads", "linear_value_head_dim"),
+    ):
+        if getattr(config, heads) * getattr(config, dim) > _LARGEST_SIZE:
+            raise text.fail(heads, f"times {dim} is {getattr(config, heads) * getattr(config, dim)}: a damaged file")
     return config
 
 
@@ -359,7 +364,7 @@ def _rope(text: _Reader, *, vision: bool) -> Rope:
 
 def _yarn(rope: _Reader, text: _Reader) -> Yarn:
     def optional(key: str, default: float | None) -> float | None:
-        return rope.number(key) if rope.has(key) else default
+        return rope.number(key) if rope.values.get(key) not in (None, 0) else default  # 0 is "unset" (transformers)
 
     source = rope if rope.has("original_max_position_embeddings") else text
     key = "original_max_position_embeddings" if source is rope else "max_position_embeddings"
@@ -368,7 +373,7 @@ def _yarn(rope: _Reader, text: _Reader) -> Yarn:
         original_max_position_embeddings=source.size(key, most=_LARGEST_COUNT),
         beta_fast=optional("beta_fast", 32.0),
         beta_slow=optional("beta_slow", 1.0),
-        attention_factor=optional("attention_factor", None),
+        attention_factor=rope.number("attention_factor") if rope.has("attention_factor") else None,
         mscale=optional("mscale", None),
         mscale_all_dim=optional("mscale_all_dim", None),
         truncate=rope.flag("truncate", True),

@@ -8,6 +8,8 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..kernels.activation import swiglu
+
 # From this many (row, expert) pairs on, sorting them by expert pays: MLX then reads each expert once.
 _SORT_FROM = 64
 
@@ -94,4 +96,4 @@ class ResidentExperts(nn.Module):
     def _experts(self, x: mx.array, expert_ids: mx.array, *, sorted_indices: bool) -> mx.array:
         gate = self.gate_proj(x, expert_ids, sorted_indices=sorted_indices)
         up = self.up_proj(x, expert_ids, sorted_indices=sorted_indices)
-        return self.down_proj(nn.silu(gate) * up, expert_ids, sorted_indices=sorted_indices)
+        return self.down_proj(swiglu(gate, up), expert_ids, sorted_indices=sorted_indices)

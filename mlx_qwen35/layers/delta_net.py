@@ -11,6 +11,7 @@ import mlx.nn as nn
 
 from ..cache import DeltaState
 from ..config import TextConfig
+from ..kernels.activation import silu
 from ..kernels.gated_delta import gated_delta
 from .norm import GatedRMSNorm
 
@@ -66,10 +67,10 @@ class GatedDeltaNet(nn.Module):
         if present is not None:
             x = mx.where(present[..., None], x, 0)
         u, window = self.conv1d(self.in_proj_qkv(x), cache.conv if cache is not None else None)
-        u = nn.silu(u).astype(mx.float32)
+        u = silu(u).astype(mx.float32)
         keys = self.key_heads * self.key_dim
         q, k, v = mx.split(u, [keys, 2 * keys], axis=-1)
-        q = _unit(q.reshape(batch, length, self.key_heads, self.key_dim)) * self.key_dim**-0.5
+        q = _unit(q.reshape(batch, length, self.key_heads, self.key_dim), scale=self.key_dim**-0.5)
         k = _unit(k.reshape(batch, length, self.key_heads, self.key_dim))
         v = v.reshape(batch, length, self.value_heads, self.value_dim)
         out, state = gated_delta(
@@ -77,7 +78,7 @@ class GatedDeltaNet(nn.Module):
             k,
             v,
             decay(self.in_proj_a(x), self.A_log, self.dt_bias),
-            mx.sigmoid(self.in_proj_b(x)).astype(mx.float32),
+            mx.sigmoid(self.in_proj_b(x).astype(mx.float32)),
             cache.state if cache is not None else None,
         )
         if cache is not None:
@@ -87,13 +88,13 @@ class GatedDeltaNet(nn.Module):
         return self.out_proj(out.reshape(batch, length, -1))
 
 
-def decay(a: mx.array, A_log: mx.array, dt_bias: mx.array) -> mx.array:  # noqa: N803
+def decay(a: mx.array, A_log: mx.array, dt_bias: mx.array) -> mx.array:
     """exp(-exp(A_log) * softplus(a + dt_bias)), all in float32: in bfloat16 a decay near 1 would round to 1."""
-    a, A_log, dt_bias = (p.astype(mx.float32) for p in (a, A_log, dt_bias))  # noqa: N806
+    a, A_log, dt_bias = (p.astype(mx.float32) for p in (a, A_log, dt_bias))
     return mx.exp(-mx.exp(A_log) * mx.logaddexp(a + dt_bias, 0))
 
 
-def _unit(x: mx.array) -> mx.array:
-    """x / sqrt(sum(x^2) + 1e-6), by way of the fused norm: sum = size * mean."""
+def _unit(x: mx.array, scale: float = 1.0) -> mx.array:
+    """scale * x / sqrt(sum(x^2) + 1e-6), by way of the fused norm: sum = size * mean."""
     size = x.shape[-1]
-    return mx.fast.rms_norm(x, None, 1e-6 / size) * size**-0.5
+    return mx.fast.rms_norm(x, None, 1e-6 / size) * (scale * size**-0.5)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..kernels.activation import silu
+
 
 class RMSNorm(nn.Module):
     """x / rms(x) * weight over the last axis; `weight` is the effective scale (1 + w of the published files)."""
@@ -24,4 +26,4 @@ class GatedRMSNorm(RMSNorm):
 
     def __call__(self, x: mx.array, gate: mx.array) -> mx.array:
         normed = mx.fast.rms_norm(x, self.weight, self.eps).astype(mx.float32)
-        return (normed * nn.silu(gate.astype(mx.float32))).astype(x.dtype)
+        return (normed * silu(gate.astype(mx.float32))).astype(x.dtype)

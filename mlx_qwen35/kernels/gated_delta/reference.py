@@ -33,58 +33,57 @@ def gated_delta_steps(
 
 
 def gated_delta_chunks(
-    q: mx.array, k: mx.array, v: mx.array, decay: mx.array, beta: mx.array, state: mx.array, *, chunk: int = 64
+    q: mx.array, k: mx.array, v: mx.array, decay: mx.array, beta: mx.array, state: mx.array, *, chunk: int = 16
 ) -> Result:
-    """The same in chunks: matrix products inside a chunk, one state update per chunk. Arguments as above.
+    """The same in chunks of C tokens: what is inside a chunk at once for all N chunks, the state from one to the next.
 
-    Inside a chunk let G_t be the product of its decays up to t. The errors u_t = beta_t (v_t - S k_t) obey a lower
-    triangular system, u_t + beta_t sum_{s<t} (G_t/G_s) (k_t . k_s) u_s = beta_t (v_t - G_t S_0 k_t); then
-    o_t = G_t S_0 q_t + sum_{s<=t} (G_t/G_s) (q_t . k_s) u_s.
+    Arguments as above. Inside a chunk let G_t be the product of its decays up to t, and u_t = beta_t (v_t - S k_t) what
+    token t writes. The u_t solve a lower triangular system, and linearly in the state S that enters the chunk:
+
+        (I + L) u = beta v - beta G S k,     L[t, s] = beta_t (G_t / G_s) (k_t . k_s)  for s < t
+        o_t = G_t S q_t + sum over s <= t of (G_t / G_s) (q_t . k_s) u_s
     """
     length = q.shape[1]
+    q, k = (_chunked(_per_value_head(a, v), chunk, 0) for a in (q, k))  # [B, Hv, N, C, Dk]
+    v, beta = _chunked(v, chunk, 0), _chunked(beta[..., None], chunk, 0)  # [B, Hv, N, C, Dv], [B, Hv, N, C, 1]
+    # A decay may underflow to 0: the floor keeps its logarithm finite, and the exp() of it is as good as 0.
+    logs = mx.cumsum(mx.log(mx.maximum(_chunked(decay[..., None], chunk, 1), 1e-37)), axis=-2)  # log G_t
+    lower = mx.tril(mx.ones((chunk, chunk), mx.bool_))
+    # Masked before exp(), which overflows above the diagonal.
+    ratio = mx.exp(mx.where(lower, logs - logs.swapaxes(-1, -2), -mx.inf))  # [B, Hv, N, C, C]: G_t / G_s
+    reach, left = mx.exp(logs), mx.exp(logs[..., -1:, :] - logs)  # [B, Hv, N, C, 1]: G_t, G_C / G_t
+
+    k_t = k.swapaxes(-1, -2)
+    solve = _inverse_unit_lower(beta * ratio * (k @ k_t))  # (I + L)^-1; the diagonal is not read
+    written, erased = solve @ (beta * v), solve @ (beta * reach * k)  # u = written - erased S^T
+    within, q, keep = ratio * (q @ k_t), reach * q, left * k
+
     outputs = []
-    for start in range(0, length, chunk):
-        part = slice(start, min(start + chunk, length))
-        output, state = _one_chunk(q[:, part], k[:, part], v[:, part], decay[:, part], beta[:, part], state)
-        outputs.append(output)
-    return mx.concatenate(outputs, axis=1), state
+    for n in range(v.shape[2]):
+        state_t = state.swapaxes(-1, -2)  # [B, Hv, Dk, Dv]
+        u = written[:, :, n] - erased[:, :, n] @ state_t  # [B, Hv, C, Dv]
+        outputs.append(q[:, :, n] @ state_t + within[:, :, n] @ u)
+        state = state * reach[:, :, n, -1:] + u.swapaxes(-1, -2) @ keep[:, :, n]
+    return mx.concatenate(outputs, axis=2)[:, :, :length].swapaxes(1, 2), state
 
 
-def _one_chunk(q: mx.array, k: mx.array, v: mx.array, decay: mx.array, beta: mx.array, state: mx.array) -> Result:
-    q, k = (_per_value_head(a, v).swapaxes(1, 2) for a in (q, k))  # [B, Hv, C, Dk]
-    v, beta = v.swapaxes(1, 2), beta.swapaxes(1, 2)[..., None]  # [B, Hv, C, Dv], [B, Hv, C, 1]
-    size = q.shape[2]
-    # A decay may underflow to 0: the floor keeps its logarithm finite, and exp() of the sums is 0 again.
-    logs = mx.cumsum(mx.log(mx.maximum(decay, 1e-37)).swapaxes(1, 2), axis=-1)  # [B, Hv, C]: log G_t
-    lower = mx.tril(mx.ones((size, size), mx.bool_))
-    # G_t / G_s for s <= t, 0 elsewhere; masked before exp, which would overflow above the diagonal.
-    ratio = mx.exp(mx.where(lower, logs[..., :, None] - logs[..., None, :], -mx.inf))  # [B, Hv, C, C]
-    reach = mx.exp(logs)[..., None]  # [B, Hv, C, 1]: G_t
-
-    k_t, state_t = k.swapaxes(-1, -2), state.swapaxes(-1, -2)  # [B, Hv, Dk, C], [B, Hv, Dk, Dv]
-    couple = beta * ratio * (k @ k_t)
-    couple = couple * mx.tril(mx.ones((size, size)), -1)
-    errors = _solve_unit_lower(couple, beta * (v - reach * (k @ state_t)))  # [B, Hv, C, Dv]
-
-    output = reach * (q @ state_t) + (ratio * (q @ k_t)) @ errors
-    last = mx.exp(logs[..., -1:] - logs)[..., None]  # [B, Hv, C, 1]: G_C / G_t
-    state = state * reach[..., -1:, :] + (last * errors).swapaxes(-1, -2) @ k
-    return output.swapaxes(1, 2), state
+def _chunked(x: mx.array, chunk: int, fill: float) -> mx.array:
+    """[B, T, Hv, D] -> [B, Hv, N, C, D], filled up with tokens that change nothing (k = v = beta = 0, decay = 1)."""
+    x = mx.pad(x, [(0, 0), (0, -x.shape[1] % chunk), (0, 0), (0, 0)], constant_values=fill)
+    return x.swapaxes(1, 2).reshape(x.shape[0], x.shape[2], -1, chunk, x.shape[3])
 
 
-def _solve_unit_lower(lower: mx.array, right: mx.array) -> mx.array:
-    """x of (I + lower) x = right, for strictly lower triangular [.., C, C] and right [.., C, D].
+def _inverse_unit_lower(x: mx.array) -> mx.array:
+    """(I + L)^-1 for L the part of x [.., C, C] below the diagonal, row by row.
 
-    (I + L)^-1 = (I - L)(I + L^2)(I + L^4)..., and L^C = 0: log2(C) products instead of C steps.
+    Substitution and not the faster product (I - L)(I + L^2)(I + L^4)...: its terms cancel and lose every digit when the
+    keys of a chunk are alike, as in a run of one token.
     """
-    power, size = -lower, lower.shape[-1]
-    x = right + power @ right
-    reached = 2
-    while reached < size:
-        power = power @ power
-        x = x + power @ x
-        reached *= 2
-    return x
+    unit = mx.eye(x.shape[-1])
+    rows = [mx.broadcast_to(unit[:1], (*x.shape[:-2], 1, x.shape[-1]))]
+    for t in range(1, x.shape[-1]):
+        rows.append(unit[t] - x[..., t : t + 1, :t] @ mx.concatenate(rows, axis=-2))
+    return mx.concatenate(rows, axis=-2)
 
 
 def _per_value_head(x: mx.array, v: mx.array) -> mx.array:
