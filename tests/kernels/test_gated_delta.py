@@ -1,0 +1,79 @@
+"""The gated delta rule: its definition against NumPy, its twins against the definition, and the hard cases."""
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlx_qwen35.kernels.gated_delta import gated_delta, plain_gated_delta
+from mlx_qwen35.kernels.gated_delta.reference import gated_delta_chunks, gated_delta_steps
+
+from ..reference_numpy import delta_rule
+
+FORMS = {
+    "dispatch": gated_delta,
+    "plain": plain_gated_delta,
+    "steps": gated_delta_steps,
+    "chunks of 16": gated_delta_chunks,
+    "chunks of 5": lambda *args: gated_delta_chunks(*args, chunk=5),
+    "chunks of 64": lambda *args: gated_delta_chunks(*args, chunk=64),
+}
+SIZES = [(1, 2, 6, 8, 12), (2, 3, 3, 20, 7)]  # batch, key heads, value heads, Dk, Dv
+
+
+def inputs(length, size=SIZES[0], *, seed=0, low=0.05):
+    """q, k, v, decay, beta, state as the layer makes them: keys of length 1, decays in (low, 1), beta in (0, 1)."""
+    batch, key_heads, heads, key_dim, dim = size
+    rng = np.random.RandomState(seed)
+    q, k = (rng.standard_normal((batch, length, key_heads, key_dim)) for _ in range(2))
+    q, k = (a / np.linalg.norm(a, axis=-1, keepdims=True) for a in (q, k))
+    v = rng.standard_normal((batch, length, heads, dim))
+    decay, beta = rng.uniform(low, 1, (batch, length, heads)), rng.uniform(0, 1, (batch, length, heads))
+    state = rng.standard_normal((batch, heads, dim, key_dim))
+    return [a.astype(np.float32) for a in (q / key_dim**0.5, k, v, decay, beta, state)]
+
+
+def by_definition(arrays):
+    rows = [delta_rule(*(a[b] for a in arrays)) for b in range(len(arrays[0]))]
+    return [np.stack(parts) for parts in zip(*rows, strict=True)]
+
+
+def check(form, arrays, atol=2e-5):
+    for got, wanted in zip(form(*map(mx.array, arrays)), by_definition(arrays), strict=True):
+        assert got.dtype == mx.float32
+        np.testing.assert_allclose(np.array(got), wanted, atol=atol)
+
+
+@pytest.mark.parametrize("length", [1, 2, 63, 257])
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("form", FORMS)
+def test_equals_the_definition(form, size, length):
+    check(FORMS[form], inputs(length, size))
+
+
+@pytest.mark.parametrize("form", ["dispatch", "chunks of 16", "chunks of 64"])
+@pytest.mark.parametrize("decay, beta", [(1.0, 1.0), (1.0, 0.5), (0.999, 0.9), (1e-30, 0.9), (0.0, 0.9), (0.5, 0.0)])
+def test_a_run_of_equal_keys(form, decay, beta):
+    """One token repeated makes the triangular system as ill-behaved as it gets."""
+    arrays = inputs(130)
+    arrays[1][:] = arrays[1][:, :1]
+    arrays[3][:], arrays[4][:] = decay, beta
+    check(FORMS[form], arrays, atol=1e-4)
+
+
+@pytest.mark.parametrize("form", ["dispatch", "plain"])
+@pytest.mark.parametrize("cut", [1, 16, 17, 100])
+def test_cut_anywhere_is_whole(form, cut):
+    arrays = [mx.array(a) for a in inputs(101)]
+    tokens, state = arrays[:5], arrays[5]
+    whole, last = FORMS[form](*tokens, state)
+    first, state = FORMS[form](*(a[:, :cut] for a in tokens), state)
+    second, state = FORMS[form](*(a[:, cut:] for a in tokens), state)
+    np.testing.assert_allclose(np.array(mx.concatenate([first, second], axis=1)), np.array(whole), atol=1e-5)
+    np.testing.assert_allclose(np.array(state), np.array(last), atol=1e-5)
+
+
+def test_no_state_is_a_state_of_zeros():
+    arrays = inputs(5)
+    arrays[5][:] = 0
+    for got, wanted in zip(gated_delta(*map(mx.array, arrays[:5])), by_definition(arrays), strict=True):
+        np.testing.assert_allclose(np.array(got), wanted, atol=1e-5)

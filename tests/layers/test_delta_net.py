@@ -1,0 +1,83 @@
+"""The gated delta net layer: against NumPy, its window, its decay, its padding."""
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlx_qwen35.cache import DeltaState
+from mlx_qwen35.layers.delta_net import ShortConv, decay
+
+from ..tiny_model import tiny_model
+
+SHAPES = [
+    {},
+    {"linear_num_key_heads": 3, "linear_num_value_heads": 3, "linear_key_head_dim": 20, "linear_value_head_dim": 7},
+    {"linear_conv_kernel_dim": 1},
+    {"linear_conv_kernel_dim": 2},
+    {"linear_conv_kernel_dim": 6},
+]
+
+
+def layer(**overrides):
+    model, reference = tiny_model("dense", layer_types=["linear_attention"], **overrides)
+    return model.layers[0].linear_attn, reference
+
+
+def inputs(length, seed=0):
+    return np.random.RandomState(seed).standard_normal((length, 64)).astype(np.float32)
+
+
+@pytest.mark.parametrize("overrides", SHAPES)
+@pytest.mark.parametrize("length", [1, 2, 63, 257])
+def test_equals_the_reference(overrides, length):
+    net, reference = layer(**overrides)
+    x = inputs(length)
+    wanted = reference.delta_net(x, 0)
+    np.testing.assert_allclose(np.array(net(mx.array(x)[None]))[0], wanted, atol=1e-4)
+    state = DeltaState()
+    cuts = [0, 1, min(3, length), length]
+    parts = [net(mx.array(x[a:b])[None], state) for a, b in zip(cuts, cuts[1:], strict=False) if b > a]
+    np.testing.assert_allclose(np.array(mx.concatenate(parts, axis=1))[0], wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("cut", [1, 3, 9])
+def test_padding_leaves_no_trace(cut):
+    net, reference = layer()
+    x = inputs(9)
+    state, present = DeltaState(), mx.arange(9)[None] >= 4
+    parts = [net(mx.array(x[i : i + cut])[None], state, present[:, i : i + cut]) for i in range(0, 9, cut)]
+    out = np.array(mx.concatenate(parts, axis=1))[0]
+    np.testing.assert_array_equal(out[:4], 0)
+    np.testing.assert_allclose(out[4:], reference.delta_net(x[4:], 0), atol=1e-4)
+
+
+@pytest.mark.parametrize("kernel", [1, 2, 4])
+def test_window_is_the_last_inputs_and_no_more(kernel):
+    conv = ShortConv(5, kernel)
+    x = mx.array(np.random.RandomState(0).standard_normal((2, 1000, 5)).astype(np.float32))
+    y, window = conv(x, None)
+    assert y.shape == x.shape
+    np.testing.assert_array_equal(np.array(window), np.array(x)[:, 1001 - kernel :])
+    if kernel > 1:
+        mx.eval(window)
+        mx.clear_cache()
+        before = mx.get_active_memory()
+        del x, y
+        assert before - mx.get_active_memory() >= 1000 * 2 * 5 * 4  # the chunk is gone although its window lives
+
+
+def test_decay_is_float32_whatever_the_weights():
+    """A decay of 0.9995 is 1 in bfloat16: it must not have passed through that."""
+    a, a_log, bias = (mx.array([x], mx.bfloat16) for x in (-4.0, -3.0, -0.7))
+    wanted = np.exp(-np.exp(-3.0) * np.log1p(np.exp(-4.0 + float(bias.astype(mx.float32).item()))))
+    got = decay(a, a_log, bias)
+    assert got.dtype == mx.float32
+    assert got.item() == pytest.approx(wanted, abs=1e-7) and 0.999 < got.item() < 0.9999
+
+
+def test_state_is_float32_and_in_the_documented_shapes():
+    net, _ = layer()
+    state = DeltaState()
+    net(mx.array(inputs(5))[None], state)
+    assert state.conv.shape == (1, 3, 2 * 2 * 8 + 6 * 12)
+    assert state.state.shape == (1, 6, 12, 8) and state.state.dtype == mx.float32
