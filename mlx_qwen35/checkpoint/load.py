@@ -71,7 +71,7 @@ def compute_dtype(dtype: mx.Dtype | str | None) -> mx.Dtype:
     if dtype is None:
         return mx.float32 if mx.default_device().type == mx.cpu else mx.bfloat16
     found = _DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-    if found not in _DTYPES.values():
+    if not isinstance(found, mx.Dtype) or found not in _DTYPES.values():
         raise ValueError(f"dtype is {dtype!r}; choose {', '.join(_DTYPES)}")
     return found
 
