@@ -1,0 +1,52 @@
+"""Which folder a reference means, and what load() puts together."""
+
+from pathlib import Path
+
+import pytest
+
+import mlx_qwen35
+from mlx_qwen35 import library
+from mlx_qwen35.errors import CheckpointError
+from tests.checkpoints import random_tensors, tiny_config, write_checkpoint
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkpoint without a tokenizer, and a processor that only remembers what it was given."""
+    config = tiny_config("dense")
+    monkeypatch.setattr(library.Processor, "from_folder", classmethod(lambda cls, *given: given))
+    return write_checkpoint(tmp_path / "model", config, random_tensors(config))
+
+
+def test_load(folder: Path) -> None:
+    seen: list[int] = []
+    model, processor = mlx_qwen35.load(
+        folder, dtype="float16", context_length=50, on_progress=lambda done, total: seen.append(total - done)
+    )
+    assert processor == (folder, model.config)
+    assert model.config.text.max_position_embeddings == 50
+    assert str(model.norm.weight.dtype) == "mlx.core.float16"
+    assert seen[-1] == 0
+    assert library.load_model is mlx_qwen35.load_model
+
+
+def test_a_name_may_be_text_or_path(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert library.find(str(folder)) == library.find(folder) == folder
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert library.find("~/model") == folder
+
+
+def test_no_such_folder(folder: Path) -> None:
+    with pytest.raises(CheckpointError, match="Qwen/Qwen3.5-4B is no folder.*hf download"):
+        mlx_qwen35.load("Qwen/Qwen3.5-4B")
+    with pytest.raises(CheckpointError, match="is a file: give the folder"):
+        mlx_qwen35.load(folder / "config.json")
+
+
+def test_demo(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "__file__", str(folder.parent / "library.py"))
+    with pytest.raises(CheckpointError, match="holds no demo checkpoint"):
+        mlx_qwen35.load()
+    folder.rename(folder.parent / "demo")
+    assert library.demo_folder() == library.find(None) == folder.parent / "demo"
+    assert mlx_qwen35.load()[1][0] == folder.parent / "demo"
