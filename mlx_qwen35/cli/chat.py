@@ -1,0 +1,193 @@
+"""`chat`: a conversation in the terminal. Knows its messages, its commands and its keys.
+
+Answers are `stream_generate`'s. A finished or stopped answer joins the messages; what was computed for it is kept as
+long as the next prompt goes on from it (timeline.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from contextlib import suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from mlx_qwen35.cli import options
+from mlx_qwen35.cli.interrupt import stop_on_ctrl_c
+from mlx_qwen35.cli.screen import Screen, call_record
+from mlx_qwen35.cli.timeline import Timeline
+from mlx_qwen35.errors import PromptError
+
+if TYPE_CHECKING:
+    from mlx_qwen35.model import Model
+    from mlx_qwen35.parts import Part
+    from mlx_qwen35.processor import Processor
+
+DESCRIPTION = "Talk with a model."
+HELP = "/reset begins anew, /exit (or Ctrl-D) leaves, Ctrl-C ends an answer; anything else is a message."
+TURN_START = "<|im_start|>"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    options.add_model_arguments(parser)
+    options.add_answer_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    tools = options.read_tools(args.tools)
+    model, processor = options.load(args)
+    talk = Conversation(
+        model,
+        processor,
+        system=args.system,
+        tools=tools,
+        enable_thinking=args.think,
+        settings=options.answer_options(args, processor),
+    )
+    _converse(talk, stats=args.stats)
+    return 0
+
+
+def _converse(talk: Conversation, *, stats: bool) -> None:
+    """Reads lines and answers them, until the input ends, /exit, or Ctrl-C after something was given up already."""
+    at_terminal = sys.stdin.isatty()
+    if at_terminal:
+        with suppress(ImportError):
+            import readline  # noqa: F401  - editing and history for input()
+        print(HELP, file=sys.stderr)
+    given_up = False
+    while True:
+        label = "tool result> " if talk.waits_for_tool else "> "
+        try:
+            line = input(label if at_terminal else "")
+        except EOFError:
+            break
+        except UnicodeDecodeError as error:
+            raise PromptError(f"the input is no text ({error}); give UTF-8") from error
+        except KeyboardInterrupt:
+            if given_up:
+                break
+            given_up = True
+            print("\nCtrl-C again leaves.", file=sys.stderr)
+            continue
+        given_up = False
+        if line.strip() == "/exit":
+            return
+        if line.strip() == "/reset":
+            talk.reset()
+        elif line.strip() == "/help":
+            print(HELP, file=sys.stderr)
+        elif line.strip():
+            given_up = _answer(talk, line, stats)
+    if at_terminal:
+        print()
+
+
+def _answer(talk: Conversation, line: str, stats: bool) -> bool:
+    """Shows the answer to one line; returns whether Ctrl-C ended it."""
+    from mlx_qwen35.generation import statistics
+
+    screen = Screen()
+    try:
+        last = talk.answer(line, screen)
+    except PromptError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return False
+    except KeyboardInterrupt:
+        return True
+    finally:
+        screen.end()
+    if stats:
+        print(statistics(last), file=sys.stderr)
+    return last.finish_reason == "cancelled"
+
+
+class Conversation:
+    """Messages, and the timeline that was computed for them."""
+
+    def __init__(
+        self,
+        model: Model,
+        processor: Processor,
+        *,
+        system: str | None,
+        tools: list[dict[str, Any]],
+        enable_thinking: bool | None,
+        settings: dict[str, Any],
+    ) -> None:
+        self._model, self._processor = model, processor
+        self._system, self._tools, self._enable_thinking = system, tools, enable_thinking
+        self._settings = settings
+        self._turn_start = processor.tokenizer.token_id(TURN_START)
+        self.reset()
+
+    def reset(self) -> None:
+        self.messages: list[dict[str, Any]] = []
+        self._timeline = Timeline(self._model)
+
+    @property
+    def waits_for_tool(self) -> bool:
+        return bool(self.messages and self.messages[-1].get("tool_calls"))
+
+    def answer(self, line: str, screen: Screen) -> Part:
+        """Answers a line (a user's message, or the result of the tool that the model has called); -> the last part.
+
+        Question and answer join the messages, also where the answer was interrupted after it had begun.
+        """
+        from mlx_qwen35.generation import stream_generate
+
+        question = {"role": "tool" if self.waits_for_tool else "user", "content": line}
+        prompt = self._processor.prompt(
+            [*self.messages, question],
+            system=self._system,
+            tools=self._tools or None,
+            enable_thinking=self._enable_thinking,
+        )
+        timeline = self._timeline
+        covered = timeline.go_on(prompt.tokens)
+        to_mark = self._last_turn(prompt.tokens) - covered
+        show_progress = self._settings["on_progress"]
+
+        def on_progress(done: int, total: int) -> None:
+            if done == to_mark:
+                timeline.mark()
+            if show_progress:
+                show_progress(done, total)
+
+        parts: list[Part] = []
+        try:
+            with stop_on_ctrl_c() as asked:
+                stream = stream_generate(
+                    self._model,
+                    self._processor,
+                    replace(prompt, tokens=prompt.tokens[covered:]),
+                    tools=self._tools,
+                    cache=timeline.cache,
+                    cached_ids=prompt.tokens[:covered],
+                    boundaries=[to_mark],
+                    cancel=asked,
+                    **{**self._settings, "on_progress": on_progress},
+                )
+                for part in stream:
+                    parts.append(part)
+                    screen.show(part)
+        finally:
+            answered = [part.token for part in parts if part.token is not None]
+            timeline.settle([*prompt.tokens, *answered])
+            if answered:
+                self.messages += [question, _message(parts)]
+        return parts[-1]
+
+    def _last_turn(self, tokens: list[int]) -> int:
+        """Where the turn begins that the model is to write; 0 where it cannot be told."""
+        turns = [at for at, token in enumerate(tokens) if token == self._turn_start]
+        return turns[-1] if turns else 0
+
+
+def _message(parts: list[Part]) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": "".join(part.content for part in parts)}
+    if reasoning := "".join(part.reasoning for part in parts):
+        message["reasoning_content"] = reasoning
+    if calls := [call for part in parts for call in part.tool_calls]:
+        message["tool_calls"] = [{"type": "function", "function": call_record(call)} for call in calls]
+    return message

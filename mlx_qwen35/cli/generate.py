@@ -1,0 +1,113 @@
+"""`generate`: one prompt, one answer. Knows flags and output forms; the work is `stream_generate`'s."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+from mlx_qwen35.cli import options
+from mlx_qwen35.cli.interrupt import stop_on_ctrl_c
+from mlx_qwen35.cli.screen import Screen, call_record, statistics_record
+
+if TYPE_CHECKING:
+    from mlx_qwen35.parts import Part
+
+DESCRIPTION = "Answer one prompt."
+DEMO_PROMPT = "What is 17 + 25?"
+INTERRUPTED = 130
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-p", "--prompt", metavar="TEXT", help="what to answer; - reads it from standard input")
+    options.add_model_arguments(parser)
+    options.add_answer_arguments(parser)
+    parser.add_argument(
+        "--json",
+        nargs="?",
+        choices=("object", "lines"),
+        const="object",
+        help="one JSON object at the end (--json), or one for each event as it comes (--json lines)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.prompt is None and args.model is not None:
+        raise options.OptionError("no prompt: give one with -p TEXT, or -p - to read it from standard input")
+    text = options.read_prompt(DEMO_PROMPT if args.prompt is None else args.prompt)
+    tools = options.read_tools(args.tools)
+    model, processor = options.load(args)
+    if args.prompt is None:
+        print(f"No -p/--prompt: asking it {DEMO_PROMPT!r}", file=sys.stderr)
+    from mlx_qwen35.generation import statistics, stream_generate
+
+    prompt = processor.prompt(text, system=args.system, tools=tools or None, enable_thinking=args.think)
+    output = {None: _Plain, "object": _Object, "lines": _Lines}[args.json]()
+    with stop_on_ctrl_c() as asked:
+        settings = options.answer_options(args, processor)
+        try:
+            for part in stream_generate(model, processor, prompt, tools=tools, cancel=asked, **settings):
+                output.show(part)
+        except BaseException:
+            output.abort()
+            raise
+        output.end(part)
+    if args.stats:
+        print(statistics(part), file=sys.stderr)
+    return INTERRUPTED if part.finish_reason == "cancelled" else 0
+
+
+class _Plain:
+    def __init__(self) -> None:
+        self._screen = Screen()
+
+    def show(self, part: Part) -> None:
+        self._screen.show(part)
+
+    def end(self, last: Part) -> None:
+        self._screen.end()
+
+    def abort(self) -> None:
+        self._screen.end()
+
+
+class _Object:
+    """{"text", "reasoning", "content", "tool_calls", "finish_reason", "statistics"}"""
+
+    def __init__(self) -> None:
+        self._parts: list[Part] = []
+
+    def show(self, part: Part) -> None:
+        self._parts.append(part)
+
+    def end(self, last: Part) -> None:
+        record: dict[str, Any] = {
+            name: "".join(getattr(part, name) for part in self._parts) for name in ("text", "reasoning", "content")
+        }
+        record["tool_calls"] = [call_record(call) for part in self._parts for call in part.tool_calls]
+        _print_json({**record, "finish_reason": last.finish_reason, "statistics": statistics_record(last)})
+
+    def abort(self) -> None:
+        pass
+
+
+class _Lines:
+    """{"reasoning": ..}, {"content": ..} and {"tool_call": ..} as they come; at last finish_reason and statistics."""
+
+    def show(self, part: Part) -> None:
+        for name in ("reasoning", "content"):
+            if text := getattr(part, name):
+                _print_json({name: text})
+        for call in part.tool_calls:
+            _print_json({"tool_call": call_record(call)})
+
+    def end(self, last: Part) -> None:
+        _print_json({"finish_reason": last.finish_reason, "statistics": statistics_record(last)})
+
+    def abort(self) -> None:
+        pass
+
+
+def _print_json(record: dict[str, Any]) -> None:
+    print(json.dumps(record, ensure_ascii=False), flush=True)

@@ -1,0 +1,137 @@
+"""The flags that generate and chat share, and what they mean.
+
+Knows flag names and how they become arguments of `load` and `stream_generate`. Imports those only when asked to load.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from mlx_qwen35.cli.progress import Progress
+from mlx_qwen35.errors import PromptError, Qwen35Error
+
+if TYPE_CHECKING:
+    from mlx_qwen35.model import Model
+    from mlx_qwen35.processor import Processor
+
+DTYPES = ("float32", "float16", "bfloat16")
+SAMPLING_FLAGS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "seed")
+
+
+class OptionError(Qwen35Error):
+    """A flag has a value that means nothing."""
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("model")
+    group.add_argument("--model", metavar="FOLDER", help="the checkpoint (default: the demo inside the package)")
+    group.add_argument("--dtype", choices=DTYPES, help="compute in it (default: float32 on a CPU, bfloat16 on a GPU)")
+    group.add_argument("--context-length", type=int, metavar="N", help="the most tokens of prompt and answer together")
+
+
+def add_answer_arguments(parser: argparse.ArgumentParser) -> None:
+    prompt = parser.add_argument_group("prompt")
+    prompt.add_argument("--system", metavar="TEXT", help="the system message")
+    prompt.add_argument("--tools", metavar="FILE", help="a JSON list of tools that the model may call")
+    prompt.add_argument(
+        "--think",
+        action=argparse.BooleanOptionalAction,
+        help="let the model reason before it answers, or not (default: what its template says)",
+    )
+    answer = parser.add_argument_group("answer (defaults are those of the checkpoint's generation_config.json)")
+    answer.add_argument(
+        "-n",
+        "--max-tokens",
+        type=int,
+        metavar="N",
+        help="end after N tokens (default: 4096; -1: no limit)",
+    )
+    answer.add_argument("--temperature", "--temp", type=float, metavar="T", help="0 always takes the likeliest token")
+    answer.add_argument("--top-p", type=float, metavar="P", help="draw from the likeliest tokens that make up P")
+    answer.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens (0: all)")
+    answer.add_argument("--min-p", type=float, metavar="P", help="only tokens with P times the largest probability")
+    answer.add_argument("--repetition-penalty", type=float, metavar="X", help="divide what came before by X (1: off)")
+    answer.add_argument("--presence-penalty", type=float, metavar="X", help="subtract X from what was said (0: off)")
+    answer.add_argument("--seed", type=int, metavar="N", help="draw the same tokens every time")
+    answer.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before TEXT (may be repeated)")
+    output = parser.add_argument_group("output")
+    output.add_argument("--stats", action="store_true", help="print speed and memory on standard error")
+    output.add_argument("-v", "--verbose", action="store_true", help="show loading and prefill on standard error")
+
+
+def load(args: argparse.Namespace) -> tuple[Model, Processor]:
+    """The model that the flags name; says so where it is the demo."""
+    check_sampling(args)
+    if args.context_length is not None and args.context_length < 2:
+        raise OptionError(f"--context-length is {args.context_length}; it must be 2 or more")
+    from mlx_qwen35 import library
+
+    if args.model is None:
+        print("No --model: this is the demo, a tiny model inside the package.", file=sys.stderr)
+    progress = progress_of(args, "Loading", "bytes")
+    return library.load(args.model, dtype=args.dtype, context_length=args.context_length, on_progress=progress)
+
+
+def check_sampling(args: argparse.Namespace) -> None:
+    """Refuses a value before anything is loaded."""
+    from mlx_qwen35.sampling import Sampling
+
+    try:
+        Sampling(**_given(args))
+    except ValueError as error:
+        raise OptionError(str(error)) from error
+    if args.max_tokens is not None and args.max_tokens < -1:
+        raise OptionError(f"--max-tokens is {args.max_tokens}; it must be 0 or more, or -1 for no limit")
+
+
+def answer_options(args: argparse.Namespace, processor: Processor) -> dict[str, Any]:
+    """The arguments of `stream_generate` that the flags give, but for the prompt's own (system, tools, thinking)."""
+    from mlx_qwen35.generation import DEFAULT_MAX_TOKENS
+    from mlx_qwen35.sampling import Sampling
+
+    limit = DEFAULT_MAX_TOKENS if args.max_tokens is None else args.max_tokens
+    return {
+        "max_tokens": None if limit == -1 else limit,
+        "sampling": replace(Sampling.from_generation_config(processor.generation_config), **_given(args)),
+        "stop": args.stop,
+        "on_progress": progress_of(args, "Reading the prompt", "tokens"),
+    }
+
+
+def progress_of(args: argparse.Namespace, doing: str, unit: str) -> Callable[[int, int], None] | None:
+    return Progress(doing, unit) if args.verbose else None
+
+
+def read_tools(path: str | None) -> list[dict[str, Any]]:
+    if path is None:
+        return []
+    try:
+        with open(path, encoding="utf-8") as file:
+            tools = json.load(file)
+    except OSError as error:
+        raise OptionError(f"--tools: {path} cannot be read ({error.strerror}); check the path") from error
+    except (ValueError, RecursionError) as error:
+        raise OptionError(f"--tools: {path} is not valid JSON ({error})") from error
+    if not isinstance(tools, list):
+        raise OptionError(f"--tools: {path} holds no JSON list; write [{{...}}, ...]")
+    return tools
+
+
+def read_prompt(given: str) -> str:
+    """The text itself, or standard input for "-"."""
+    if given != "-":
+        return given
+    try:
+        return sys.stdin.read().rstrip("\n")
+    except UnicodeDecodeError as error:
+        raise PromptError(f"standard input is no text ({error}); give UTF-8") from error
+
+
+def _given(args: argparse.Namespace) -> dict[str, Any]:
+    values = {name: getattr(args, name) for name in SAMPLING_FLAGS}
+    return {name: value for name, value in values.items() if value is not None}

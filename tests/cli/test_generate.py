@@ -1,0 +1,200 @@
+"""`generate` as a user meets it: what is printed where, and what every flag reaches."""
+
+import json
+import re
+
+import pytest
+
+from mlx_qwen35 import generation
+from mlx_qwen35.cli import screen
+from mlx_qwen35.sampling import Sampling
+
+CALL = "<tool_call>\n<function=add>\n<parameter=a>\n3\n</parameter>\n</function>\n</tool_call>"
+TOOL = {
+    "type": "function",
+    "function": {"name": "add", "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}}},
+}
+
+
+def test_an_answer_on_standard_output_and_nothing_else(speak, run):
+    speak("hello the€re")
+    done = run("generate", "--model", "x", "-p", "hi", "--no-think")
+    assert (done.status, done.out, done.err) == (0, "hello the€re\n", "")
+
+
+def test_the_demo_says_that_it_is_the_demo(speak, run):
+    said = speak("42")
+    done = run("generate", "--no-think")
+    assert said.loads[0][0] is None
+    assert done.out == "42\n" and "demo" in done.err and "17 + 25" in done.err
+    done = run("generate", "--no-think", "-p", "hello")
+    assert "demo" in done.err and "17 + 25" not in done.err
+
+
+def test_reasoning_has_markers_when_piped(speak, run):
+    speak("why not\n</think>\n\nhello\n")
+    done = run("generate", "--model", "x", "-p", "hi", "--think")
+    assert done.out == "<think>\nwhy not\n</think>\n\nhello\n"
+    done = run("generate", "--model", "x", "-p", "hi", "-n", "3")
+    assert done.out == "<think>\nwhy\n</think>\n"
+
+
+def test_tool_calls_are_shown_as_json(speak, run, tmp_path):
+    speak(f"</think>\n\nI add.\n\n{CALL}")
+    tools = tmp_path / "tools.json"
+    tools.write_text(json.dumps([TOOL]))
+    done = run("generate", "--model", "x", "-p", "hi", "--tools", tools)
+    assert done.out == 'I add.\n<tool_call>\n{"name": "add", "arguments": {"a": 3}}\n</tool_call>\n'
+
+
+def test_a_terminal_dims_reasoning_and_is_not_steered_by_the_answer(speak, run, monkeypatch):
+    monkeypatch.setattr("_pytest.capture.EncodedFile.isatty", lambda self: True)
+    monkeypatch.setattr("_pytest.capture.CaptureIO.isatty", lambda self: True)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    speak("why\n</think>\n\n\x1b[31mred")
+    done = run("generate", "--model", "x", "-p", "hi")
+    assert done.out == f"{screen.DIM}why{screen.PLAIN}\n\n\u241b[31mred\n"
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert run("generate", "--model", "x", "-p", "hi").out == "why\n\n\u241b[31mred\n"
+
+
+def test_the_prompt_from_standard_input(speak, run):
+    said = speak("ok")
+    run("generate", "--model", "x", "-p", "-", "--no-think", stdin="one\ntwo\n")
+    assert "<|im_start|>user\none\ntwo<|im_end|>" in said.processor.decode(said.model._seen)
+
+
+def test_json_object(speak, run):
+    speak(f"why\n</think>\n\nI add.\n{CALL}")
+    done = run("generate", "--model", "x", "-p", "hi", "--json")
+    record = json.loads(done.out)
+    assert done.out.count("\n") == 1
+    assert record["reasoning"] == "why" and record["content"] == "I add."
+    assert record["text"] == f"why\n</think>\n\nI add.\n{CALL}"
+    assert record["tool_calls"] == [{"name": "add", "arguments": {"a": "3"}}]
+    assert record["finish_reason"] == "stop"
+    assert record["statistics"]["generation_tokens"] > 5 and set(record["statistics"]) == {
+        "prompt_tokens",
+        "prompt_tps",
+        "cached_tokens",
+        "generation_tokens",
+        "generation_tps",
+        "peak_memory",
+    }
+
+
+def test_json_lines(speak, run):
+    speak(f"why\n</think>\n\nI add.\n{CALL}")
+    lines = [
+        json.loads(line) for line in run("generate", "--model", "x", "-p", "hi", "--json", "lines").out.splitlines()
+    ]
+    assert "".join(line.get("reasoning", "") for line in lines) == "why"
+    assert "".join(line.get("content", "") for line in lines) == "I add."
+    assert [line["tool_call"]["name"] for line in lines if "tool_call" in line] == ["add"]
+    assert lines[-1]["finish_reason"] == "stop" and "statistics" in lines[-1]
+
+
+def test_statistics_and_progress_go_to_standard_error(checkpoint, run):
+    done = run("generate", "--model", checkpoint, "-p", "hello", "-n", 5, "--stats", "--verbose")
+    assert done.status == 0
+    number = r"\d+\.\d{3}"
+    assert re.search(rf"^Prompt: \d+ tokens, {number} tokens-per-sec$", done.err, re.M)
+    assert re.search(rf"^Generation: 5 tokens, {number} tokens-per-sec$", done.err, re.M)
+    assert re.search(rf"^Peak memory: {number} GB$", done.err, re.M)
+    assert "Loading: " in done.err and "Reading the prompt: " in done.err
+
+
+def test_every_flag_reaches_its_place(speak, run, monkeypatch):
+    said = speak("ok")
+    calls, stream = [], generation.stream_generate
+    monkeypatch.setattr(generation, "stream_generate", lambda *a, **k: calls.append(k) or stream(*a, **k))
+    flags = "--model x -p hi --system be --no-think -n 7 --temp 0.5 --top-p 0.9 --top-k 5 --min-p 0.1"
+    flags += " --repetition-penalty 1.2 --presence-penalty 0.3 --seed 9 --stop A --stop B"
+    flags += " --context-length 300 --dtype float16"
+    assert run("generate", *flags.split()).status == 0
+    assert said.loads[0][0] == "x"
+    assert said.loads[0][1] == {"dtype": "float16", "context_length": 300, "on_progress": None}
+    (call,) = calls
+    assert call["sampling"] == Sampling(
+        temperature=0.5,
+        top_p=0.9,
+        top_k=5,
+        min_p=0.1,
+        repetition_penalty=1.2,
+        presence_penalty=0.3,
+        seed=9,
+    )
+    assert call["max_tokens"] == 7 and call["stop"] == ["A", "B"]
+    seen = said.processor.decode(said.model._seen)
+    assert seen.startswith("<|im_start|>system\nbe<|im_end|>") and "<think>\n\n</think>" in seen
+    run("generate", "--model", "x", "-p", "hi", "-n", "-1")
+    run("generate", "--model", "x", "-p", "hi")
+    assert [call["max_tokens"] for call in calls[1:]] == [None, generation.DEFAULT_MAX_TOKENS]
+
+
+def test_defaults_come_from_the_generation_config(speak, run, monkeypatch):
+    said = speak("ok", "ok")
+    said.processor.generation_config.update(do_sample=True, temperature=0.6, top_k=20)
+    calls, stream = [], generation.stream_generate
+    monkeypatch.setattr(generation, "stream_generate", lambda *a, **k: calls.append(k["sampling"]) or stream(*a, **k))
+    run("generate", "--model", "x", "-p", "hi")
+    run("generate", "--model", "x", "-p", "hi", "--temperature", "0")
+    assert calls == [Sampling(temperature=0.6, top_k=20), Sampling(temperature=0.0, top_k=20)]
+
+
+@pytest.mark.parametrize(
+    "argv, says",
+    [
+        (["--model", "no/such/folder", "-p", "hi"], "no/such/folder"),
+        (["--model", "x"], "no prompt"),
+        (["-p", ""], "empty"),
+        (["-p", "hi", "--temperature", "-1"], "temperature"),
+        (["-p", "hi", "--top-p", "0"], "top_p"),
+        (["-p", "hi", "--max-tokens", "-2"], "--max-tokens"),
+        (["-p", "hi", "--context-length", "0"], "--context-length"),
+        (["-p", "hi", "--tools", "no/such/file"], "no/such/file"),
+    ],
+)
+def test_errors_are_one_line(run, checkpoint, argv, says):
+    if "--model" not in argv:
+        argv = ["--model", str(checkpoint), *argv]
+    done = run("generate", *argv)
+    assert done.status == 2 and done.out == ""
+    assert done.err.startswith("error: ") and done.err.count("\n") == 1 and says in done.err
+
+
+@pytest.mark.parametrize("content, says", [("{", "not valid JSON"), ("{}", "no JSON list"), ('["x"]', "no tool")])
+def test_wrong_tools_are_refused(run, checkpoint, tmp_path, content, says):
+    path = tmp_path / "tools.json"
+    path.write_text(content)
+    done = run("generate", "--model", checkpoint, "-p", "hi", "--tools", path)
+    assert done.status == 2 and says in done.err and done.err.count("\n") == 1
+
+
+def test_a_prompt_over_the_context_names_the_numbers(run, checkpoint):
+    done = run("generate", "--model", checkpoint, "-p", "one two three four five six seven", "--context-length", 20)
+    assert done.status == 2 and "20" in done.err and done.err.count("\n") == 1
+
+
+def test_a_damaged_checkpoint_is_one_line(run, checkpoint, tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    done = run("generate", "--model", tmp_path, "-p", "hi")
+    assert done.status == 2 and "config.json" in done.err and done.err.count("\n") == 1
+
+
+def test_a_closed_pipe_is_quiet(speak, run, monkeypatch):
+    speak("hello")
+    monkeypatch.setattr(screen.Screen, "show", lambda self, part: (_ for _ in ()).throw(BrokenPipeError))
+    monkeypatch.setattr("os.dup2", lambda *arguments: None)
+    done = run("generate", "--model", "x", "-p", "hi")
+    assert done.status == 141 and done.err == ""
+
+
+def test_usage():
+    from mlx_qwen35.cli.main import main
+
+    for argv in ([], ["generate", "--nonsense"], ["generate", "--json", "xml"], ["--temp"]):
+        with pytest.raises(SystemExit) as left:
+            main(argv)
+        assert left.value.code == 2
