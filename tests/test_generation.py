@@ -1,113 +1,29 @@
-"""Generation: the tokens are those of a loop that recomputes everything, and the cache is exact wherever it ends."""
+"""Generation: the tokens are those of a loop that recomputes everything; text, limits, batches and statistics."""
 
 import re
-import threading
-from types import SimpleNamespace
 
 import mlx.core as mx
 import numpy as np
 import pytest
-from mlx.utils import tree_flatten
 
 from mlx_qwen35.cache import Cache
-from mlx_qwen35.config import ModelConfig
 from mlx_qwen35.errors import PromptError
 from mlx_qwen35.generation import generate, generate_batch, prefill, statistics, stream_generate
 from mlx_qwen35.model import Model
-from mlx_qwen35.processor import Prompt
 from mlx_qwen35.sampling import Sampling
-from tests.checkpoints import tiny_config
-
-VOCAB = 96
-END = 95
-EURO = (1, 2)  # two tokens that are one character
-PROMPT = [11, 45, 60, 3, 3, 71, 8]
-
-
-class Letters:
-    """Tokens that stand for the characters from the space on, but for two halves of a euro sign."""
-
-    def token_bytes(self, token: int) -> bytes:
-        return {1: b"\xe2\x82", 2: b"\xac"}.get(token, bytes([token + 32]))
-
-    def is_special(self, token: int) -> bool:
-        return False
-
-
-class Typist:
-    """A processor without a checkpoint: a text is its letters."""
-
-    tokenizer = Letters()
-    eos_token_ids = frozenset({END})
-    generation_config = {}
-    context_length = 4096
-
-    def prompt(self, prompt, *, tools=None, enable_thinking=None, system=None) -> Prompt:
-        tokens = spell(prompt) if isinstance(prompt, str) else list(prompt)
-        return Prompt(tokens, None, bool(enable_thinking))
-
-
-class Endless(Typist):
-    eos_token_ids = frozenset()
-
-
-def spell(text: str) -> list[int]:
-    tokens = []
-    for character in text:
-        tokens += EURO if character == "€" else [ord(character) - 32]
-    return tokens
-
-
-class Script:
-    """A model that says what it was told to, by the position of its input; `head` is the identity."""
-
-    config = SimpleNamespace(text=SimpleNamespace(vocab_size=VOCAB))
-
-    def __init__(self, prompt_length: int, *answers: list[int]) -> None:
-        self.prompt_length, self.answers = prompt_length, answers
-        self.fed: list[list[int]] = []
-
-    def make_cache(self, batch=1, left_padding=None) -> Cache:
-        return Cache([], left_padding=left_padding)
-
-    def hidden(self, tokens, cache):
-        rows, length = tokens.shape
-        logits = np.zeros((rows, length, VOCAB), dtype=np.float32)
-        for row, answer in enumerate(self.answers):
-            for at in range(length):
-                said = cache.offset + at + 1 - self.prompt_length
-                logits[row, at, answer[said] if 0 <= said < len(answer) else 0] = 30.0
-        self.fed += tokens.tolist()
-        cache.offset += length
-        return mx.array(logits)
-
-    def head(self, hidden):
-        assert hidden.shape[1] == 1, "only the last position needs logits"
-        return hidden
-
-
-def say(text: str, *, end: bool = True) -> Script:
-    return Script(len(PROMPT), spell(text) + [END] * end)
-
-
-def random_model(kind: str) -> Model:
-    """Weights so large that one token too many in any state shows in the logits."""
-    model = Model(ModelConfig.from_dict(tiny_config(kind)))
-    rng = np.random.default_rng(5)
-
-    def values(name: str, old: mx.array) -> mx.array:
-        noise = rng.standard_normal(old.shape)
-        if name.endswith("A_log"):
-            noise = np.log(rng.uniform(0.05, 2, old.shape))
-        elif name.endswith("norm.weight"):
-            noise = 1 + 0.3 * noise
-        elif name.endswith("weight") and "embed" not in name:
-            noise *= 1.5 / np.sqrt(old.shape[1] if "conv1d" in name else old.shape[-1])
-        return mx.array(noise.astype(np.float32))
-
-    model.load_weights([(name, values(name, old)) for name, old in tree_flatten(model.parameters())])
-    mx.eval(model.parameters())
-    return model
+from tests.talkers import (
+    END,
+    PROMPT,
+    Endless,
+    Script,
+    Typist,
+    assert_covers,
+    greedy,
+    random_model,
+    recomputed,
+    say,
+    spell,
+)
 
 
 @pytest.fixture(scope="module", params=["dense", "moe"])
@@ -118,28 +34,6 @@ def model(request) -> Model:
 @pytest.fixture(scope="module")
 def dense() -> Model:
     return random_model("dense")
-
-
-def recomputed(model: Model, tokens: list[int], count: int) -> list[int]:
-    """Greedy, everything anew for each token."""
-    tokens = list(tokens)
-    for _ in range(count):
-        tokens.append(model(mx.array([tokens]))[0, -1].argmax().item())
-    return tokens[-count:]
-
-
-def assert_covers(model: Model, cache: Cache, tokens: list[int]) -> None:
-    """The cache holds exactly `tokens`: going on from it is what computing all of it gives, twice in a row."""
-    assert cache.offset == len(tokens)
-    more = [5, 17, 33]
-    whole = np.array(model(mx.array([[*tokens, *more]])))[0, -len(more) :]
-    np.testing.assert_allclose(np.array(model(mx.array([more[:2]]), cache))[0], whole[:2], atol=2e-4)
-    np.testing.assert_allclose(np.array(model(mx.array([more[2:]]), cache))[0], whole[2:], atol=2e-4)
-
-
-def greedy(model, prompt=PROMPT, **options):
-    options = {"sampling": Sampling(), "max_tokens": 12} | options
-    return stream_generate(model, Endless(), prompt, **options)
 
 
 def test_greedy_tokens_are_those_of_a_recomputing_loop(model):
@@ -185,190 +79,6 @@ def test_prefill_stops_at_boundaries_where_a_snapshot_can_be_taken(dense):
     prefill(dense, PROMPT, cache, chunk_size=4, boundaries=[0, 5, 99], on_progress=on_progress)
     cache.restore(kept[0])
     assert_covers(dense, cache, PROMPT[:5])
-
-
-# Where an answer can end. Each leaves the generator after `n` parts in its own way.
-
-
-def by_length(model, cache):
-    return list(greedy(model, cache=cache, max_tokens=4))
-
-
-def by_one_token(model, cache):
-    return list(greedy(model, cache=cache, max_tokens=1))
-
-
-def by_end_of_turn(model, cache):
-    processor = Typist()
-    processor.eos_token_ids = frozenset({recomputed(model, PROMPT, 3)[-1]})
-    parts = list(stream_generate(model, processor, PROMPT, sampling=Sampling(), cache=cache))
-    assert parts[-1].finish_reason == "stop"
-    return parts
-
-
-def by_stop_string(model, cache):
-    processor = Typist()
-    spelled = iter("abcdefghij")
-    processor.tokenizer = SimpleNamespace(token_bytes=lambda token: next(spelled).encode())
-    parts = list(stream_generate(model, processor, PROMPT, sampling=Sampling(), cache=cache, stop="cd"))
-    assert "".join(part.text for part in parts) == "ab"
-    assert parts[-1].finish_reason == "stop" and parts[-1].token is not None
-    return parts
-
-
-def by_event(model, cache):
-    cancel, parts = threading.Event(), []
-    for part in greedy(model, cache=cache, cancel=cancel):
-        parts.append(part)
-        if len(parts) == 3:
-            cancel.set()
-    assert parts[-1].finish_reason == "cancelled" and parts[-1].token is None
-    assert parts[-1].generation_tokens == 3
-    return parts
-
-
-def by_callable(model, cache):
-    parts = []
-    for part in greedy(model, cache=cache, cancel=lambda: len(parts) >= 2):
-        parts.append(part)
-    assert parts[-1].finish_reason == "cancelled"
-    return parts
-
-
-def by_close(model, cache):
-    stream = greedy(model, cache=cache)
-    parts = [next(stream) for _ in range(3)]
-    stream.close()
-    return parts
-
-
-def by_close_at_once(model, cache):
-    stream = greedy(model, cache=cache)
-    parts = [next(stream)]
-    del stream
-    return parts
-
-
-def interrupted(model, cache, **options):
-    parts = []
-    with pytest.raises(KeyboardInterrupt):
-        for part in greedy(model, cache=cache, **options):
-            parts.append(part)
-    assert 0 < len(parts) < 12
-    return parts
-
-
-def by_interrupt_in_the_forward_pass(model, cache):
-    calls, layer = [], type(model.layers[0])
-    forward = layer.__call__
-
-    def failing(self, *arguments):
-        calls.append(self)
-        if len(calls) == 5 * len(model.layers) + 3:  # two layers of the sixth pass have taken their token
-            raise KeyboardInterrupt
-        return forward(self, *arguments)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(layer, "__call__", failing)
-        return interrupted(model, cache)
-
-
-def by_interrupt_between_token_and_part(model, cache):
-    # the cache has the token already, the caller never gets it
-    tokens = []
-
-    def token_bytes(self, token):
-        tokens.append(token)
-        if len(tokens) == 4:
-            raise KeyboardInterrupt
-        return b"x"
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Letters, "token_bytes", token_bytes)
-        return interrupted(model, cache)
-
-
-def by_interrupt_while_sampling(model, cache):
-    from mlx_qwen35.sampling import Sampler
-
-    calls, draw = [], Sampler.__call__
-
-    def failing(self, *arguments):
-        calls.append(1)
-        if len(calls) == 5:
-            raise KeyboardInterrupt
-        return draw(self, *arguments)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Sampler, "__call__", failing)
-        return interrupted(model, cache)
-
-
-ENDS = [
-    by_length,
-    by_one_token,
-    by_end_of_turn,
-    by_stop_string,
-    by_event,
-    by_callable,
-    by_close,
-    by_close_at_once,
-    by_interrupt_in_the_forward_pass,
-    by_interrupt_between_token_and_part,
-    by_interrupt_while_sampling,
-]
-
-
-@pytest.mark.parametrize("ends", ENDS)
-def test_the_cache_covers_the_prompt_and_what_was_handed_out(dense, ends):
-    cache = dense.make_cache()
-    tokens = [part.token for part in ends(dense, cache) if part.token is not None]
-    assert tokens == recomputed(dense, PROMPT, len(tokens))
-    assert_covers(dense, cache, PROMPT + tokens)
-
-
-def test_an_interrupt_while_the_moe_model_runs(model):
-    cache = model.make_cache()
-    tokens = [part.token for part in by_interrupt_in_the_forward_pass(model, cache)]
-    assert_covers(model, cache, PROMPT + tokens)
-
-
-def test_a_cancelled_prefill_keeps_whole_chunks(dense):
-    cache, progress = dense.make_cache(), []
-    parts = list(
-        greedy(
-            dense,
-            cache=cache,
-            chunk_size=2,
-            on_progress=lambda *at: progress.append(at),
-            cancel=lambda: progress[-1:] == [(4, len(PROMPT))],
-        )
-    )
-    assert [(part.token, part.finish_reason, part.prompt_tokens) for part in parts] == [(None, "cancelled", 4)]
-    assert_covers(dense, cache, PROMPT[:4])
-
-
-def test_an_interrupted_prefill_keeps_whole_chunks(dense, monkeypatch):
-    cache, calls, layer = dense.make_cache(), [], type(dense.layers[0])
-    forward = layer.__call__
-
-    def failing(self, *arguments):
-        calls.append(1)
-        if len(calls) == len(dense.layers) + 2:
-            raise KeyboardInterrupt
-        return forward(self, *arguments)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(layer, "__call__", failing)
-        list(greedy(dense, cache=cache, chunk_size=4))
-    assert_covers(dense, cache, PROMPT[:4])
-
-
-def test_cancelled_before_it_began(dense):
-    cache = dense.make_cache()
-    parts = list(greedy(dense, cache=cache, cancel=lambda: True))
-    assert [(part.token, part.text, part.finish_reason) for part in parts] == [(None, "", "cancelled")]
-    assert cache.offset == 0
 
 
 def test_a_cache_is_continued(model):
