@@ -122,12 +122,24 @@ def test_head_of_the_last_row_is_the_last_logits(model):
     np.testing.assert_allclose(np.array(model.head(hidden[:, -1])), np.array(model(tokens))[:, -1], atol=1e-5)
 
 
-def test_positions_are_relative():
-    """A shift of all positions, as an image earlier in the prompt makes, changes no text logits."""
-    model, _ = tiny_model("dense")
-    shifted = model.make_cache()
-    shifted.rope_delta = 1000
-    np.testing.assert_allclose(run(model, some_tokens(9), cache=shifted), run(model, some_tokens(9)), atol=1e-3)
+def test_rope_delta_shifts_what_comes_after():
+    """As an image does, which takes fewer positions than tokens."""
+    model, reference = tiny_model("dense", layer_types=[F, L, F])
+    cache, tokens = model.make_cache(), some_tokens(30)
+    run(model, tokens[:20], cache=cache)
+    cache.rope_delta = -8
+    wanted = reference.logits(tokens, positions=[*range(20), *range(12, 22)])
+    np.testing.assert_allclose(run(model, tokens[20:], cuts=[4], cache=cache), wanted[20:], atol=TOLERANCE)
+
+
+def test_positions_count_from_the_first_token_of_each_row():
+    model, _ = tiny_model("dense", layer_types=[F])
+    rope, seen = model._rope, []
+    model._rope = lambda positions: seen.append(positions.tolist()) or rope(positions)
+    cache = model.make_cache(2, [3, 0])
+    model(mx.ones((2, 5), mx.int32), cache)
+    model(mx.ones((2, 2), mx.int32), cache)
+    assert seen == [[[0, 0, 0, 0, 1], [0, 1, 2, 3, 4]], [[2, 3], [5, 6]]]
 
 
 def test_bfloat16_stays_bfloat16_but_for_the_delta_state():

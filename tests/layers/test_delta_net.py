@@ -54,16 +54,14 @@ def test_padding_leaves_no_trace(cut):
 @pytest.mark.parametrize("kernel", [1, 2, 4])
 def test_window_is_the_last_inputs_and_no_more(kernel):
     conv = ShortConv(5, kernel)
+    mx.eval(conv.parameters())
+    before = mx.get_active_memory()
     x = mx.array(np.random.RandomState(0).standard_normal((2, 1000, 5)).astype(np.float32))
     y, window = conv(x, None)
     assert y.shape == x.shape
     np.testing.assert_array_equal(np.array(window), np.array(x)[:, 1001 - kernel :])
-    if kernel > 1:
-        mx.eval(window)
-        mx.clear_cache()
-        before = mx.get_active_memory()
-        del x, y
-        assert before - mx.get_active_memory() >= 1000 * 2 * 5 * 4  # the chunk is gone although its window lives
+    del x, y
+    assert mx.get_active_memory() - before < 1000  # the chunk is gone although its window lives
 
 
 def test_decay_is_float32_whatever_the_weights():
