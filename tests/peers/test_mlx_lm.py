@@ -19,6 +19,7 @@ TOLERANCE = 2e-3
 # Every input width a multiple of 64, so that each quantization group fits; heads and layers stay unequal.
 SIZES = {
     "layer_types": ["linear_attention", "linear_attention", "full_attention"],
+    "full_attention_interval": 3,  # mlx-lm reads this and not layer_types
     "hidden_size": 128,
     "head_dim": 32,
     "num_attention_heads": 6,
