@@ -2,6 +2,7 @@
 
 import pytest
 
+from mlx_qwen35 import generation
 from mlx_qwen35.cli.timeline import Timeline
 from mlx_qwen35.config import ModelConfig
 from mlx_qwen35.generation import prefill, stream_generate
@@ -34,6 +35,23 @@ def test_reset_help_and_exit(speak, run):
     done = run("chat", "--model", "x", "--no-think", stdin="one\n/reset\none\n/help\n/exit\none\n")
     assert done.out == "hello\nhello\n" and "/reset" in done.err
     assert said.processor.decode(said.model._seen).count("one") == 1
+
+
+def test_an_answer_without_a_token_leaves_no_message(speak, run):
+    said = speak("hello")
+    done = run("chat", "--model", "x", "--no-think", "-n", "0", stdin="one\ntwo\n")
+    assert (done.status, done.out) == (0, "")
+    assert "one" not in said.processor.decode(said.model._seen)
+
+
+def test_a_penalty_knows_the_kept_tokens(speak, run, monkeypatch):
+    said = speak("hello", "hello")
+    calls, stream = [], generation.stream_generate
+    monkeypatch.setattr(generation, "stream_generate", lambda *a, **k: calls.append((a[2], k)) or stream(*a, **k))
+    run("chat", "--model", "x", "--no-think", stdin="one\ntwo\n")
+    whole = [said.processor.decode([*options["cached_ids"], *prompt.tokens]) for prompt, options in calls]
+    assert len(calls[1][1]["cached_ids"]) > 5
+    assert all(text.startswith("<|im_start|>user\none<|im_end|>") for text in whole)
 
 
 def test_a_tool_call_waits_for_its_result(speak, run, tmp_path):
@@ -105,5 +123,11 @@ def test_where_a_timeline_goes_on(checkpoint):
     assert timeline.tokens == [1, 2, 3, 4]
     assert timeline.go_on([1, 2, 3, 4, 5]) == 4  # from the end
     assert timeline.go_on([1, 2, 9]) == 2 == timeline.cache.offset  # from the mark
+    prefill(model, [3, 4], timeline.cache)
+    timeline.settle([1, 2, 3, 4])
+    assert timeline.go_on([1, 7, 3]) == 0 == timeline.cache.offset  # another beginning
+    prefill(model, [1, 2], timeline.cache)
+    timeline.mark()
+    timeline.settle([1, 2])
     assert timeline.go_on([1, 2]) == 0 == timeline.cache.offset  # nothing would be left to compute
     assert timeline.tokens == []
