@@ -147,13 +147,13 @@ def forward(model: Trainee, batch: dict) -> tuple[torch.Tensor, dict[str, float]
     return loss, parts, right
 
 
-def optimizers(model: Trainee) -> list[torch.optim.Optimizer]:
+def optimizers(model: Trainee, rank: int, workers: int) -> list[torch.optim.Optimizer]:
     matrices, others = [], []
     for name, p in model.named_parameters():
         table = any(k in name for k in ("embed_tokens", "lm_head", "pos_embed", "conv1d", "patch_embed", "gate.weight"))
         (others if table or p.ndim < 2 else matrices).append(p)
     return [
-        Muon(matrices, lr=0.02, weight_decay=0.01),
+        Muon(matrices, lr=0.02, weight_decay=0.01, rank=rank, workers=workers),
         torch.optim.AdamW(others, lr=3e-3, betas=(0.9, 0.98), weight_decay=0.0),
     ]
 
@@ -163,8 +163,15 @@ def schedule(done: float) -> float:
     return min(1.0, 0.05 + done / 0.01, max(0.0, (1 - done) / 0.33))
 
 
-def examples(encoder: Encoder, rng: random.Random, skill_right: dict[str, float], count: int) -> list[Encoded]:
-    """Training cases; a skill that is not yet right is drawn more often."""
+def longest(done: float) -> int:
+    """Short questions first: the longest that is asked after `done` of the run, in tokens."""
+    return 96 if done < 0.12 else round(96 + 4000 * (done - 0.12))
+
+
+def examples(
+    encoder: Encoder, rng: random.Random, skill_right: dict[str, float], count: int, limit: int
+) -> list[Encoded]:
+    """Training cases of at most `limit` tokens; a skill that is not yet right is drawn more often."""
     names = [*SKILLS]
     weights = [SHARE.get(n, 1.0) * (1.15 - skill_right.get(n, 0.0)) for n in names]
     out = []
@@ -172,7 +179,9 @@ def examples(encoder: Encoder, rng: random.Random, skill_right: dict[str, float]
         case = draw(SKILLS[name], rng, held_out=False)
         if name in TEXT_SKILLS and rng.random() < 0.08:
             case = with_history(case, rng)
-        out.append(encoder.encode(case))
+        encoded = encoder.encode(case)
+        if len(encoded.ids) <= limit:
+            out.append(encoded)
     return out
 
 
@@ -238,7 +247,7 @@ def train(rank: int, args: argparse.Namespace, meeting: str) -> None:
     built._experts_implementation = "grouped_mm"
     built.text_config._experts_implementation = "grouped_mm"
     model = Trainee(built).float().train()
-    opts = optimizers(model)
+    opts = optimizers(model, rank, args.workers)
     peaks = [o.param_groups[0]["lr"] for o in opts]
     progress = {"step": 0, "tokens": 0, "seconds": 0.0}
     skill_right: dict[str, float] = {}
@@ -271,7 +280,8 @@ def train(rank: int, args: argparse.Namespace, meeting: str) -> None:
     start = time.time()
     while progress["tokens"] < args.tokens:
         if not pending:
-            pending = list(batches(examples(encoder, rng, skill_right, 600), args.budget, rng))
+            limit = longest(progress["tokens"] / args.tokens)
+            pending = list(batches(examples(encoder, rng, skill_right, 600, limit), args.budget, rng))
         batch = collate(pending.pop(), encoder.token("<|endoftext|>"))
         loss, parts, right = forward(model, batch)
         loss.backward()
