@@ -28,8 +28,11 @@ class KVCache:
         """Append keys and values [B, Hkv, T, D]; returns all that are held, [B, Hkv, offset, D] each."""
         start, stop = self.offset, self.offset + keys.shape[2]
         if self.keys is None or stop > self.keys.shape[2]:
-            self.keys = _grown(self.keys, keys, start, stop)
-            self.values = _grown(self.values, values, start, stop)
+            # In one assignment: an interrupt between two would leave buffers of unequal length.
+            self.keys, self.values = (
+                _grown(self.keys, keys, start, stop),
+                _grown(self.values, values, start, stop),
+            )
         self.keys[..., start:stop, :] = keys
         self.values[..., start:stop, :] = values
         self.offset = stop

@@ -20,6 +20,7 @@ DENSE_TYPES = ("qwen3_5", "qwen3_5_text")
 MOE_TYPES = ("qwen3_5_moe", "qwen3_5_moe_text")
 LAYER_KINDS = ("linear_attention", "full_attention")
 GROUP_SIZES = {"affine": (32, 64, 128), "mxfp4": (32,), "mxfp8": (32,), "nvfp4": (16,)}
+USUAL = {"affine": (4, 64), "mxfp4": (4, 32), "mxfp8": (8, 32), "nvfp4": (4, 16)}  # bits, group size
 BITS = {"affine": (2, 3, 4, 5, 6, 8), "mxfp4": (4,), "mxfp8": (8,), "nvfp4": (4,)}
 
 # Far above any published size: a larger number is a damaged file, and arrays of it could not even be described.
@@ -444,7 +445,11 @@ def _quant_spec(spec: _Reader) -> QuantSpec:
     mode = spec.values.get("mode") or "affine"
     if not isinstance(mode, str) or mode not in BITS:
         raise spec.fail("mode", f"is {mode!r:.80}; MLX knows {', '.join(BITS)}")
-    bits, group_size = spec.size("bits"), spec.size("group_size")
+    # mlx-lm's mixed recipes write null where they mean what the mode comes with.
+    bits, group_size = (
+        usual if key in spec.values and not spec.has(key) else spec.size(key)
+        for key, usual in zip(("bits", "group_size"), USUAL[mode], strict=True)
+    )
     if bits not in BITS[mode] or group_size not in GROUP_SIZES[mode]:
         raise spec.fail("bits", f"{bits} with group_size {group_size} is no {mode} quantization that MLX has")
     return QuantSpec(bits, group_size, mode)

@@ -86,7 +86,8 @@ class Model(nn.Module):
                 readable = mx.arange(start + length) >= padding
                 positions = mx.maximum(positions - padding, 0)
         rope = self._rope(positions)
-        x = self.embed_tokens(tokens)
+        # An embedding in one of the mx modes comes out in bfloat16, whatever the model computes in.
+        x = self.embed_tokens(tokens).astype(self.norm.weight.dtype)
         states = cache.layers if cache is not None else [None] * len(self.layers)
         for layer, state in zip(self.layers, states, strict=True):
             x = layer(x, rope, state, readable)

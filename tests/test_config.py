@@ -239,6 +239,7 @@ def test_mlx_quantization():
         "language_model.model.layers.0.mlp.gate": {"group_size": 64, "bits": 8},
         "language_model.model.embed_tokens": True,
         "lm_head": False,
+        "norm": {"group_size": None, "bits": None},
     }
     for key in ("quantization", "quantization_config"):
         found = read(tiny_config() | {key: quantization}).quantization
@@ -247,6 +248,7 @@ def test_mlx_quantization():
             "language_model.model.layers.0.mlp.gate": QuantSpec(8, 64, "affine"),
             "language_model.model.embed_tokens": QuantSpec(8, 32, "mxfp8"),
             "lm_head": None,
+            "norm": QuantSpec(4, 64, "affine"),
         }
 
 
