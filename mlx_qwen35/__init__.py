@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from mlx_qwen35.checkpoint.convert import convert
     from mlx_qwen35.config import ModelConfig
     from mlx_qwen35.errors import CheckpointError, PromptError, Qwen35Error
-    from mlx_qwen35.generation import Part, generate, stream_generate
+    from mlx_qwen35.generation import Completion, Part, generate, generate_batch, stream_generate
     from mlx_qwen35.library import load, load_model
     from mlx_qwen35.model import Model
     from mlx_qwen35.processor import Processor, Prompt
@@ -21,6 +21,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CheckpointError",
+    "Completion",
     "Model",
     "ModelConfig",
     "Part",
@@ -31,6 +32,7 @@ __all__ = [
     "Sampling",
     "convert",
     "generate",
+    "generate_batch",
     "load",
     "load_model",
     "stream_generate",
@@ -38,6 +40,7 @@ __all__ = [
 
 _HOME = {
     "CheckpointError": "errors",
+    "Completion": "generation",
     "Model": "model",
     "ModelConfig": "config",
     "Part": "generation",
@@ -48,6 +51,7 @@ _HOME = {
     "Sampling": "sampling",
     "convert": "checkpoint.convert",
     "generate": "generation",
+    "generate_batch": "generation",
     "load": "library",
     "load_model": "library",
     "stream_generate": "generation",
