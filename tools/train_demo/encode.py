@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,17 +85,13 @@ class Encoder:
         return out
 
 
-def batches(encoded: list[Encoded], budget: int, rng: random.Random) -> Iterator[list[Encoded]]:
-    """Groups of similar length whose padded size stays within `budget` tokens, in random order."""
-    ordered = sorted(encoded, key=lambda e: len(e.ids))
-    groups: list[list[Encoded]] = []
+def batches(encoded: list[Encoded], budget: int) -> Iterator[list[Encoded]]:
+    """Groups of similar length, from short to long, whose padded size stays within `budget` tokens."""
     group: list[Encoded] = []
-    for item in ordered:
+    for item in sorted(encoded, key=lambda e: len(e.ids)):
         if group and len(item.ids) * (len(group) + 1) > budget:
-            groups.append(group)
+            yield group
             group = []
         group.append(item)
     if group:
-        groups.append(group)
-    rng.shuffle(groups)
-    yield from groups
+        yield group

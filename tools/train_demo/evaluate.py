@@ -3,7 +3,8 @@
     python tools/train_demo/evaluate.py [--per-skill 200] [--model FOLDER]
 
 Writes accuracy.json beside this file: the share of right held-out answers for each skill, how evenly the experts are
-used, and how often the prediction head's first draft is what greedy decoding says. Needs torch and transformers.
+used, and how often the prediction head's first draft is what greedy decoding says; and, for the tests, the logits of
+a held-out question of each text skill. Needs torch and transformers.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
+import numpy as np
 import torch
 from case import Case, held_out_set
 from encode import DEMO, Encoded, Encoder
@@ -25,6 +27,7 @@ from transformers import AutoModelForImageTextToText
 from transformers.models.qwen3_5_moe import modeling_qwen3_5_moe as reference
 
 RESULT = Path(__file__).with_name("accuracy.json")
+VECTORS = Path(__file__).parents[2] / "tests" / "demo" / "vectors.npz"
 MAX_NEW_TOKENS = 160
 
 
@@ -91,6 +94,17 @@ class Examiner:
         return (guess[first - 2 : -1] == ids[0, first:]).tolist()
 
 
+    @torch.no_grad()
+    def vectors(self, cases: list[Case]) -> dict[str, np.ndarray]:
+        """For each case ids_SKILL [T], prompt and right reply, and logits_SKILL [T, vocab] in float32."""
+        out = {}
+        for item in map(self.encoder.encode, cases):
+            ids = torch.tensor([item.ids])
+            out[f"ids_{item.case.skill}"] = np.array(item.ids, np.int32)
+            out[f"logits_{item.case.skill}"] = self.model(input_ids=ids).logits[0].numpy()
+        return out
+
+
 def grouped(items: list[Encoded], most: int = 32) -> list[list[Encoded]]:
     """Items whose prompts have one length and whose media have one shape; at most `most` together."""
     by_shape: dict[tuple, list[Encoded]] = defaultdict(list)
@@ -137,6 +151,7 @@ def main() -> None:
         "seconds": round(time.time() - start),
     }
     if args.model == DEMO:
+        np.savez_compressed(VECTORS, **examiner.vectors([*held_out_set(TEXT_SKILLS, 1)]))
         RESULT.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))
 

@@ -27,6 +27,7 @@ from geometry import demo_config
 from mtp import MultiTokenPredictor
 from muon import Muon
 from picture_skills import PICTURE_SKILLS
+from routed import routed_experts
 from safetensors.torch import save_file
 from text_skills import TEXT_SKILLS, UNSCORED, with_history
 from transformers import Qwen3_5MoeConfig, Qwen3_5MoeForConditionalGeneration
@@ -46,16 +47,21 @@ class Trainee(torch.nn.Module):
         self.main = Qwen3_5MoeForConditionalGeneration(config)
         self.mtp = MultiTokenPredictor(self.main.config.text_config)
         self.router_logits: list[torch.Tensor] = []
-        std = config.text_config.initializer_range
-        for name, p in self.mtp.named_parameters():
-            if p.ndim > 1:
-                torch.nn.init.normal_(p, std=std)
-            elif "norm" in name:
+        # Tokens enter the residual stream at full size and every block starts by adding nothing: with the published
+        # initializer_range (0.02) the first blocks drown the tokens, and copying is not learned for a long time.
+        writers = ("out_proj", "o_proj", "down_proj", "attn.proj", "linear_fc2")
+        for name, p in self.named_parameters():
+            if "embed_tokens" in name:
+                torch.nn.init.normal_(p, std=1.0)
+            elif name.startswith("mtp.") and p.ndim == 1:
                 torch.nn.init.zeros_(p)
+            elif p.ndim > 1 and any(w in name for w in writers) and "merger" not in name:
+                torch.nn.init.zeros_(p)
+            elif p.ndim > 1 and "conv1d" not in name:
+                torch.nn.init.normal_(p, std=0.5 * p[0].numel() ** -0.5 if p.ndim != 3 else 0.5 * p.shape[-1] ** -0.5)
         for module in self.modules():
             if isinstance(module, reference.Qwen3_5MoeTopKRouter):
                 module.register_forward_hook(lambda _m, _i, out: self.router_logits.append(out[0]))
-                torch.nn.init.normal_(module.weight, std=std)
             if isinstance(module, reference.Qwen3_5MoeGatedDeltaNet):  # memories of 5 to 1,000 tokens to begin with
                 with torch.no_grad():
                     module.A_log.copy_(torch.empty_like(module.A_log).uniform_(0.5, 2).log())
@@ -148,13 +154,14 @@ def forward(model: Trainee, batch: dict) -> tuple[torch.Tensor, dict[str, float]
 
 
 def optimizers(model: Trainee, rank: int, workers: int) -> list[torch.optim.Optimizer]:
-    matrices, others = [], []
+    matrices, tables, others = [], [], []
     for name, p in model.named_parameters():
-        table = any(k in name for k in ("embed_tokens", "lm_head", "pos_embed", "conv1d", "patch_embed", "gate.weight"))
-        (others if table or p.ndim < 2 else matrices).append(p)
+        small = any(k in name for k in ("lm_head", "pos_embed", "conv1d", "patch_embed", "gate.weight"))
+        (tables if "embed_tokens" in name else others if small or p.ndim < 2 else matrices).append(p)
     return [
-        Muon(matrices, lr=0.02, weight_decay=0.01, rank=rank, workers=workers),
-        torch.optim.AdamW(others, lr=3e-3, betas=(0.9, 0.98), weight_decay=0.0),
+        Muon(matrices, lr=0.01, weight_decay=0.1, rank=rank, workers=workers),
+        torch.optim.AdamW(tables, lr=1e-2, betas=(0.9, 0.98), weight_decay=0.0),
+        torch.optim.AdamW(others, lr=2e-3, betas=(0.9, 0.98), weight_decay=0.0),
     ]
 
 
@@ -190,7 +197,7 @@ def held_out_accuracy(model: Trainee, encoder: Encoder, per_skill: int) -> dict[
     """Share of held-out questions whose whole reply greedy decoding would give."""
     cases = [encoder.encode(c) for c in held_out_set({**TEXT_SKILLS, **PICTURE_SKILLS}, per_skill)]
     right: dict[str, list[bool]] = defaultdict(list)
-    for group in batches(cases, 4096, random.Random(0)):
+    for group in batches(cases, 4096):
         for skill, fine in forward(model, collate(group, 0))[2].items():
             right[skill] += fine
     return {skill: round(sum(r) / len(r), 4) for skill, r in right.items()}
@@ -240,12 +247,11 @@ def train(rank: int, args: argparse.Namespace, meeting: str) -> None:
             "gloo", init_method=f"file://{meeting}/peers", rank=rank, world_size=args.workers
         )
     reference.torch_chunk_gated_delta_rule = chunked_gated_delta_rule
+    reference.Qwen3_5MoeExperts.forward = routed_experts
     torch.manual_seed(0)
     encoder = Encoder()
     config = demo_config({t: encoder.token(t) for t in encoder.tokenizer.get_vocab()})
     built = Qwen3_5MoeConfig(**config)
-    built._experts_implementation = "grouped_mm"
-    built.text_config._experts_implementation = "grouped_mm"
     model = Trainee(built).float().train()
     opts = optimizers(model, rank, args.workers)
     peaks = [o.param_groups[0]["lr"] for o in opts]
@@ -281,7 +287,12 @@ def train(rank: int, args: argparse.Namespace, meeting: str) -> None:
     while progress["tokens"] < args.tokens:
         if not pending:
             limit = longest(progress["tokens"] / args.tokens)
-            pending = list(batches(examples(encoder, rng, skill_right, 600, limit), args.budget, rng))
+            # Workers wait for each other after every step: they take batches of like length at the same time.
+            pending = list(batches(examples(encoder, rng, skill_right, 600, limit), args.budget))
+            count = torch.tensor(len(pending))
+            if args.workers > 1:
+                torch.distributed.all_reduce(count, torch.distributed.ReduceOp.MIN)
+            pending = random.Random(f"order/{progress['step']}").sample(pending[-count:], count)
         batch = collate(pending.pop(), encoder.token("<|endoftext|>"))
         loss, parts, right = forward(model, batch)
         loss.backward()
