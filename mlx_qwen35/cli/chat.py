@@ -169,7 +169,7 @@ class Conversation:
                     **{**self._settings, "on_progress": on_progress},
                 )
                 for part in stream:
-                    parts.append(part)
+                    parts.append(replace(part, logprobs=None))  # a megabyte a token
                     screen.show(part)
         finally:
             answered = [part.token for part in parts if part.token is not None]

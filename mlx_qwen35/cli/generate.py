@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mlx_qwen35.cli import options
@@ -79,7 +80,7 @@ class _Object:
         self._parts: list[Part] = []
 
     def show(self, part: Part) -> None:
-        self._parts.append(part)
+        self._parts.append(replace(part, logprobs=None))  # a megabyte a token
 
     def end(self, last: Part) -> None:
         record: dict[str, Any] = {

@@ -2,6 +2,7 @@
 
 import json
 import re
+import weakref
 
 import pytest
 
@@ -82,6 +83,22 @@ def test_json_object(speak, run):
         "generation_tps",
         "peak_memory",
     }
+
+
+@pytest.mark.parametrize("command", [("generate", "-p", "hi", "--json"), ("chat",)])
+def test_no_token_keeps_its_log_probabilities(speak, run, monkeypatch, command):
+    speak("hello the hello the hello")
+    stream, given, alive = generation.stream_generate, [], []
+
+    def watched(*args, **options):
+        for part in stream(*args, **options):
+            given.append(weakref.ref(part.logprobs))
+            alive.append(sum(logprobs() is not None for logprobs in given))
+            yield part
+
+    monkeypatch.setattr(generation, "stream_generate", watched)
+    assert run(*command, "--model", "x", "--no-think", stdin="hi").status == 0
+    assert len(given) > 4 and max(alive) <= 2
 
 
 def test_json_lines(speak, run):
