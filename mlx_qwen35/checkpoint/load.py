@@ -14,7 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_qwen35.checkpoint.inventory import KEPT_FLOAT32
-from mlx_qwen35.checkpoint.source import FLOATS, Part, open_source, read_parts
+from mlx_qwen35.checkpoint.source import FLOATS, Part, Source, open_source, read_parts
 from mlx_qwen35.config import ModelConfig
 from mlx_qwen35.errors import CheckpointError
 from mlx_qwen35.model import Model
@@ -42,6 +42,7 @@ def load_model(
     compute = compute_dtype(dtype)
     config = _limited(ModelConfig.from_folder(folder), context_length, Path(folder))
     source = open_source(folder, config)
+    _check_experts(source, compute)
     model = Model(config)
     if source.specs:
 
@@ -81,6 +82,17 @@ def _dtype_of(part: Part, compute: mx.Dtype) -> mx.Dtype | None:
     if part.dtype not in FLOATS or (part.dtype == "F32" and part.ours.endswith(KEPT_FLOAT32)):
         return None
     return compute
+
+
+def _check_experts(source: Source, compute: mx.Dtype) -> None:
+    """Refuse what MLX's CPU backend would refuse in the middle of the first answer."""
+    experts = (part for ours, part in source.parts.items() if "mlp.experts." in ours and ours.endswith(".weight"))
+    plain = any(part.dtype in FLOATS for part in experts)
+    if plain and compute != mx.float32 and mx.default_device().type == mx.cpu:
+        raise CheckpointError(
+            f"{source.folder} has unquantized experts, which MLX computes on the CPU in float32 only: "
+            "leave dtype out, or give float32"
+        )
 
 
 def _limited(config: ModelConfig, context_length: int | None, folder: Path) -> ModelConfig:

@@ -12,6 +12,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlx_qwen35.checkpoint import files
+from mlx_qwen35.checkpoint.convert import convert
 from mlx_qwen35.checkpoint.load import load_model
 from mlx_qwen35.errors import CheckpointError
 from tests.checkpoints import Tensors, random_tensors, relayout, tiny_config, write_checkpoint, write_safetensors
@@ -285,6 +286,14 @@ def test_fp8_weights_are_refused_by_name(tmp_path: Path) -> None:
     path.write_bytes(len(text).to_bytes(8, "little") + text + raw[8 + length :])
     with pytest.raises(CheckpointError, match="embed_tokens.weight in .* has dtype F8_E4M3.*FP8 is not supported yet"):
         load_model(folder)
+
+
+@pytest.mark.skipif(mx.default_device().type != mx.cpu, reason="a GPU multiplies experts in every dtype")
+def test_experts_in_half_precision_are_refused_on_the_cpu(tmp_path: Path) -> None:
+    folder = make(tmp_path / "a", "moe", sizes={"moe_intermediate_size": 32})
+    with pytest.raises(CheckpointError, match="a has unquantized experts.*leave dtype out"):
+        load_model(folder, dtype="bfloat16")
+    load_model(convert(folder, tmp_path / "b", group_size=32), dtype="bfloat16")
 
 
 def test_context_length(tmp_path: Path) -> None:
