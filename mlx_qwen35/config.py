@@ -144,7 +144,7 @@ class ModelConfig:
         try:
             raw = json.loads(path.read_bytes())
         except FileNotFoundError:
-            raise CheckpointError(f"{path} does not exist: give the folder that holds a checkpoint's files") from None
+            raise CheckpointError(f"{path} does not exist: {_advice(path.parent)}") from None
         except OSError as error:
             raise CheckpointError(f"{path} cannot be read ({error}): check the path and its permissions") from None
         except (ValueError, RecursionError) as error:
@@ -176,6 +176,15 @@ class ModelConfig:
             source_quantization=source,
             raw=raw,
         )
+
+
+def _advice(folder: Path) -> str:
+    """What to do about a folder without config.json."""
+    if any(folder.glob("*.gguf")):
+        return "GGUF files are llama.cpp's; give a folder with the safetensors of the same model"
+    if (folder / "adapter_config.json").exists():
+        return "this folder holds an adapter; give the folder of the model that it belongs to, or fuse the two"
+    return "give the folder that holds a checkpoint's files"
 
 
 def _kind(value: Any) -> str:

@@ -291,6 +291,12 @@ def test_missing_files_are_named(tmp_path):
     for folder in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(CheckpointError, match="config.json does not exist"):
             ModelConfig.from_folder(folder)
+    (tmp_path / "adapter_config.json").touch()
+    with pytest.raises(CheckpointError, match="holds an adapter; give the folder of the model"):
+        ModelConfig.from_folder(tmp_path)
+    (tmp_path / "Qwen3.5-4B-Q4_K_M.gguf").touch()
+    with pytest.raises(CheckpointError, match="GGUF files are llama.cpp's; give .* safetensors"):
+        ModelConfig.from_folder(tmp_path)
     (tmp_path / "config.json").mkdir()
     with pytest.raises(CheckpointError, match="cannot be read"):
         ModelConfig.from_folder(tmp_path)
