@@ -127,9 +127,12 @@ def read_prompt(given: str) -> str:
     if given != "-":
         return given
     try:
-        return sys.stdin.read().rstrip("\n")
+        text = sys.stdin.read().rstrip("\n")
     except UnicodeDecodeError as error:
         raise PromptError(f"standard input is no text ({error}); give UTF-8") from error
+    if not text:
+        raise PromptError("standard input is empty; pipe a text into the command, or give one with -p TEXT")
+    return text
 
 
 def _given(args: argparse.Namespace) -> dict[str, Any]:

@@ -66,6 +66,12 @@ def test_the_prompt_from_standard_input(speak, run):
     assert "<|im_start|>user\none\ntwo<|im_end|>" in said.processor.decode(said.model._seen)
 
 
+def test_an_empty_standard_input_is_refused_before_loading(speak, run):
+    said = speak("ok")
+    done = run("generate", "--model", "x", "-p", "-", stdin="\n")
+    assert done.status == 2 and "standard input is empty" in done.err and said.loads == []
+
+
 def test_json_object(speak, run):
     speak(f"why\n</think>\n\nI add.\n{CALL}")
     done = run("generate", "--model", "x", "-p", "hi", "--json")
