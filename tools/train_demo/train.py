@@ -4,7 +4,8 @@
 
 Each worker is a process with one thread that reads its own cases; gradients are averaged after every step. STATE keeps
 weights, optimizer and progress (about 100 MB, outside the repository). Every `--every` steps the state, the BF16
-checkpoint in mlx_qwen35/demo and the log beside this file are written. Needs torch and transformers.
+checkpoint in mlx_qwen35/demo and the log beside this file are written; without a STATE a run goes on from these. Needs
+torch and transformers.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from mtp import MultiTokenPredictor
 from muon import Muon
 from picture_skills import PICTURE_SKILLS
 from routed import routed_experts
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from text_skills import TEXT_SKILLS, UNSCORED, with_history
 from transformers import Qwen3_5MoeConfig, Qwen3_5MoeForConditionalGeneration
 from transformers.models.qwen3_5_moe import modeling_qwen3_5_moe as reference
@@ -259,7 +260,13 @@ def train(rank: int, args: argparse.Namespace, meeting: str) -> None:
     skill_right: dict[str, float] = {}
     args.state.mkdir(parents=True, exist_ok=True)
     file = args.state / "state.pt"
-    if file.exists():
+    if not file.exists() and (DEMO / "model.safetensors").exists() and LOG.exists():
+        # A new machine: the package has the weights, only the optimizers begin again.
+        saved = load_file(DEMO / "model.safetensors")
+        model.load_state_dict({k if k.startswith("mtp.") else f"main.{k}": v.float() for k, v in saved.items()})
+        last = json.loads(LOG.read_text().splitlines()[-1])
+        progress, skill_right = {k: last[k] for k in progress}, last["right"]
+    elif file.exists():
         state = torch.load(file, weights_only=True)
         model.load_state_dict(state["model"])
         for o, s in zip(opts, state["optimizers"], strict=True):
