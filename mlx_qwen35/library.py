@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlx_qwen35.checkpoint.load import load_model
+from mlx_qwen35.checkpoint.load import load_model, read_config
 from mlx_qwen35.errors import CheckpointError
 from mlx_qwen35.processor import Processor
 
@@ -36,8 +36,9 @@ def load(
     Raises CheckpointError if there is no such folder or something in it is missing, damaged or not supported.
     """
     folder = find(ref)
-    model = load_model(folder, dtype=dtype, context_length=context_length, on_progress=on_progress)
-    return model, Processor.from_folder(folder, model.config)
+    # The small files first: a tokenizer that is missing should not be found out after minutes of weights.
+    processor = Processor.from_folder(folder, read_config(folder, context_length))
+    return load_model(folder, dtype=dtype, context_length=context_length, on_progress=on_progress), processor
 
 
 def find(ref: str | Path | None) -> Path:

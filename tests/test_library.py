@@ -30,6 +30,17 @@ def test_load(folder: Path) -> None:
     assert library.load_model is mlx_qwen35.load_model
 
 
+def test_a_broken_tokenizer_is_found_before_the_weights_are_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*given: object) -> None:
+        raise CheckpointError("no tokenizer")
+
+    monkeypatch.setattr(library.Processor, "from_folder", broken)
+    seen: list[int] = []
+    with pytest.raises(CheckpointError, match="no tokenizer"):
+        mlx_qwen35.load(folder, on_progress=lambda done, total: seen.append(done))
+    assert seen == []
+
+
 def test_a_name_may_be_text_or_path(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert library.find(str(folder)) == library.find(folder) == folder
     monkeypatch.setenv("HOME", str(folder.parent))

@@ -40,7 +40,7 @@ def load_model(
     over or of another shape or kind than config.json says.
     """
     compute = compute_dtype(dtype)
-    config = _limited(ModelConfig.from_folder(folder), context_length, Path(folder))
+    config = read_config(folder, context_length)
     source = open_source(folder, config)
     _check_experts(source, compute)
     model = Model(config)
@@ -95,7 +95,12 @@ def _check_experts(source: Source, compute: mx.Dtype) -> None:
         )
 
 
-def _limited(config: ModelConfig, context_length: int | None, folder: Path) -> ModelConfig:
+def read_config(folder: str | Path, context_length: int | None = None) -> ModelConfig:
+    """The config of a checkpoint folder; context_length: the most tokens to allow, None is what the checkpoint allows.
+
+    Raises CheckpointError if config.json is missing, damaged or not supported, or allows fewer tokens.
+    """
+    config = ModelConfig.from_folder(folder)
     if context_length is None:
         return config
     most = config.text.max_position_embeddings
@@ -103,7 +108,7 @@ def _limited(config: ModelConfig, context_length: int | None, folder: Path) -> M
         raise ValueError(f"context_length is {context_length}; give a number of tokens, at most {most}")
     if context_length > most:
         raise CheckpointError(
-            f"{folder / 'config.json'} allows {most} tokens (max_position_embeddings), not {context_length}. "
+            f"{Path(folder) / 'config.json'} allows {most} tokens (max_position_embeddings), not {context_length}. "
             "Beyond that Qwen3.5 needs YaRN: add it to rope_parameters as docs/CHECKPOINTS.md shows, and raise it there"
         )
     return replace(config, text=replace(config.text, max_position_embeddings=context_length))
