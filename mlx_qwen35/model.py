@@ -42,13 +42,15 @@ class DecoderLayer(nn.Module):
         rope: tuple[mx.array, mx.array],
         cache: KVCache | DeltaState | None,
         readable: mx.array | None,
+        present: mx.array | None,
     ) -> mx.array:
-        """x [B, T, H] -> [B, T, H]; readable [B, S >= T]: which positions up to the last of x are not padding."""
+        """x [B, T, H] -> [B, T, H]. Which positions are tokens and not padding (None: all), readable [B, S]: of all up
+        to the last of x; present [B, T]: of those of x."""
         h = self.input_layernorm(x)
         if self.is_attention:
             x = x + self.self_attn(h, rope, cache, readable)
         else:
-            x = x + self.linear_attn(h, cache, None if readable is None else readable[:, -x.shape[1] :])
+            x = x + self.linear_attn(h, cache, present)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -76,21 +78,23 @@ class Model(nn.Module):
             raise ValueError(f"tokens must be [batch, length] with at least one token, not {list(tokens.shape)}")
         length = tokens.shape[1]
         start = cache.offset if cache is not None else 0
-        # [B or 1, S]: only while padding can be read; text has one position per token, so rope gets [B or 1, T].
-        readable = None
+        # [B, S], [B, T]: masks where there is padding to hide; text has one position per token: rope gets [B or 1, T].
+        readable = present = None
         positions = mx.arange(start, start + length)[None]
         if cache is not None:
             positions = positions + cache.rope_delta
             if cache.left_padding is not None:
                 padding = cache.left_padding[:, None]
                 readable = mx.arange(start + length) >= padding
+                if start < cache.longest_padding:
+                    present = readable[:, start:]
                 positions = mx.maximum(positions - padding, 0)
         rope = self._rope(positions)
         # An embedding in one of the mx modes comes out in bfloat16, whatever the model computes in.
         x = self.embed_tokens(tokens).astype(self.norm.weight.dtype)
         states = cache.layers if cache is not None else [None] * len(self.layers)
         for layer, state in zip(self.layers, states, strict=True):
-            x = layer(x, rope, state, readable)
+            x = layer(x, rope, state, readable, present)
         if cache is not None:
             cache.offset += length
         return self.norm(x)

@@ -4,6 +4,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from mlx_qwen35.layers.delta_net import GatedDeltaNet
+
 from .tiny_model import run, some_tokens, tiny_model
 
 L, F = "linear_attention", "full_attention"
@@ -88,6 +90,22 @@ def test_padding_on_the_left_changes_nothing(model, cut):
         alone = run(model, row + [5 + n])
         np.testing.assert_allclose(logits[n, padding[n] :], alone[:-1], atol=1e-4)
         np.testing.assert_allclose(following[n, 0], alone[-1], atol=1e-4)
+
+
+def test_delta_layers_mask_only_where_there_is_padding(monkeypatch):
+    model, _ = tiny_model("dense", layer_types=[L])
+    masks, call = [], GatedDeltaNet.__call__
+
+    def watched(self, x, state, present):
+        masks.append(present)
+        return call(self, x, state, present)
+
+    monkeypatch.setattr(GatedDeltaNet, "__call__", watched)
+    cache = model.make_cache(2, [5, 0])
+    for length in (4, 2, 3, 1):
+        model(mx.ones((2, length), mx.int32), cache)
+    assert [mask is not None for mask in masks] == [True, True, False, False]
+    assert masks[1].tolist() == [[False, True], [True, True]]
 
 
 def test_rollback_is_as_if_it_never_happened(model):
