@@ -10,6 +10,7 @@ import mlx.nn as nn
 
 from ..cache import KVCache
 from ..config import TextConfig
+from ..kernels.activation import gated
 from .norm import RMSNorm
 from .rope import rotate
 
@@ -57,7 +58,7 @@ class GatedAttention(nn.Module):
             keys, values = cache.update(keys, values)
         out = causal_attention(queries, keys, values, readable)
         out = out.swapaxes(1, 2).reshape(batch, length, -1)
-        return self.o_proj(out * mx.sigmoid(gate.reshape(batch, length, -1)))
+        return self.o_proj(gated(out, gate.reshape(batch, length, -1)))
 
 
 def causal_attention(

@@ -11,7 +11,7 @@ import mlx.nn as nn
 
 from ..cache import DeltaState
 from ..config import TextConfig
-from ..kernels.activation import silu
+from ..kernels.activation import fused, silu
 from ..kernels.gated_delta import gated_delta
 from .norm import GatedRMSNorm
 
@@ -78,7 +78,7 @@ class GatedDeltaNet(nn.Module):
             k,
             v,
             decay(self.in_proj_a(x), self.A_log, self.dt_bias),
-            mx.sigmoid(self.in_proj_b(x).astype(mx.float32)),
+            write_strength(self.in_proj_b(x)),
             cache.state if cache is not None else None,
         )
         if cache is not None:
@@ -88,6 +88,13 @@ class GatedDeltaNet(nn.Module):
         return self.out_proj(out.reshape(batch, length, -1))
 
 
+@fused
+def write_strength(b: mx.array) -> mx.array:
+    """sigmoid(b) in float32."""
+    return mx.sigmoid(b.astype(mx.float32))
+
+
+@fused
 def decay(a: mx.array, A_log: mx.array, dt_bias: mx.array) -> mx.array:
     """exp(-exp(A_log) * softplus(a + dt_bias)), all in float32: in bfloat16 a decay near 1 would round to 1."""
     a, A_log, dt_bias = (p.astype(mx.float32) for p in (a, A_log, dt_bias))

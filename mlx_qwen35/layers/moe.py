@@ -11,6 +11,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..config import MoE
+from ..kernels.activation import fused
 from .mlp import MLP
 
 
@@ -38,8 +39,13 @@ class SparseMoE(nn.Module):
         rows = x.reshape(-1, x.shape[-1])  # [N, H]
         expert_ids, weights = route(self.gate(rows), self.experts_per_token)
         routed = self.experts(rows, expert_ids, weights)
-        shared = mx.sigmoid(self.shared_expert_gate(rows)) * self.shared_expert(rows)
-        return (routed + shared).reshape(x.shape)
+        return _with_shared(routed, self.shared_expert(rows), self.shared_expert_gate(rows)).reshape(x.shape)
+
+
+@fused
+def _with_shared(routed: mx.array, shared: mx.array, gate: mx.array) -> mx.array:
+    """routed, shared [N, H], gate [N, 1] -> [N, H]."""
+    return routed + mx.sigmoid(gate) * shared
 
 
 def route(logits: mx.array, experts_per_token: int) -> tuple[mx.array, mx.array]:

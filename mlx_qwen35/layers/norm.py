@@ -5,7 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..kernels.activation import silu
+from ..kernels.activation import fused
 
 
 class RMSNorm(nn.Module):
@@ -25,5 +25,11 @@ class GatedRMSNorm(RMSNorm):
     """rms(x) * weight * silu(gate): the norm of the delta layers, gated in float32."""
 
     def __call__(self, x: mx.array, gate: mx.array) -> mx.array:
-        normed = mx.fast.rms_norm(x, self.weight, self.eps).astype(mx.float32)
-        return (normed * silu(gate.astype(mx.float32))).astype(x.dtype)
+        return _gated(mx.fast.rms_norm(x, self.weight, self.eps), gate).astype(x.dtype)
+
+
+@fused
+def _gated(normed: mx.array, gate: mx.array) -> mx.array:
+    """normed * silu(gate) in float32, in the dtype of gate."""
+    exact = gate.astype(mx.float32)
+    return (normed.astype(mx.float32) * (exact * mx.sigmoid(exact))).astype(gate.dtype)

@@ -11,6 +11,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..config import Rope, Yarn
+from ..kernels.activation import fused
 
 
 class RotaryEmbedding:
@@ -49,8 +50,13 @@ def rotate(x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
     """
     half = cos.shape[-1]
     a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
-    turned = [(a * cos - b * sin).astype(x.dtype), (b * cos + a * sin).astype(x.dtype)]
-    return mx.concatenate([*turned, rest], axis=-1)
+    return mx.concatenate([*_turned(a, b, cos, sin), rest], axis=-1)
+
+
+@fused
+def _turned(a: mx.array, b: mx.array, cos: mx.array, sin: mx.array) -> tuple[mx.array, mx.array]:
+    """a, b [B, H, T, half] in any dtype, cos, sin [B, 1, T, half] float32 -> both turned, in the dtype of a."""
+    return (a * cos - b * sin).astype(a.dtype), (b * cos + a * sin).astype(a.dtype)
 
 
 def _yarn_frequencies(inv_freq: np.ndarray, yarn: Yarn, rope: Rope) -> np.ndarray:
