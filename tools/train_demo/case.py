@@ -14,7 +14,8 @@ HELD_OUT_OF = 12  # one question in twelve is never trained on
 @dataclass(frozen=True)
 class Case:
     """`thought` is None where the question is asked with enable_thinking=False; `messages` are in the chat template's
-    form, pictures as {"type": "image", "image": PIL.Image} and videos as {"type": "video", "video": [PIL.Image]}."""
+    form, pictures as {"type": "image", "image": PIL.Image} and videos as {"type": "video", "video": [PIL.Image]}.
+    `follow_ups` are more questions about the same text or pictures, for training: what they ask is their last text."""
 
     skill: str
     messages: list[dict[str, Any]]
@@ -22,7 +23,7 @@ class Case:
     thought: str | None = None
     tools: list[dict[str, Any]] | None = None
     key: str = ""  # what makes the question this question; decides whether it is held out
-    details: dict[str, Any] = field(default_factory=dict)
+    follow_ups: list[Case] = field(default_factory=list)
 
     @property
     def held_out(self) -> bool:

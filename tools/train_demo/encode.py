@@ -18,11 +18,19 @@ Grid = tuple[int, int, int]  # frames pairs, patch rows, patch columns
 
 @dataclass(frozen=True)
 class Encoded:
-    case: Case
-    ids: list[int]  # prompt, reply, <|im_end|>
-    prompt_length: int
+    cases: list[Case]  # the questions, one a turn
+    ids: list[int]  # prompt, reply, <|im_end|>, and so on for each further turn
+    replies: list[tuple[int, int]]  # where each reply begins and ends, <|im_end|> included
     images: list[tuple[np.ndarray, Grid]]  # (patches [t*h*w, 3*2*16*16], grid)
     videos: list[tuple[np.ndarray, Grid]]
+
+    @property
+    def case(self) -> Case:
+        return self.cases[0]
+
+    @property
+    def prompt_length(self) -> int:
+        return self.replies[0][0]
 
 
 def patches(frames: list[Image.Image]) -> tuple[np.ndarray, Grid]:
@@ -46,7 +54,8 @@ class Encoder:
     def token(self, text: str) -> int:
         return self.tokenizer.convert_tokens_to_ids(text)
 
-    def encode(self, case: Case) -> Encoded:
+    def encode(self, case: Case, *, follow_ups: bool = False) -> Encoded:
+        """The question and its reply; with `follow_ups` the other questions that may be trained on as further turns."""
         text = self.tokenizer.apply_chat_template(
             case.messages,
             tools=case.tools,
@@ -63,9 +72,23 @@ class Encoder:
                 elif part["type"] == "video":
                     videos.append(patches(part["video"]))
         text = self.expand(text, images, videos)
-        prompt = self.tokenizer.encode(text, add_special_tokens=False)
-        reply = self.tokenizer.encode(case.reply + "<|im_end|>", add_special_tokens=False)
-        return Encoded(case, prompt + reply, len(prompt), images, videos)
+        ids: list[int] = []
+        replies: list[tuple[int, int]] = []
+
+        def turn(prompt: str, reply: str) -> None:
+            ids.extend(self.tokenizer.encode(prompt, add_special_tokens=False))
+            start = len(ids)
+            ids.extend(self.tokenizer.encode(reply + "<|im_end|>", add_special_tokens=False))
+            replies.append((start, len(ids)))
+
+        cases = [case, *(c for c in case.follow_ups if follow_ups and not c.held_out)]
+        turn(text, case.reply)
+        for c in cases[1:]:
+            content = c.messages[-1]["content"]
+            question = content if isinstance(content, str) else content[-1]["text"]
+            closed = "\n</think>\n\n" if c.thought is None else ""
+            turn(f"\n<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n<think>\n{closed}", c.reply)
+        return Encoded(cases, ids, replies, images, videos)
 
     @staticmethod
     def expand(text: str, images: list[tuple[np.ndarray, Grid]], videos: list[tuple[np.ndarray, Grid]]) -> str:

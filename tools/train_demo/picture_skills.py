@@ -84,20 +84,33 @@ def where(rng: random.Random) -> Case:
     spots = fields(rng, len(shown))
     for thing, spot in zip(shown, spots, strict=True):
         place(rng, image, thing, *spot)
+    case, *more = (where_is(image, shown[i:] + shown[:i], spots[i:] + spots[:i]) for i in range(len(shown)))
+    case.follow_ups.extend([*more, count_of(image, shown, spots)])
+    return case
+
+
+def where_is(image: Image.Image, shown: list[Thing], spots: list[tuple[int, int]]) -> Case:
+    """Where the first of the things is."""
     question = f"Where is the {name_of(shown[0])}?"
     return Case("where", media(question, ("image", image)), field_name(*spots[0]), key=f"{shown}{spots}")
 
 
 def how_many(rng: random.Random) -> Case:
     image = blank(rng, *rng.choice(SIZES[3:]))
-    count = rng.randrange(1, 6)
-    spots = fields(rng, count)
+    spots = fields(rng, rng.randrange(1, 6))
     shown = [things(rng, 1)[0] for _ in spots]
     for thing, spot in zip(shown, spots, strict=True):
         place(rng, image, thing, *spot)
-    return Case(
-        "count", media("How many shapes are there?", ("image", image)), str(count), key=f"{shown}{sorted(spots)}"
-    )
+    case = count_of(image, shown, spots)
+    for i, thing in enumerate(shown):
+        if shown.count(thing) == 1:
+            case.follow_ups.append(where_is(image, shown[i:] + shown[:i], spots[i:] + spots[:i]))
+    return case
+
+
+def count_of(image: Image.Image, shown: list[Thing], spots: list[tuple[int, int]]) -> Case:
+    messages = media("How many shapes are there?", ("image", image))
+    return Case("count", messages, str(len(shown)), key=f"{sorted(zip(spots, shown, strict=True))}")
 
 
 def differ(rng: random.Random) -> Case:
@@ -110,14 +123,16 @@ def differ(rng: random.Random) -> Case:
     first, second = background.copy(), background.copy()
     place(rng, first, one, *changing)
     place(rng, second, other, *changing)
-    asked, answer = rng.choice(((one, "the first"), (other, "the second")))
-    question = f"Which picture has a {name_of(asked)}?"
-    return Case(
-        "differ",
-        media(question, ("image", first), ("image", second)),
-        answer,
-        key=f"{shared}{one}{other}{spot}{changing}{asked}",
-    )
+
+    def which(asked: Thing, answer: str) -> Case:
+        question = f"Which picture has a {name_of(asked)}?"
+        key = f"{shared}{one}{other}{spot}{changing}{asked}"
+        return Case("differ", media(question, ("image", first), ("image", second)), answer, key=key)
+
+    pair = [which(one, "the first"), which(other, "the second")]
+    rng.shuffle(pair)
+    pair[0].follow_ups.append(pair[1])
+    return pair[0]
 
 
 DIRECTIONS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}  # (rows, columns) a step
@@ -150,12 +165,18 @@ def moves(rng: random.Random) -> Case:
         x, y = (at, near * height) if dx else (near * width, at)
         draw_shape(ImageDraw.Draw(frame), mover, x, y, radius)
         frames.append(frame)
-    if rng.random() < 0.5:
-        question, answer = "Which way does it move?", direction
-    else:
-        question, answer = "What moves, and which way?", f"the {name_of(mover)} moves {direction}"
-    key = f"{mover}{rester}{direction}{lane}{count}{height}{width}{question}"
-    return Case("video", media(question, ("video", frames)), answer, key=key)
+
+    def about(question: str, answer: str) -> Case:
+        key = f"{mover}{rester}{direction}{lane}{count}{height}{width}{question}"
+        return Case("video", media(question, ("video", frames)), answer, key=key)
+
+    pair = [
+        about("Which way does it move?", direction),
+        about("What moves, and which way?", f"the {name_of(mover)} moves {direction}"),
+    ]
+    rng.shuffle(pair)
+    pair[0].follow_ups.append(pair[1])
+    return pair[0]
 
 
 PICTURE_SKILLS: dict[str, Maker] = {

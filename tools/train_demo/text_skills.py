@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from typing import Any
 
 from case import Case, Maker
@@ -126,18 +127,18 @@ def recall(rng: random.Random) -> Case:
         statement, _, source = FACTS[kind]
         values.append(source(rng) if callable(source) else rng.choice(source))
         statements.append(statement.format(name=name, value=values[-1]))
-    asked = rng.randrange(count)
-    name, kind = pairs[asked]
-    question = FACTS[kind][1].format(name=name)
     text = " ".join(statements)
-    return Case(
-        "recall",
-        ask(rng, f"{text}\n{question}"),
-        values[asked],
-        maybe(rng, statements[asked]),
-        key=f"{text}|{question}",
-        details={"facts": count, "back": count - asked},
-    )
+
+    def about(fact: int, before: str) -> Case:
+        name, kind = pairs[fact]
+        question = FACTS[kind][1].format(name=name)
+        thought = maybe(rng, statements[fact])
+        return Case("recall", ask(rng, before + question), values[fact], thought, key=f"{text}|{question}")
+
+    first, *more = rng.sample(range(count), min(count, 5))
+    case = about(first, f"{text}\n")
+    case.follow_ups.extend(about(fact, "") for fact in more)
+    return case
 
 
 # JSON ----------------------------------------------------------------------------------------------------------------
@@ -226,26 +227,40 @@ TOOLS = {  # name -> (tool, requests, where the arguments come from, what the to
 }
 
 
-def tool_setting(rng: random.Random) -> tuple[str, list[dict[str, Any]], str, dict[str, str], str]:
-    """(the right tool, the tools offered, the request, the arguments as text, the call as the template writes it)"""
-    offered = rng.sample([*TOOLS], rng.choice((1, 2, 2, 3)))
+def offer(rng: random.Random) -> list[str]:
+    return rng.sample([*TOOLS], rng.choice((1, 2, 2, 3)))
+
+
+def wish(rng: random.Random, offered: list[str]) -> tuple[str, str, dict[str, str], str]:
+    """(the right tool, the request, the arguments as text, the call as the template writes it)"""
     name = rng.choice(offered)
     _, requests, sources, _ = TOOLS[name]
     arguments = {k: str(s(rng) if callable(s) else rng.choice(s)) for k, s in sources.items()}
     request = rng.choice(requests).format(**arguments)
     parameters = "".join(f"<parameter={k}>\n{v}\n</parameter>\n" for k, v in arguments.items())
     call = f"<tool_call>\n<function={name}>\n{parameters}</function>\n</tool_call>"
-    return name, [TOOLS[o][0] for o in offered], request, arguments, call
+    return name, request, arguments, call
 
 
 def call_tool(rng: random.Random) -> Case:
-    name, tools, request, _, call = tool_setting(rng)
-    return Case("tools", [{"role": "user", "content": request}], call, maybe(rng, f"I use {name}."), tools, key=request)
+    offered = offer(rng)
+    tools = [TOOLS[name][0] for name in offered]
+
+    def one() -> Case:
+        name, request, _, call = wish(rng, offered)
+        messages = [{"role": "user", "content": request}]
+        return Case("tools", messages, call, maybe(rng, f"I use {name}."), tools, key=request)
+
+    case = one()
+    case.follow_ups.extend(one() for _ in range(2))
+    return case
 
 
 def tool_answer(rng: random.Random) -> Case:
     """The turn after the call: say what the tool said."""
-    name, tools, request, arguments, _ = tool_setting(rng)
+    offered = offer(rng)
+    name, request, arguments, _ = wish(rng, offered)
+    tools = [TOOLS[o][0] for o in offered]
     said = rng.choice(TOOLS[name][3])
     messages = [
         {"role": "user", "content": request},
@@ -297,7 +312,7 @@ def with_history(case: Case, rng: random.Random) -> Case:
         past += [*question, {"role": "assistant", "content": earlier.answer}]
     first = 1 if case.messages[0]["role"] == "system" else 0
     messages = [*case.messages[:first], *past, *case.messages[first:]]
-    return Case(case.skill, messages, case.answer, case.thought, case.tools, case.key, case.details)
+    return replace(case, messages=messages)
 
 
 def draw_training(maker: Maker, rng: random.Random) -> Case:

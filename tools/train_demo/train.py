@@ -38,6 +38,7 @@ LOG = Path(__file__).with_name("log.jsonl")
 SKILLS = {**TEXT_SKILLS, **PICTURE_SKILLS, **UNSCORED}
 SHARE = {"small_sum": 0.3, "talk": 0.25, "tools": 0.7, "tool_answer": 0.3, "arithmetic": 1.5, "recall": 1.5}
 PROMPT_WEIGHT, BALANCE_WEIGHT, MTP_WEIGHT = 0.03, 0.01, 0.3
+DRAFTS_FROM = 0.6  # of the run: the prediction head learns quickly once the model knows what it says
 
 
 class Trainee(torch.nn.Module):
@@ -99,8 +100,9 @@ def collate(items: list[Encoded], pad: int) -> dict:
     for row, e in enumerate(items):
         ids[row, : len(e.ids)] = torch.tensor(e.ids)
         if not (e.images or e.videos):
-            weight[row, 1 : e.prompt_length] = PROMPT_WEIGHT
-        weight[row, e.prompt_length : len(e.ids)] = (8 / (len(e.ids) - e.prompt_length)) ** 0.5
+            weight[row, 1 : len(e.ids)] = PROMPT_WEIGHT
+        for start, end in e.replies:
+            weight[row, start:end] = (8 / (end - start)) ** 0.5
     batch = {"ids": ids, "weight": weight, "items": items}
     kinds = (("images", "pixel_values", "image_grid_thw"), ("videos", "pixel_values_videos", "video_grid_thw"))
     for kind, pixels, grid in kinds:
@@ -119,38 +121,42 @@ def balance_loss(router_logits: torch.Tensor, top_k: int) -> torch.Tensor:
     return probabilities.shape[-1] * (used * probabilities.mean(0)).sum()
 
 
-def forward(model: Trainee, batch: dict) -> tuple[torch.Tensor, dict[str, float], dict[str, list[bool]]]:
+def forward(
+    model: Trainee, batch: dict, *, drafts: bool
+) -> tuple[torch.Tensor, dict[str, float], dict[str, list[bool]]]:
     """-> loss, its parts, and by skill whether every reply token was the likeliest (what greedy decoding would say)"""
     ids, weight = batch["ids"], batch["weight"]
     hidden, positions = model.hidden(batch)
-    routers = [*model.router_logits]
     head = model.main.lm_head
     target, w = ids[:, 1:], weight[:, 1:]
     take = w > 0
     logits = head(hidden[:, :-1][take])
     nll = F.cross_entropy(logits, target[take], reduction="none")
     main = (nll * w[take]).sum() / w[take].sum()
-    reply = torch.zeros_like(take)
-    for row, e in enumerate(batch["items"]):
-        reply[row, e.prompt_length - 1 : len(e.ids) - 1] = True
-    draft = model.draft_hidden(ids, hidden, positions)[:, :-1]
-    ahead = reply[:, 1:]
-    draft_logits = head(draft[ahead])
-    draft_nll = F.cross_entropy(draft_logits, ids[:, 2:][ahead])
+    parts = {"loss": main.item()}
+    loss = main
+    if drafts:
+        ahead = torch.zeros_like(ids[:, 2:], dtype=torch.bool)
+        for row, e in enumerate(batch["items"]):
+            for start, end in e.replies:
+                ahead[row, start - 1 : end - 2] = True  # the reply's tokens after its first
+        draft_logits = head(model.draft_hidden(ids, hidden, positions)[:, :-1][ahead])
+        draft_nll = F.cross_entropy(draft_logits, ids[:, 2:][ahead])
+        loss = loss + MTP_WEIGHT * draft_nll
+        accepted = (draft_logits.argmax(-1) == ids[:, 2:][ahead]).float().mean()
+        parts.update(mtp=draft_nll.item(), accept=accepted.item())
     real = torch.zeros_like(ids, dtype=torch.bool)
     for row, e in enumerate(batch["items"]):
         real[row, : len(e.ids)] = True
-    balance = torch.stack([balance_loss(r[real.flatten()], 4) for r in routers]).mean()
-    loss = main + MTP_WEIGHT * draft_nll + BALANCE_WEIGHT * balance
-    with torch.no_grad():
-        wrong = torch.zeros_like(take)
-        wrong[take] = logits.argmax(-1) != target[take]
-        fine = ~(wrong & reply).any(1)
-        accepted = (draft_logits.argmax(-1) == ids[:, 2:][ahead]).float().mean()
+    balance = torch.stack([balance_loss(r[real.flatten()], 4) for r in model.router_logits]).mean()
+    loss = loss + BALANCE_WEIGHT * balance
+    parts["balance"] = balance.item()
+    wrong = torch.zeros_like(take)
+    wrong[take] = logits.argmax(-1) != target[take]
     right: dict[str, list[bool]] = defaultdict(list)
-    for ok, e in zip(fine.tolist(), batch["items"], strict=True):
-        right[e.case.skill].append(ok)
-    parts = {"loss": main.item(), "mtp": draft_nll.item(), "accept": accepted.item(), "balance": balance.item()}
+    for row, e in enumerate(batch["items"]):
+        for case, (start, end) in zip(e.cases, e.replies, strict=True):
+            right[case.skill].append(not wrong[row, start - 1 : end - 1].any())
     return loss, parts, right
 
 
@@ -171,9 +177,9 @@ def schedule(done: float) -> float:
     return min(1.0, 0.05 + done / 0.01, max(0.0, (1 - done) / 0.33))
 
 
-def longest(done: float) -> int:
-    """Short questions first: the longest that is asked after `done` of the run, in tokens."""
-    return 96 if done < 0.12 else round(96 + 4000 * (done - 0.12))
+def longest(read: int) -> int:
+    """Short questions first: the longest that is asked once `read` tokens have been trained on, in tokens."""
+    return 96 + max(0, read - 600_000) // 500
 
 
 def examples(
@@ -187,7 +193,7 @@ def examples(
         case = draw(SKILLS[name], rng, held_out=False)
         if name in TEXT_SKILLS and rng.random() < 0.08:
             case = with_history(case, rng)
-        encoded = encoder.encode(case)
+        encoded = encoder.encode(case, follow_ups=True)
         if len(encoded.ids) <= limit:
             out.append(encoded)
     return out
@@ -199,7 +205,7 @@ def held_out_accuracy(model: Trainee, encoder: Encoder, per_skill: int) -> dict[
     cases = [encoder.encode(c) for c in held_out_set({**TEXT_SKILLS, **PICTURE_SKILLS}, per_skill)]
     right: dict[str, list[bool]] = defaultdict(list)
     for group in batches(cases, 4096):
-        for skill, fine in forward(model, collate(group, 0))[2].items():
+        for skill, fine in forward(model, collate(group, 0), drafts=False)[2].items():
             right[skill] += fine
     return {skill: round(sum(r) / len(r), 4) for skill, r in right.items()}
 
@@ -293,7 +299,7 @@ def train(rank: int, args: argparse.Namespace, meeting: str) -> None:
     start = time.time()
     while progress["tokens"] < args.tokens:
         if not pending:
-            limit = longest(progress["tokens"] / args.tokens)
+            limit = longest(progress["tokens"])
             # Workers wait for each other after every step: they take batches of like length at the same time.
             pending = list(batches(examples(encoder, rng, skill_right, 600, limit), args.budget))
             count = torch.tensor(len(pending))
@@ -301,7 +307,7 @@ def train(rank: int, args: argparse.Namespace, meeting: str) -> None:
                 torch.distributed.all_reduce(count, torch.distributed.ReduceOp.MIN)
             pending = random.Random(f"order/{progress['step']}").sample(pending[-count:], count)
         batch = collate(pending.pop(), encoder.token("<|endoftext|>"))
-        loss, parts, right = forward(model, batch)
+        loss, parts, right = forward(model, batch, drafts=progress["tokens"] > DRAFTS_FROM * args.tokens)
         loss.backward()
         if args.workers > 1:
             average_gradients(parameters, args.workers)
