@@ -7,7 +7,7 @@ from typing import Any
 
 import mlx.core as mx
 
-_ON_GPU = mx.is_available(mx.gpu)
+_ON_GPU = mx.default_device().type == mx.gpu
 
 
 def fused(function: Callable[..., Any]) -> Callable[..., Any]:
