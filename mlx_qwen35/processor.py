@@ -84,11 +84,13 @@ class Processor:
         system: str | None = None,
     ) -> Prompt:
         """The prompt of one turn. `prompt` is a text (one user message), a list of messages as OpenAI's API has them,
-        or token ids, which are taken as they are: tools and enable_thinking then are in them already.
+        or token ids (a list, or an array [T]), taken as they are: tools and enable_thinking then are in them already.
 
         enable_thinking None leaves it to the checkpoint's template. Raises PromptError if it is empty, is not such a
         list, is refused by the template, or is longer than the context.
         """
+        if hasattr(prompt, "tolist"):
+            prompt = prompt.tolist()
         if not isinstance(prompt, Sequence) or isinstance(prompt, (bytes, bytearray)):
             raise PromptError(f"a prompt is a text, a list of messages or a list of ids, not {type(prompt).__name__}")
         if len(prompt) == 0:

@@ -4,6 +4,8 @@ import json
 from dataclasses import replace
 from types import SimpleNamespace
 
+import mlx.core as mx
+import numpy as np
 import pytest
 
 from mlx_qwen35.errors import CheckpointError, PromptError
@@ -47,6 +49,7 @@ def test_ids_are_taken_as_they_are(processor):
     ids = processor.prompt("hello").tokens
     assert processor.prompt(ids) == processor.prompt(tuple(ids), tools=[TOOL], enable_thinking=False)
     assert processor.prompt(ids).tokens == ids and processor.prompt(ids).text is None
+    assert processor.prompt(np.array(ids)) == processor.prompt(mx.array(ids)) == processor.prompt(ids)
     assert processor.prompt(ids).thinking
     assert not processor.prompt(processor.prompt("hello", enable_thinking=False).tokens).thinking
     assert not processor.prompt([1, 2, 3]).thinking
