@@ -4,7 +4,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_qwen35.kernels.gated_delta import gated_delta, plain_gated_delta
+from mlx_qwen35.kernels.gated_delta import gated_delta, has_own_form, plain_gated_delta
 from mlx_qwen35.kernels.gated_delta.reference import gated_delta_chunks, gated_delta_steps
 
 from ..reference_numpy import delta_rule
@@ -77,3 +77,18 @@ def test_no_state_is_a_state_of_zeros():
     arrays[5][:] = 0
     for got, wanted in zip(gated_delta(*map(mx.array, arrays[:5])), by_definition(arrays), strict=True):
         np.testing.assert_allclose(np.array(got), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("heads", "gpu", "metal", "own"),
+    [
+        (((16, 128), (48, 128)), True, True, True),  # 27B on a Mac
+        (((16, 128), (64, 128)), True, True, True),  # 397B on a Mac
+        (((2, 32), (4, 48)), True, True, False),  # the demo: no kernel for these sizes
+        (((16, 128), (48, 128)), True, False, False),  # CUDA has no kernel at all
+        (((2, 32), (4, 48)), False, False, True),  # the CPU's own form takes every size
+    ],
+)
+def test_the_plain_form_runs_where_mlx_has_no_kernel(heads, gpu, metal, own):
+    expected = own and hasattr(mx.fast, "gated_delta_update")
+    assert has_own_form(*heads, gpu=gpu, metal=metal) is expected

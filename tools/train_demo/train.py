@@ -173,7 +173,7 @@ def optimizers(model: Trainee, rank: int, workers: int) -> list[torch.optim.Opti
 
 
 def schedule(done: float) -> float:
-    """The learning rate's factor: a short warm-up, then a straight line to zero. Small batches want it falling early."""
+    """The learning rate's factor: a short warm-up, then a straight line to zero."""
     return min(0.05 + done / 0.01, 1 - done)
 
 

@@ -1,4 +1,4 @@
-"""The gated delta rule: MLX's own kernel where this MLX has it, the plain form where not, chosen at import.
+"""The gated delta rule: MLX's own kernel where it has one for these sizes, the plain form where not.
 
 Knows which form to run. Knows neither layers nor caches.
 On CPU, MLX's own form goes token by token: the chunked twin is 2 to 4 times as fast there from 16 tokens on and slower
@@ -13,6 +13,12 @@ from .reference import gated_delta_chunks, gated_delta_steps
 
 _CHUNKS_FROM = 16  # tokens; the plain forms break even about there
 
+_OWN = getattr(mx.fast, "gated_delta_update", None)
+_ON_GPU = mx.default_device().type == mx.gpu
+# The float32 kernels in MLX 0.32.4's Metal library: both head sizes 128, and these (Hk, Hv). For other sizes, and on
+# CUDA, mx.fast would unroll the recurrence into some thirty operations a token.
+_METAL_HEADS = {(16, 16), (16, 32), (16, 48), (16, 64), (24, 24), (32, 32)}
+
 
 def gated_delta(
     q: mx.array, k: mx.array, v: mx.array, decay: mx.array, beta: mx.array, state: mx.array | None = None
@@ -25,8 +31,19 @@ def gated_delta(
     """
     if state is None:
         state = mx.zeros((q.shape[0], v.shape[2], v.shape[3], k.shape[3]), mx.float32)
-    output, state = _run(q, k, v, decay, beta, state)
+    form = _OWN if has_own_form(q.shape[2:], v.shape[2:]) else plain_gated_delta
+    output, state = form(q, k, v, decay, beta, state)
     return output, state
+
+
+def has_own_form(
+    key_heads: tuple[int, int], value_heads: tuple[int, int], *, gpu: bool = _ON_GPU, metal: bool | None = None
+) -> bool:
+    """Whether MLX runs heads of these (count, size) itself; gpu, metal: the default device, as found at import."""
+    if _OWN is None or not gpu:
+        return _OWN is not None
+    metal = mx.metal.is_available() if metal is None else metal
+    return metal and key_heads[1] == value_heads[1] == 128 and (key_heads[0], value_heads[0]) in _METAL_HEADS
 
 
 def plain_gated_delta(
@@ -35,6 +52,3 @@ def plain_gated_delta(
     """gated_delta without MLX's own kernel."""
     form = gated_delta_steps if q.shape[1] < _CHUNKS_FROM else gated_delta_chunks
     return form(q, k, v, decay, beta, state)
-
-
-_run = getattr(mx.fast, "gated_delta_update", plain_gated_delta)
