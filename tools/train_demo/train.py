@@ -38,6 +38,7 @@ LOG = Path(__file__).with_name("log.jsonl")
 SKILLS = {**TEXT_SKILLS, **PICTURE_SKILLS, **UNSCORED}
 SHARE = {"small_sum": 0.3, "talk": 0.25, "tools": 0.7, "tool_answer": 0.3, "arithmetic": 1.5, "recall": 1.5}
 PROMPT_WEIGHT, BALANCE_WEIGHT, MTP_WEIGHT = 0.03, 0.01, 0.3
+AVERAGED_OVER = 200  # steps
 DRAFTS_FROM = 0.6  # of the run: the prediction head learns quickly once the model knows what it says
 
 
@@ -266,6 +267,7 @@ def train(rank: int, args: argparse.Namespace, meeting: str) -> None:
     skill_right: dict[str, float] = {}
     args.state.mkdir(parents=True, exist_ok=True)
     file = args.state / "state.pt"
+    state: dict = {}
     if not file.exists() and (DEMO / "model.safetensors").exists() and LOG.exists():
         # A new machine: the package has the weights, only the optimizers begin again.
         saved = load_file(DEMO / "model.safetensors")
@@ -281,16 +283,22 @@ def train(rank: int, args: argparse.Namespace, meeting: str) -> None:
     if rank == 0:
         print(f"{sum(p.numel() for p in model.parameters()):,} parameters; from step {progress['step']}", flush=True)
 
+    # What is scored and exported: the running mean of the weights over some 200 steps.
+    averaged = Trainee(built).float().eval()
+    averaged.load_state_dict(state.get("averaged", state["model"]) if state else model.state_dict())
+    pairs = [*averaged.parameters()], [*model.parameters()]
+
     def save() -> None:
         state = {
             "model": model.state_dict(),
+            "averaged": averaged.state_dict(),
             "optimizers": [o.state_dict() for o in opts],
             "progress": progress,
             "skill_right": skill_right,
         }
         torch.save(state, file.with_suffix(".new"))
         os.replace(file.with_suffix(".new"), file)
-        export(model, config, DEMO)
+        export(averaged, config, DEMO)
 
     pending: list[list[Encoded]] = []
     rng = random.Random(f"train/{progress['step']}/{rank}")
@@ -317,6 +325,8 @@ def train(rank: int, args: argparse.Namespace, meeting: str) -> None:
             o.param_groups[0]["lr"] = peak * factor
             o.step()
             o.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            torch._foreach_lerp_(*pairs, 1 / AVERAGED_OVER)
         progress["step"] += 1
         read = torch.tensor(sum(len(e.ids) for e in batch["items"]))
         if args.workers > 1:
@@ -337,7 +347,7 @@ def train(rank: int, args: argparse.Namespace, meeting: str) -> None:
             if rank == 0:
                 print(json.dumps(line), flush=True)
         if rank == 0 and (progress["step"] % args.every == 0 or progress["tokens"] >= args.tokens):
-            line["held_out"] = held_out_accuracy(model, encoder, 40)
+            line["held_out"] = held_out_accuracy(averaged, encoder, 40)
             with LOG.open("a") as log:
                 log.write(json.dumps(line) + "\n")
             print(json.dumps(line["held_out"]), flush=True)
