@@ -23,7 +23,7 @@ run = $(if $(openblas),LD_PRELOAD=$(openblas)) $(VENV)/bin/python
 .PHONY: demo test bench lint clean
 
 demo: $(MADE)
-	@$(run) generate.py -p "What is 17 + 25?" --stats
+	@$(run) generate.py -p "What is 17 + 25?" --temperature 0 --stats
 
 test: $(MADE)
 	@$(run) -m pytest $(ARGS)
