@@ -78,7 +78,7 @@ class Snapshot:
     """A point in a Cache's past to go back to. Holds the delta states; keys and values stay where they are."""
 
     offset: int
-    rope_delta: int
+    rope_delta: int | Sequence[int]
     delta: tuple[tuple[mx.array | None, mx.array | None] | None, ...]
     rewinds: int  # how often the cache had gone back when this was taken
 
@@ -87,13 +87,14 @@ class Cache:
     """The memory of a batch of sequences in one model.
 
     left_padding: how many positions at the start of each row are padding, [B] int32, or None where no row has any.
-    rope_delta: rotary position minus cache position of the tokens to come (images shift it).
+    rope_delta: rotary position minus cache position (padding not counted) of the tokens to come, which images shift:
+    one number for all rows, or one a row.
     """
 
     def __init__(self, layers: Sequence[KVCache | DeltaState], *, left_padding: Sequence[int] | None = None) -> None:
         self.layers = list(layers)
         self.offset = 0
-        self.rope_delta = 0
+        self.rope_delta: int | Sequence[int] = 0
         self.longest_padding = max(left_padding, default=0) if left_padding is not None else 0
         self.left_padding = mx.array(list(left_padding), mx.int32) if self.longest_padding else None
         self._rewinds: list[int] = []  # offsets that restore() went back to, in order

@@ -20,11 +20,13 @@ from mlx_qwen35.errors import PromptError
 from mlx_qwen35.parts import AnswerText, Completion, Part, statistics
 from mlx_qwen35.processor import Prompt
 from mlx_qwen35.sampling import History, Sampler, Sampling
+from mlx_qwen35.vision.sight import Sight
 
 if TYPE_CHECKING:
     from mlx_qwen35.cache import Cache, Snapshot
     from mlx_qwen35.model import Model
     from mlx_qwen35.processor import Processor
+    from mlx_qwen35.vision.media import Media
 
 __all__ = ["Completion", "Part", "decode", "generate", "generate_batch", "prefill", "statistics", "stream_generate"]
 
@@ -49,6 +51,7 @@ def prefill(
     tokens: mx.array | Sequence[int],
     cache: Cache,
     *,
+    media: Sequence[Media] | Sequence[Sequence[Media]] | Sight = (),
     chunk_size: int = CHUNK_SIZE,
     boundaries: Iterable[int] = (),
     on_progress: Callable[[int, int], None] | None = None,
@@ -56,6 +59,7 @@ def prefill(
 ) -> mx.array | None:
     """Feeds a prompt to the cache, chunk by chunk. tokens: [T] or [B, T] -> logits of the last position [B, V].
 
+    media: the images and videos whose placeholders are among the tokens, encoded before the first chunk.
     boundaries: a chunk also ends after so many tokens (where `on_progress` may take a snapshot of the cache).
     on_progress(done, total) is called before the first chunk and after each, when the cache covers `done` more tokens.
     Cancelled between two chunks: None, and the cache keeps the chunks that are done. An error or interrupt inside a
@@ -73,12 +77,13 @@ def prefill(
     done, logits = 0, None
     if on_progress:
         on_progress(0, total)
+    sight = model.see(tokens, media, cache) if media and not isinstance(media, Sight) else media
     for end in ends:
         if cancelled():
             return None
         before = cache.snapshot()
         try:
-            hidden = model.hidden(tokens[:, done:end], cache)  # [B, chunk, H]
+            hidden = model.hidden(tokens[:, done:end], cache, sight[done:end])  # [B, chunk, H]
             if end == total:
                 logits = model.head(hidden[:, -1:])[:, -1]  # [B, V]
                 mx.eval(logits)

@@ -1,18 +1,21 @@
-"""The text model: embedding, layers, norm, head.
+"""The model: embedding, layers, norm, head, and a vision tower where the checkpoint has one.
 
-Knows how the layers are joined and what a call needs to know about positions and padding.
+Knows how the layers are joined, what a call needs to know about positions and padding, and where features enter.
 Knows no files, no strings and no sampling.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
 from .cache import Cache, DeltaState, KVCache
 from .config import ModelConfig, TextConfig
+from .errors import PromptError
 from .experts.resident import ResidentExperts
 from .layers.attention import GatedAttention
 from .layers.delta_net import GatedDeltaNet
@@ -20,6 +23,15 @@ from .layers.mlp import MLP
 from .layers.moe import SparseMoE
 from .layers.norm import RMSNorm
 from .layers.rope import RotaryEmbedding
+from .vision.positions import Placement, place
+from .vision.sight import Sight
+from .vision.tower import VisionTower
+
+if TYPE_CHECKING:
+    from .vision.media import Media
+
+
+AnyMedia = "Sequence[Media] | Sequence[Sequence[Media]]"
 
 
 class DecoderLayer(nn.Module):
@@ -55,7 +67,12 @@ class DecoderLayer(nn.Module):
 
 
 class Model(nn.Module):
-    """A Qwen3.5 text model. Computes in the dtype of its weights; softmax and delta states are float32."""
+    """A Qwen3.5 model. Computes in the dtype of its weights; softmax and delta states are float32.
+
+    `media` of its calls: the images and videos whose placeholders are among the tokens, in the order of the prompt; for
+    a batch, one such list a row. A prompt that is computed in parts is looked at whole with `see`, and each part gets
+    its own, cut anywhere: `sight = model.see(tokens, media)`, then `model(tokens[:, a:b], cache, sight[a:b])`.
+    """
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -66,38 +83,112 @@ class Model(nn.Module):
         self.norm = RMSNorm(text.hidden_size, text.rms_norm_eps)
         if not text.tie_word_embeddings:
             self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
+        if config.vision is not None:
+            self.vision = VisionTower(config.vision)
         self._rope = RotaryEmbedding(text.rope)
 
-    def __call__(self, tokens: mx.array, cache: Cache | None = None) -> mx.array:
+    def __call__(
+        self, tokens: mx.array, cache: Cache | None = None, media: Sight | AnyMedia | None = None
+    ) -> mx.array:
         """tokens [B, T] int -> logits [B, T, vocab]; with a cache the tokens follow those it has seen."""
-        return self.head(self.hidden(tokens, cache))
+        return self.head(self.hidden(tokens, cache, media))
 
-    def hidden(self, tokens: mx.array, cache: Cache | None = None) -> mx.array:
+    def hidden(
+        self, tokens: mx.array, cache: Cache | None = None, media: Sight | AnyMedia | None = None
+    ) -> mx.array:
         """tokens [B, T] int -> hidden states after the final norm [B, T, H]."""
         if tokens.ndim != 2 or tokens.shape[1] == 0:
             raise ValueError(f"tokens must be [batch, length] with at least one token, not {list(tokens.shape)}")
+        sight = None
+        if media:
+            sight = media if isinstance(media, Sight) else self.see(tokens, media, cache)
+            if sight.shape != tokens.shape:
+                raise ValueError(f"media were placed in {list(sight.shape)} tokens, these are {list(tokens.shape)}")
         length = tokens.shape[1]
         start = cache.offset if cache is not None else 0
-        # [B, S], [B, T]: masks where there is padding to hide; text has one position per token: rope gets [B or 1, T].
+        # [B, S], [B, T]: masks where there is padding to hide.
         readable = present = None
-        positions = mx.arange(start, start + length)[None]
-        if cache is not None:
-            positions = positions + cache.rope_delta
-            if cache.left_padding is not None:
-                padding = cache.left_padding[:, None]
-                readable = mx.arange(start + length) >= padding
-                if start < cache.longest_padding:
-                    present = readable[:, start:]
-                positions = mx.maximum(positions - padding, 0)
-        rope = self._rope(positions)
+        if cache is not None and cache.left_padding is not None:
+            readable = mx.arange(start + length) >= cache.left_padding[:, None]
+            if start < cache.longest_padding:
+                present = readable[:, start:]
+        rope = self._rope(_text_positions(cache, length) if sight is None else sight.positions)
         # An embedding in one of the mx modes comes out in bfloat16, whatever the model computes in.
         x = self.embed_tokens(tokens).astype(self.norm.weight.dtype)
+        if sight is not None:
+            x = sight.written_into(x)
         states = cache.layers if cache is not None else [None] * len(self.layers)
         for layer, state in zip(self.layers, states, strict=True):
             x = layer(x, rope, state, readable, present)
         if cache is not None:
             cache.offset += length
+            if sight is not None:
+                cache.rope_delta = _deltas(cache, sight.next_positions)
         return self.norm(x)
+
+    def see(
+        self,
+        tokens: mx.array,
+        media: AnyMedia,
+        cache: Cache | None = None,
+        *,
+        known: MutableMapping[str, mx.array] | None = None,
+    ) -> Sight:
+        """Place media among tokens [B, T] that follow those of the cache, and encode them.
+
+        known: features by Media.key: what is there is not encoded again, what was not is added.
+        Raises PromptError, before anything is encoded, if the model has no vision tower or the placeholders among the
+        tokens are not exactly those of the media.
+        """
+        if tokens.ndim != 2:
+            raise ValueError(f"tokens must be [batch, length], not {list(tokens.shape)}")
+        rows = _rows_of(media, tokens.shape[0])
+        vision = self._tower().config
+        starts, padding = _begin(cache, len(rows))
+        placed = []
+        for row, shown, start, pad in zip(np.array(tokens), rows, starts, padding, strict=True):
+            pad = min(pad, len(row))
+            placement = place(
+                row[pad:],
+                shown,
+                image_token_id=self.config.image_token_id,
+                video_token_id=self.config.video_token_id,
+                merge=vision.spatial_merge_size,
+                start=start,
+            )
+            placed.append(placement.padded(pad))
+        together = Placement(
+            np.concatenate([p.positions for p in placed], axis=1), np.concatenate([p.features for p in placed])
+        )
+        features = iter(self.encode_media([medium for shown in rows for medium in shown], known=known))
+        numbered = []
+        for shown in rows:
+            first, own = 0, []
+            for _ in shown:
+                own.append((first, next(features)))
+                first += len(own[-1][1])
+            numbered.append(own)
+        return Sight(together, numbered)
+
+    def encode_media(
+        self, media: Sequence[Media], *, known: MutableMapping[str, mx.array] | None = None
+    ) -> list[mx.array]:
+        """The features of each image or video, [placeholders, H], computed; one that comes twice is encoded once."""
+        found = {} if known is None else known
+        # The key is a hash of all pixels: without a store that outlives this call, the same object is enough.
+        keys = [str(id(medium)) if known is None else medium.key for medium in media]
+        new = {key: medium for key, medium in zip(keys, media, strict=True) if key not in found}
+        encoded = self._tower().encode([m.pixels for m in new.values()], [m.grid for m in new.values()])
+        found.update(zip(new, encoded, strict=True))
+        return [found[key] for key in keys]
+
+    def _tower(self) -> VisionTower:
+        if self.config.vision is None:
+            raise PromptError(
+                "this checkpoint has no vision weights, so it cannot look at images or videos: give it text only, or "
+                "load one that has them"
+            )
+        return self.vision
 
     def head(self, hidden: mx.array) -> mx.array:
         """Hidden states [.., H] -> logits [.., vocab]."""
@@ -112,6 +203,45 @@ class Model(nn.Module):
         kinds = self.config.text.layer_types
         layers = [KVCache() if kind == "full_attention" else DeltaState() for kind in kinds]
         return Cache(layers, left_padding=left_padding)
+
+
+def _text_positions(cache: Cache | None, length: int) -> mx.array:
+    """Where `length` text tokens after those of the cache stand: one position a token, [B or 1, length]."""
+    if cache is None:
+        return mx.arange(length)[None]
+    delta = cache.rope_delta
+    positions = mx.arange(cache.offset, cache.offset + length)[None]
+    positions = positions + (delta if isinstance(delta, int) else mx.array(delta)[:, None])
+    if cache.left_padding is not None:
+        positions = mx.maximum(positions - cache.left_padding[:, None], 0)
+    return positions
+
+
+def _begin(cache: Cache | None, batch: int) -> tuple[list[int], list[int]]:
+    """Of each row: the position of the next token that is no padding, and how much padding is still to come."""
+    if cache is None:
+        return [0] * batch, [0] * batch
+    deltas = [cache.rope_delta] * batch if isinstance(cache.rope_delta, int) else cache.rope_delta
+    padding = [0] * batch if cache.left_padding is None else cache.left_padding.tolist()
+    return (
+        [max(cache.offset - pad, 0) + delta for pad, delta in zip(padding, deltas, strict=True)],
+        [max(pad - cache.offset, 0) for pad in padding],
+    )
+
+
+def _deltas(cache: Cache, positions: Sequence[int]) -> int | list[int]:
+    """The rope_delta of a cache whose rows go on at `positions`."""
+    padding = [0] * len(positions) if cache.left_padding is None else cache.left_padding.tolist()
+    deltas = [at - max(cache.offset - pad, 0) for at, pad in zip(positions, padding, strict=True)]
+    return deltas[0] if len(set(deltas)) == 1 else deltas
+
+
+def _rows_of(media: AnyMedia, batch: int) -> list[Sequence[Media]]:
+    """Media as one list a row."""
+    rows = list(media) if media and isinstance(media[0], Sequence) else [media]
+    if len(rows) != batch:
+        raise ValueError(f"media are given for {len(rows)} rows, but there are {batch}: give one list a row")
+    return rows
 
 
 def _feed_forward(config: TextConfig) -> nn.Module:

@@ -297,6 +297,14 @@ def _mlx_value(name: str, value: np.ndarray) -> np.ndarray:
     return value
 
 
+def loaded(name: str, value: np.ndarray) -> tuple[str, np.ndarray]:
+    """What a model of this package calls a tensor of the layout "mlx", and the value that it has there."""
+    name = name.removeprefix("language_model.").removeprefix("model.").replace("switch_mlp", "experts")
+    if name.endswith("patch_embed.proj.weight"):
+        value = value.transpose(0, 4, 1, 2, 3).reshape(len(value), -1)  # [V, T, P, P, C] -> [V, C * T * P * P]
+    return name.replace("vision_tower.", "vision."), value
+
+
 def write_checkpoint(
     folder: Path | str,
     config: Mapping[str, Any],

@@ -66,7 +66,7 @@ class Script:
     def make_cache(self, batch=1, left_padding=None) -> Cache:
         return Cache([], left_padding=left_padding)
 
-    def hidden(self, tokens, cache):
+    def hidden(self, tokens, cache, media=()):
         rows, length = tokens.shape
         logits = np.zeros((rows, length, VOCAB), dtype=np.float32)
         for row, answer in enumerate(self.answers):

@@ -164,7 +164,7 @@ def test_reasoning_content_and_tool_calls_are_told_apart():
 
 def test_errors_come_before_anything_is_computed():
     class Untouched(Script):
-        def hidden(self, tokens, cache):
+        def hidden(self, tokens, cache, media=()):
             raise AssertionError("computed")
 
     model = Untouched(0, [])

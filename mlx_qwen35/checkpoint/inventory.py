@@ -1,16 +1,19 @@
 """Which tensors a configuration calls for, under our names, and their unquantized shapes.
 
 Knows the geometry and nothing else: no files, no arrays. It is what a checkpoint is held against before the model is
-built, and what a conversion writes. tests/checkpoint holds it against the parameters of Model.
+built, and what a conversion writes. tests/checkpoint holds it against the parameters of Model, in which only one shape
+differs: the patch embedding is a convolution [V, T, P, P, C] in files and a matrix [V, C * T * P * P] there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mlx_qwen35.config import ModelConfig, TextConfig
+from mlx_qwen35.config import ModelConfig, TextConfig, VisionConfig
 
 Shape = tuple[int, ...]
+
+PATCH_EMBEDDING = "vision.patch_embed.proj.weight"
 
 # Stay float32 where the file has them so: exp() of one and the decay of a whole context hang on them.
 KEPT_FLOAT32 = ("linear_attn.A_log", "linear_attn.dt_bias")
@@ -28,9 +31,15 @@ def text_tensors(config: ModelConfig) -> dict[str, Shape]:
     return shapes
 
 
+def vision_tensors(config: ModelConfig) -> dict[str, Shape]:
+    """Every weight of the vision tower; empty without a vision_config."""
+    vision = config.vision
+    return {f"vision.{name}": shape for name, shape in _vision(vision)} if vision else {}
+
+
 def is_linear(name: str, shape: Shape) -> bool:
-    """Whether a text weight is a matrix that MLX can quantize: an embedding, a linear map, or one per expert."""
-    return name.endswith(".weight") and len(shape) > 1 and not name.endswith(".conv1d.weight")
+    """Whether a weight is a matrix that MLX can quantize: an embedding, a linear map, or one per expert."""
+    return name.endswith(".weight") and len(shape) > 1 and not name.endswith((".conv1d.weight", PATCH_EMBEDDING))
 
 
 def _layer(text: TextConfig, kind: str) -> Iterator[tuple[str, Shape]]:
@@ -82,3 +91,32 @@ def _mlp(prefix: str, hidden: int, size: int) -> Iterator[tuple[str, Shape]]:
     yield f"{prefix}gate_proj.weight", (size, hidden)
     yield f"{prefix}up_proj.weight", (size, hidden)
     yield f"{prefix}down_proj.weight", (hidden, size)
+
+
+def _vision(vision: VisionConfig) -> Iterator[tuple[str, Shape]]:
+    hidden, inner, patch = vision.hidden_size, vision.intermediate_size, vision.patch_size
+    merged = hidden * vision.spatial_merge_size**2
+    yield "patch_embed.proj.weight", (hidden, vision.temporal_patch_size, patch, patch, vision.in_channels)
+    yield "patch_embed.proj.bias", (hidden,)
+    yield "pos_embed.weight", (vision.num_position_embeddings, hidden)
+    for number in range(vision.depth):
+        block = f"blocks.{number}."
+        yield from _norm(f"{block}norm1", hidden)
+        yield from _affine(f"{block}attn.qkv", hidden, 3 * hidden)
+        yield from _affine(f"{block}attn.proj", hidden, hidden)
+        yield from _norm(f"{block}norm2", hidden)
+        yield from _affine(f"{block}mlp.linear_fc1", hidden, inner)
+        yield from _affine(f"{block}mlp.linear_fc2", inner, hidden)
+    yield from _norm("merger.norm", hidden)
+    yield from _affine("merger.linear_fc1", merged, merged)
+    yield from _affine("merger.linear_fc2", merged, vision.out_hidden_size)
+
+
+def _norm(name: str, size: int) -> Iterator[tuple[str, Shape]]:
+    yield f"{name}.weight", (size,)
+    yield f"{name}.bias", (size,)
+
+
+def _affine(name: str, width: int, height: int) -> Iterator[tuple[str, Shape]]:
+    yield f"{name}.weight", (height, width)
+    yield f"{name}.bias", (height,)

@@ -13,7 +13,7 @@ from pathlib import Path
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_qwen35.checkpoint.inventory import KEPT_FLOAT32
+from mlx_qwen35.checkpoint.inventory import KEPT_FLOAT32, PATCH_EMBEDDING
 from mlx_qwen35.checkpoint.source import FLOATS, Part, Source, open_source, read_parts
 from mlx_qwen35.config import ModelConfig
 from mlx_qwen35.errors import CheckpointError
@@ -43,7 +43,7 @@ def load_model(
     config = read_config(folder, context_length)
     source = open_source(folder, config)
     _check_experts(source, compute)
-    model = Model(config)
+    model = Model(source.config)
     if source.specs:
 
         def spec_of(path: str, module: nn.Module) -> dict[str, int | str] | bool:
@@ -58,7 +58,8 @@ def load_model(
         on_progress(0, total)
     in_file_order = sorted(source.parts.values(), key=lambda part: (part.entries[0].file, part.entries[0].offset))
     for part, raw in read_parts(in_file_order):
-        weights.append((part.ours, part.finish(raw, _dtype_of(part, compute))))
+        weight = part.finish(raw, _dtype_of(part, compute))
+        weights.append((part.ours, _as_matrix(weight) if part.ours == PATCH_EMBEDDING else weight))
         done += part.nbytes
         if on_progress:
             on_progress(done, total)
@@ -75,6 +76,13 @@ def compute_dtype(dtype: mx.Dtype | str | None) -> mx.Dtype:
     if not isinstance(found, mx.Dtype) or found not in _DTYPES.values():
         raise ValueError(f"dtype is {dtype!r}; choose {', '.join(_DTYPES)}")
     return found
+
+
+def _as_matrix(convolution: mx.array) -> mx.array:
+    """[V, T, P, P, C] -> [V, C * T * P * P]: each kernel as a row, in the order in which patches come."""
+    matrix = convolution.transpose(0, 4, 1, 2, 3).reshape(convolution.shape[0], -1)
+    mx.eval(matrix)
+    return matrix
 
 
 def _dtype_of(part: Part, compute: mx.Dtype) -> mx.Dtype | None:

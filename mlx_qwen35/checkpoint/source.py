@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -17,7 +17,7 @@ import numpy as np
 
 from mlx_qwen35.checkpoint import files
 from mlx_qwen35.checkpoint.files import Entry, TensorFiles
-from mlx_qwen35.checkpoint.inventory import Shape, is_linear, text_tensors
+from mlx_qwen35.checkpoint.inventory import Shape, is_linear, text_tensors, vision_tensors
 from mlx_qwen35.checkpoint.names import HF, MLX, Layout, find_layout
 from mlx_qwen35.checkpoint.quantize import packed
 from mlx_qwen35.config import ModelConfig, QuantSpec
@@ -86,7 +86,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Source:
-    """A checked checkpoint. parts: all of our text tensors; specs: module -> its quantization, where it has one."""
+    """A checked checkpoint. parts: all of our tensors; specs: module -> its quantization, where it has one.
+
+    config.vision is None where the files hold no vision tower, as mlx-lm writes them whatever config.json says.
+    """
 
     folder: Path
     config: ModelConfig
@@ -110,10 +113,12 @@ def open_source(folder: str | Path, config: ModelConfig | None = None) -> Source
     _refuse_foreign(folder, config)
     found = files.open_folder(folder)
     layout = find_layout(found.entries, found.formats.values(), str(folder))
+    if not any(name.startswith(layout.vision) for name in found.entries):
+        config = replace(config, vision=None)
     parts, specs, problems = _plan(config, found, layout)
     used = {entry.name for part in parts.values() for entry in part.entries}
     head = _redundant_head(config, found, layout)
-    over = [n for n in found.entries if n not in used and n not in head and not layout.is_known(n)]
+    over = [n for n in found.entries if n not in used and n not in head and not _may_lie_beside(n, config, layout)]
     problems += [_left_over(found.entries[name], config, layout) for name in over]
     if problems:
         shown = "".join(f"\n  {problem}" for problem in problems[:6])
@@ -166,7 +171,7 @@ def _plan(
     specs: dict[str, QuantSpec] = {}
     problems: list[str] = []
     experts = config.text.moe.num_experts if config.text.moe else 0
-    for name, shape in text_tensors(config).items():
+    for name, shape in (text_tensors(config) | vision_tensors(config)).items():
         wanted = {name: (shape, FLOATS)}
         module = name.removesuffix(".weight")
         path = layout.source(name).names[0].removesuffix(".weight") if layout.kind == MLX else None
@@ -251,6 +256,11 @@ def _misfit(part: Part, shape: Shape, dtypes: tuple[str, ...], spec: QuantSpec |
     return f"{first} has shape {list(first.shape)}, expected {expected}{how}"
 
 
+def _may_lie_beside(name: str, config: ModelConfig, layout: Layout) -> bool:
+    """Whether a tensor is one of a part that is not read: MTP, or a vision tower that config.json does not describe."""
+    return layout.is_known(name) and (config.vision is None or not name.startswith(layout.vision))
+
+
 def _left_over(entry: Entry, config: ModelConfig, layout: Layout) -> str:
     for ending, tool in _FOREIGN.items():
         if entry.name.endswith(ending):
@@ -263,6 +273,8 @@ def _left_over(entry: Entry, config: ModelConfig, layout: Layout) -> str:
             hint = f"config.json says num_hidden_layers {layers}"
         elif named[0].endswith((".scales", ".biases")):
             hint = "its module is not quantized: either scales are missing, or this is left over"
+    elif named and named[0].startswith("vision.blocks.") and config.vision:
+        hint = f"config.json's vision_config says depth {config.vision.depth}"
     return f"{entry} ({entry.dtype} {list(entry.shape)}) is left over: {hint}"
 
 

@@ -15,7 +15,15 @@ from mlx_qwen35.checkpoint import files
 from mlx_qwen35.checkpoint.convert import convert
 from mlx_qwen35.checkpoint.load import load_model
 from mlx_qwen35.errors import CheckpointError
-from tests.checkpoints import Tensors, random_tensors, relayout, tiny_config, write_checkpoint, write_safetensors
+from tests.checkpoints import (
+    Tensors,
+    loaded,
+    random_tensors,
+    relayout,
+    tiny_config,
+    write_checkpoint,
+    write_safetensors,
+)
 
 LAYOUTS = ["hf", "hf-per-expert", "mlx", "mlx-text"]
 
@@ -41,13 +49,12 @@ def make(folder: Path, kind: str = "dense", *, change: Callable[[Tensors], Any] 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_is_the_same_model(tmp_path: Path, kind: str, layout: str) -> None:
     model = load_model(make(tmp_path / "a", kind, layout=layout, shards=3))
-    config = tiny_config(kind)
-    published = relayout(random_tensors(config, 3), "mlx")
+    config = tiny_config(kind, vision=layout != "mlx-text")
+    meant = dict(loaded(name, value) for name, value in relayout(random_tensors(config, 3), "mlx").items())
     found = weights(model)
+    assert found.keys() == meant.keys()
     for name, value in found.items():
-        theirs = f"language_model.model.{name}" if not name.startswith("lm_head") else f"language_model.{name}"
-        assert np.array_equal(value, published[theirs.replace("mlp.experts.", "mlp.switch_mlp.")]), name
-    assert len(found) == sum("visual" not in n and not n.startswith("mtp") for n in published)
+        assert np.array_equal(value, meant[name]), name
 
 
 def test_norms_are_shifted_once(tmp_path: Path) -> None:
@@ -103,18 +110,37 @@ def test_progress(tmp_path: Path) -> None:
     folder = make(tmp_path / "a", "moe", shards=2)
     seen: list[tuple[int, int]] = []
     load_model(folder, on_progress=lambda done, total: seen.append((done, total)))
-    read = [e for n, e in files.open_folder(folder).entries.items() if "visual" not in n and not n.startswith("mtp")]
+    read = [e for n, e in files.open_folder(folder).entries.items() if not n.startswith("mtp")]
     total = sum(entry.nbytes for entry in read)
     assert seen[0] == (0, total) and seen[-1] == (total, total)
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
 
 
-def test_vision_and_mtp_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("described", [True, False])
+def test_what_is_not_used_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, described: bool) -> None:
+    """MTP, and a vision tower that config.json does not describe."""
     touched = []
     original = files.read
     monkeypatch.setattr(files, "read", lambda entry, *rest: touched.append(entry.name) or original(entry, *rest))
-    load_model(make(tmp_path / "a"))
-    assert touched and not [name for name in touched if name.startswith(("mtp", "model.visual"))]
+    folder = make(tmp_path / "a")
+    if not described:
+        edit_config(folder, lambda config: config.pop("vision_config"))
+    model = load_model(folder)
+    seen = [name for name in touched if name.startswith("model.visual")]
+    assert touched and not [name for name in touched if name.startswith("mtp")]
+    assert bool(seen) == described == ("vision" in model) == (model.config.vision is not None)
+
+
+@pytest.mark.parametrize("layout", ["hf", "mlx"])
+def test_a_described_tower_that_is_nowhere_makes_a_text_model(tmp_path: Path, layout: str) -> None:
+    """As mlx-lm writes checkpoints: config.json goes over as it is, the tower does not."""
+
+    def blind(tensors: Tensors) -> None:
+        for name in [name for name in tensors if "visual" in name]:
+            del tensors[name]
+
+    model = load_model(make(tmp_path / "a", change=blind, layout=layout))
+    assert model.config.vision is None and "vision" not in model
 
 
 def test_memory_is_the_models(tmp_path: Path) -> None:
@@ -163,6 +189,18 @@ STRICT: dict[str, tuple[Callable[[Tensors], Any], list[str]]] = {
             {"model.language_model.layers.0.mlp.experts.gate_up_proj": np.zeros((8, 64, 48), np.float32)}
         ),
         ["has shape [8, 64, 48], expected [8, 48, 64]"],
+    ),
+    "missing in the tower": (
+        lambda t: t.pop("model.visual.blocks.1.norm2.bias"),
+        ["model.visual.blocks.1.norm2.bias is in none of the files", "[24]"],
+    ),
+    "shape of the patch embedding": (
+        lambda t: t.update({"model.visual.patch_embed.proj.weight": np.zeros((24, 96), np.float32)}),
+        ["patch_embed.proj.weight", "has shape [24, 96], expected [24, 3, 2, 4, 4]"],
+    ),
+    "a block too many": (
+        lambda t: t.update({"model.visual.blocks.2.norm2.bias": np.zeros(24, np.float32)}),
+        ["model.visual.blocks.2.norm2.bias", "left over", "depth 2"],
     ),
     "unknown vision tensor": (
         lambda t: t.update({"model.visual.deepstack.0.weight": np.zeros(3, np.float32)}),

@@ -1,7 +1,6 @@
 """MLX checkpoints in every quantization, written here by hand as mlx-lm and mlx-vlm lay them out."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,8 @@ import pytest
 
 from mlx_qwen35.checkpoint.load import load_model
 from mlx_qwen35.errors import CheckpointError
-from tests.checkpoints import random_tensors, relayout, tiny_config
+from mlx_qwen35.vision.tower import VisionTower
+from tests.checkpoints import loaded, random_tensors, relayout, tiny_config
 
 # Every input width a multiple of 64; sizes that could be confused stay unequal.
 SIZES: dict[str, Any] = {
@@ -39,18 +39,26 @@ def quantized_config(kind: str, spec: dict[str, Any], overrides: dict[str, Any])
 
 
 def write_quantized(
-    folder: Path, kind: str, spec: dict[str, Any], overrides: dict[str, Any] | None = None, roof: str = "mlx"
+    folder: Path,
+    kind: str,
+    spec: dict[str, Any],
+    overrides: dict[str, Any] | None = None,
+    roof: str = "mlx",
+    vision: dict[str, int] | None = None,
 ) -> dict[str, mx.array]:
-    """An MLX checkpoint whose linear maps are quantized; returns our names with the values that should be computed."""
+    """An MLX checkpoint whose linear maps are quantized, those of the vision tower only if `vision` gives it sizes
+    for it; returns our names with the values that should be computed."""
     overrides = overrides or {}
     config = quantized_config(kind, spec, overrides)
+    config["vision_config"] |= vision or {}
     published = relayout(random_tensors(config, 4), roof)
     written, meant = {}, {}
     for name, value in published.items():
         array = mx.array(value)
         path = name.removesuffix(".weight")
         how = overrides.get(path, spec)
-        linear = path != name and array.ndim > 1 and not name.startswith("vision") and "conv1d" not in name
+        linear = path != name and array.ndim in (2, 3) and "conv1d" not in name
+        linear = linear and (vision is not None or not name.startswith("vision"))
         if how and linear:
             how = {"mode": "affine", **how}
             parts = mx.quantize(array, how["group_size"], how["bits"], mode=how["mode"])
@@ -58,11 +66,12 @@ def write_quantized(
             array = mx.dequantize(*parts, group_size=how["group_size"], bits=how["bits"], mode=how["mode"])
         else:
             written[name] = array
-        meant[name.removeprefix("language_model.").removeprefix("model.").replace("switch_mlp", "experts")] = array
+        ours, array = loaded(name, array)
+        meant[ours] = array
     folder.mkdir()
     mx.save_safetensors(str(folder / "model.safetensors"), written, metadata={"format": "mlx"})
     (folder / "config.json").write_text(json.dumps(config))
-    return {name: value for name, value in meant.items() if not name.startswith("vision")}
+    return meant
 
 
 def dequantized(model: nn.Module) -> dict[str, mx.array]:
@@ -117,7 +126,7 @@ def test_quantized_model_computes(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     (tmp_path / "b/config.json").write_text(json.dumps(plain))
     names = {n: n if n.startswith("lm_head") else f"model.{n.replace('mlp.experts', 'mlp.switch_mlp')}" for n in meant}
-    weights = {names[name]: value for name, value in meant.items()}
+    weights = {names[name]: value for name, value in meant.items() if not name.startswith("vision.")}
     mx.save_safetensors(str(tmp_path / "b/model.safetensors"), weights, metadata={"format": "mlx"})
     tokens = mx.array([[3, 1, 4, 1, 5, 9, 2, 6]])
     other = load_model(tmp_path / "b")(tokens)
@@ -131,7 +140,6 @@ def test_text_only_names(tmp_path: Path) -> None:
                  "model.layers.2.mlp.up_proj": {"group_size": 64, "bits": 3, "mode": "affine"}}  # fmt: skip
     written = {path.removeprefix("language_model."): how for path, how in overrides.items()}
     spec = {"group_size": 64, "bits": 4, "mode": "affine"}
-    # vision tensors would bring a name that only the layout with a roof has
     meant = write_quantized(tmp_path / "a", "dense", spec, written, roof="mlx-text")
     config = json.loads((tmp_path / "a/config.json").read_text())
     config["quantization"] = spec | overrides
@@ -207,14 +215,17 @@ def test_groups_that_do_not_divide_the_rows(tmp_path: Path) -> None:
         load_model(tmp_path / "a")
 
 
-def test_quantized_vision_tensors_are_known(tmp_path: Path) -> None:
-    """mlx-vlm may quantize the vision tower too; it is not read, and does not disturb."""
-    meant = write_quantized(tmp_path / "a", "dense", {"group_size": 64, "bits": 4, "mode": "affine"})
-    path = tmp_path / "a/model.safetensors"
-    tensors = dict(mx.load(str(path)))
-    mx.eval(tensors)
-    tensors["vision_tower.blocks.0.attn.qkv.scales"] = mx.ones((72, 1))
-    shutil.copy(path, tmp_path / "old")
-    mx.save_safetensors(str(path), tensors, metadata={"format": "mlx"})
-    same(load_model(tmp_path / "a"), meant)
-    assert np.array(meant["norm.weight"]).any()
+@pytest.mark.parametrize("mode, bits, group_size", [("affine", 4, 64), ("mxfp8", 8, 32)])
+def test_quantized_tower(tmp_path: Path, mode: str, bits: int, group_size: int) -> None:
+    """mlx-vlm may quantize the vision tower too, its position table included."""
+    sizes = {"hidden_size": 64, "intermediate_size": 128}
+    spec = {"group_size": group_size, "bits": bits, "mode": mode}
+    meant = write_quantized(tmp_path / "a", "dense", spec, vision=sizes)
+    model = load_model(tmp_path / "a")
+    same(model, meant)
+    assert "scales" in model.vision.blocks[0].attn.qkv and "scales" in model.vision.pos_embed
+    plain = VisionTower(model.config.vision)
+    plain.load_weights([(n.removeprefix("vision."), v) for n, v in meant.items() if n.startswith("vision.")])
+    pixels = [np.random.RandomState(0).standard_normal((16, 96)).astype(np.float32)]
+    found, expected = (np.array(tower.encode(pixels, [(1, 4, 4)])[0]) for tower in (model.vision, plain))
+    np.testing.assert_allclose(found, expected, atol=1e-3)

@@ -46,7 +46,7 @@ class Speaker:
     def make_cache(self) -> Cache:
         return Cache([])
 
-    def hidden(self, tokens: mx.array, cache: Cache) -> mx.array:
+    def hidden(self, tokens: mx.array, cache: Cache, media: object = ()) -> mx.array:
         self.computed += tokens.size
         self._seen[cache.offset :] = tokens[0].tolist()
         cache.offset += tokens.size
