@@ -1,0 +1,180 @@
+"""A picture in any form to patch rows, as the checkpoint's image processor makes them.
+
+Knows picture files and arrays, how large a picture may be, and the resize. Knows nothing of video or the
+model.
+
+Sizes, resize and pixel values are those of transformers' Qwen2VL image processor in its PIL form: bicubic on whole
+levels 0..255, by PIL. Where torchvision is installed transformers resizes with torch instead. On pictures of noise 2 %
+of the values then differ, by one level (0.008), except where one side grows while the other shrinks: there 31 % do, by
+up to 23 levels.
+What transformers does not do here: transparency is laid over white (it drops it, and what lies under it shows), and 16
+bits are scaled to 8 (it clips them).
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mlx_qwen35.errors import PromptError
+from mlx_qwen35.vision.media import Media
+from mlx_qwen35.vision.patches import Patches, read_patches
+from mlx_qwen35.vision.sources import open_source
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+LARGEST_PIXELS = 178_956_970  # 14 times a 4K frame, 0.7 GB once read; beyond that a small file is a bomb
+LARGEST_RATIO = 200
+_ORIENTATION = 0x0112  # the EXIF tag
+
+
+@dataclass(frozen=True)
+class ImageLimits(Patches):
+    """preprocessor_config.json, checked. min_pixels and max_pixels are those of a picture once it is resized."""
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], *, where: str = "preprocessor_config.json") -> ImageLimits:
+        """Raises CheckpointError naming the key that is missing or wrong."""
+        return cls(**read_patches(config, where))
+
+
+def prepare_image(source: object, limits: ImageLimits, *, max_pixels: int | None = None, fetch: bool = False) -> Media:
+    """`source` as in `open_image`; max_pixels: instead of the checkpoint's limit, to spend fewer (or more) tokens: one
+    for 32 x 32 pixels. Raises PromptError for what cannot become a picture."""
+    highest = check_max_pixels(max_pixels, limits) or limits.max_pixels
+    image = open_image(source, fetch=fetch)
+    height, width = smart_resize(
+        image.height,
+        image.width,
+        factor=limits.factor,
+        min_pixels=min(limits.min_pixels, highest),
+        max_pixels=highest,
+    )
+    rows = limits.empty_rows(1, height, width)
+    limits.write(resize(image, height, width), rows, range(limits.temporal_size))
+    return Media("image", *limits.flat(rows), merge_size=limits.merge_size)
+
+
+def check_max_pixels(max_pixels: int | None, limits: Patches) -> int | None:
+    if max_pixels is not None and max_pixels < limits.factor**2:
+        raise PromptError(f"max_pixels {max_pixels} is less than one token has ({limits.factor**2}); raise it")
+    return max_pixels
+
+
+def smart_resize(height: int, width: int, *, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
+    """-> (height, width): multiples of `factor` near the given ones, the product within the limits, the ratio about the
+    same. Raises PromptError for a ratio over 200."""
+    check_ratio(height, width)
+    high, wide = round(height / factor) * factor, round(width / factor) * factor
+    if high * wide > max_pixels:
+        shrink = math.sqrt(height * width / max_pixels)
+        high = max(factor, math.floor(height / shrink / factor) * factor)
+        wide = max(factor, math.floor(width / shrink / factor) * factor)
+    elif high * wide < min_pixels:
+        grow = math.sqrt(min_pixels / (height * width))
+        high = math.ceil(height * grow / factor) * factor
+        wide = math.ceil(width * grow / factor) * factor
+    return high, wide
+
+
+def check_ratio(height: int, width: int) -> None:
+    if min(height, width) < 1:
+        raise PromptError(f"a picture of {width} x {height} pixels is empty")
+    if max(height, width) > LARGEST_RATIO * min(height, width):
+        raise PromptError(
+            f"a picture of {width} x {height} pixels is more than {LARGEST_RATIO} times as long as it is wide; crop it"
+        )
+
+
+def resize(image: Image.Image, height: int, width: int) -> Image.Image:
+    from PIL import Image
+
+    return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def open_image(source: object, *, fetch: bool = False) -> Image.Image:
+    """-> the picture upright, in RGB, 8 bits; with transparency over white, of an animation the first frame
+
+    source: a path, bytes, a data: URL, an open file, a PIL image, or an array ([H, W], [H, W, 1, 3 or 4] or channels
+    first; uint8, uint16, bool, or floats from 0 to 1). An http(s) URL is fetched only with `fetch`.
+    Raises PromptError for what is no readable picture, or is one of more than LARGEST_PIXELS pixels.
+    """
+    from PIL import Image
+
+    if isinstance(source, Image.Image):
+        return _rgb(_loaded(source, "the picture"))
+    if hasattr(source, "__array__"):
+        return _rgb(_from_array(np.asarray(source)))
+    place, name = open_source(source, "picture", fetch=fetch)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of bombs: LARGEST_PIXELS decides; of metadata: they are not used
+        try:
+            image = Image.open(place)
+        except Image.DecompressionBombError as error:
+            raise PromptError(f"{name} has too many pixels ({error}); scale it down") from None
+        except Exception as error:  # readers raise anything on damaged data, struct.error and SyntaxError included
+            raise PromptError(f"{name} is no picture that can be read ({error}); check the file") from error
+        return _rgb(_loaded(image, name))
+
+
+def _loaded(image: Image.Image, name: str) -> Image.Image:
+    """All of its pixels in memory, upright"""
+    from PIL import ImageOps
+
+    if image.width * image.height > LARGEST_PIXELS:
+        raise PromptError(f"{name} has {image.width} x {image.height} pixels, too many to be read; scale it down")
+    try:
+        image.load()
+    except Exception as error:
+        raise PromptError(f"{name} cannot be read to its end ({error}); check the file") from error
+    try:
+        turned = image.getexif().get(_ORIENTATION, 1) != 1
+    except Exception:  # damaged EXIF in a picture that reads well: nothing says that it lies on its side
+        turned = False
+    return ImageOps.exif_transpose(image) if turned else image
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    from PIL import Image
+
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I"):  # 16 bits, in 32 for some readers
+        return _rgb(_from_array(np.asarray(image).clip(0, 65535).astype(np.uint16)))
+    if image.mode == "F":
+        return _rgb(_from_array(np.asarray(image)))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGB", image.size, "white")
+        white.paste(image, mask=image.getchannel("A"))
+        return white
+    return image.convert("RGB")
+
+
+def _from_array(array: np.ndarray) -> Image.Image:
+    from PIL import Image
+
+    shape = list(array.shape)
+    if array.ndim == 3 and shape[2] not in (1, 3, 4) and shape[0] in (1, 3, 4):
+        array = array.transpose(1, 2, 0)
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[..., 0]
+    if array.ndim not in (2, 3) or 0 in shape or (array.ndim == 3 and array.shape[2] not in (3, 4)):
+        raise PromptError(f"an array of {shape} is no picture; give [H, W] or [H, W, 3]")
+    if array.dtype == np.uint16:
+        array = (array.astype(np.uint32) + 128) // 257  # 0..65535 -> 0..255, rounded
+    elif array.dtype == bool:
+        array = array * np.uint8(255)
+    elif np.issubdtype(array.dtype, np.floating):
+        if not (np.min(array) >= 0 and np.max(array) <= 1):  # false for NaN too
+            raise PromptError("an array of floats is a picture if all lie from 0 to 1; scale them, or give uint8")
+        array = np.rint(array.astype(np.float64) * 255)
+    elif array.dtype != np.uint8:
+        raise PromptError(f"an array of {array.dtype} is no picture; give uint8 levels, or floats from 0 to 1")
+    return Image.fromarray(np.ascontiguousarray(array, dtype=np.uint8))
