@@ -14,9 +14,12 @@ bits are scaled to 8 (it clips them).
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,6 +34,8 @@ if TYPE_CHECKING:
 
 LARGEST_PIXELS = 178_956_970  # 14 times a 4K frame, 0.7 GB once read; beyond that a small file is a bomb
 LARGEST_RATIO = 200
+_THREADS = min(8, os.cpu_count() or 1)
+_WORTH_THREADS = 1 << 19  # pixels; below, starting threads costs what they save
 _ORIENTATION = 0x0112  # the EXIF tag
 
 
@@ -57,8 +62,43 @@ def prepare_image(source: object, limits: ImageLimits, *, max_pixels: int | None
         max_pixels=highest,
     )
     rows = limits.empty_rows(1, height, width)
-    limits.write(resize(image, height, width), rows, range(limits.temporal_size))
+    _fill(image, height, width, limits, rows)
     return Media("image", *limits.flat(rows), merge_size=limits.merge_size)
+
+
+def _fill(image: Image.Image, height: int, width: int, limits: ImageLimits, rows: np.ndarray) -> None:
+    """RGB picture -> `rows`, resized on the way. Large ones in strips, a thread each, to the same bits: PIL resizes
+    lines first, each on its own, then columns, each on its own."""
+    from PIL.Image import new as new_image
+
+    frames = range(limits.temporal_size)
+    if height * width < _WORTH_THREADS or _THREADS == 1:
+        limits.write(resize(image, height, width), rows, frames)
+        return
+    with ThreadPoolExecutor(_THREADS) as pool:
+        if image.width != width:
+
+            def lines(top: int, end: int, whole: Image.Image = image) -> Image.Image:
+                return resize(whole.crop((0, top, whole.width, end)), end - top, width)
+
+            tops = _cuts(image.height)
+            strips = [pool.submit(lines, top, end) for top, end in pairwise(tops)]
+            wide = new_image("RGB", (width, image.height))
+            for strip, top in zip(strips, tops, strict=False):
+                wide.paste(strip.result(), (0, top))
+            image = wide
+
+        def columns(first: int, end: int) -> None:
+            strip = image.crop((first * limits.factor, 0, end * limits.factor, image.height))
+            limits.write(resize(strip, height, strip.width), rows[:, :, first:end], frames)
+
+        for done in [pool.submit(columns, first, end) for first, end in pairwise(_cuts(width // limits.factor))]:
+            done.result()
+
+
+def _cuts(length: int) -> list[int]:
+    """0..length in as many parts as there are threads, none of them empty"""
+    return sorted({length * part // _THREADS for part in range(_THREADS + 1)})
 
 
 def check_max_pixels(max_pixels: int | None, limits: Patches) -> int | None:

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from mlx_qwen35.errors import CheckpointError, PromptError
-from mlx_qwen35.vision import Media
+from mlx_qwen35.vision import Media, images
 from mlx_qwen35.vision.images import ImageLimits, open_image, prepare_image, smart_resize
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden/vision/media.json").read_text())
@@ -60,6 +60,21 @@ def test_equal_to_transformers() -> None:
             wrong.append((case["size"], media.grid, case["grid"]))
     assert not wrong
     assert len(GOLDEN["pictures"]) >= 200
+
+
+@pytest.mark.parametrize(("height", "width"), [(736, 800), (736, 790), (730, 800), (730, 801), (3000, 60), (1300, 900)])
+@pytest.mark.parametrize("threads", [1, 3, 8])
+def test_large_pictures_in_strips(height: int, width: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many threads: the bits of one resize of the whole."""
+    monkeypatch.setattr(images, "_THREADS", threads)
+    monkeypatch.setattr(images, "_WORTH_THREADS", 1)
+    limits = ImageLimits.from_config(CONFIG | {"size": {"shortest_edge": 4096, "longest_edge": 800 * 740}})
+    media = prepare_image(noise(height, height, width, 3), limits)
+    _, h, w = media.grid
+    rows = media.pixels.reshape(h // 2, w // 2, 2, 2, 3, 2, 16, 16).transpose(5, 0, 2, 6, 1, 3, 7, 4)
+    whole = Image.fromarray(noise(height, height, width, 3)).resize((w * 16, h * 16), Image.Resampling.BICUBIC)
+    for frame in rows.reshape(2, h * 16, w * 16, 3):
+        assert np.array_equal(frame, VALUES[np.asarray(whole)])
 
 
 def test_rows_and_their_order() -> None:
