@@ -164,7 +164,8 @@ def test_bfloat16_stays_bfloat16_but_for_the_delta_state():
     model, _ = tiny_model("dense", layer_types=[L, F])
     whole = run(model, some_tokens(20))
     model.set_dtype(mx.bfloat16)
-    model.norm.weight = model.norm.weight.astype(mx.float32)
+    norm = model.layers[0].input_layernorm
+    norm.weight = norm.weight.astype(mx.float32)
     model.layers[0].linear_attn.A_log = model.layers[0].linear_attn.A_log.astype(mx.float32)
     cache = model.make_cache()
     logits = model(mx.array([some_tokens(20)]), cache)
