@@ -119,8 +119,8 @@ def assert_covers(model: Model, cache: Cache, tokens: list[int]) -> None:
     assert cache.offset == len(tokens)
     more = [5, 17, 33]
     whole = np.array(model(mx.array([[*tokens, *more]])))[0, -len(more) :]
-    np.testing.assert_allclose(np.array(model(mx.array([more[:2]]), cache))[0], whole[:2], atol=2e-4)
-    np.testing.assert_allclose(np.array(model(mx.array([more[2:]]), cache))[0], whole[2:], atol=2e-4)
+    np.testing.assert_allclose(np.array(model(mx.array([more[:2]]), cache))[0], whole[:2], atol=1e-3)
+    np.testing.assert_allclose(np.array(model(mx.array([more[2:]]), cache))[0], whole[2:], atol=1e-3)
 
 
 def greedy(model, prompt=PROMPT, **options):
