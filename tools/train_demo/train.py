@@ -1,9 +1,9 @@
 """Trains the demo checkpoint with transformers' Qwen3.5 MoE in float32 on a CPU; an interrupted run goes on.
 
-    python tools/train_demo/train.py --state STATE [--tokens 10e6] [--workers 2]
+    python tools/train_demo/train.py [--state STATE] [--tokens 14e6] [--workers 2]
 
 Each worker is a process with one thread that reads its own cases; gradients are averaged after every step. STATE keeps
-weights, optimizer and progress (about 100 MB, outside the repository). Every `--every` steps the state, the BF16
+weights, optimizer and progress (about 100 MB, in ~/.cache/mlx-qwen35). Every `--every` steps the state, the BF16
 checkpoint in mlx_qwen35/demo and the log beside this file are written; without a STATE a run goes on from these. Needs
 torch and transformers.
 """
@@ -217,6 +217,7 @@ def export(model: Trainee, config: dict, folder: Path) -> None:
     trained = {**model.main.state_dict(), **{f"mtp.{k}": v for k, v in model.mtp.state_dict().items()}}
     tensors = {k: (v.float() if k.endswith(exact) else v.bfloat16()).contiguous() for k, v in trained.items()}
     save_file(tensors, folder / "model.safetensors.new", metadata={"format": "pt"})
+    os.chmod(folder / "model.safetensors.new", 0o644)
     os.replace(folder / "model.safetensors.new", folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
@@ -233,10 +234,10 @@ def average_gradients(parameters: list[torch.nn.Parameter], workers: int) -> Non
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--state", type=Path, required=True)
-    parser.add_argument("--tokens", type=float, default=10e6)
-    parser.add_argument("--budget", type=int, default=3072, help="padded tokens a step")
-    parser.add_argument("--every", type=int, default=200, help="steps between states")
+    parser.add_argument("--state", type=Path, default=Path.home() / ".cache" / "mlx-qwen35" / "train_demo")
+    parser.add_argument("--tokens", type=float, default=14e6)
+    parser.add_argument("--budget", type=int, default=1024, help="padded tokens a worker and step")
+    parser.add_argument("--every", type=int, default=400, help="steps between states")
     parser.add_argument("--workers", type=int, default=1)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as meeting:
