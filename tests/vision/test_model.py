@@ -59,7 +59,7 @@ def test_cut_anywhere_is_whole(model):
     tokens, media = prompt_of(2, ONE, 2, FILM, 2)
     whole = np.array(model(mx.array([tokens]), None, media))[0]
     for cut in range(1, len(tokens)):
-        np.testing.assert_allclose(run(model, tokens, media, [cut, len(tokens)]), whole, atol=1e-4)
+        np.testing.assert_allclose(run(model, tokens, media, [cut, len(tokens)]), whole, atol=1e-3)
 
 
 @pytest.mark.parametrize("chunk_size", [1, 4, 7, 100])
@@ -95,7 +95,7 @@ def test_a_batch_of_unequal_rows(model, chunk_size):
     following = np.array(model(mx.array([[5], [6], [7], [8]]), cache))[:, 0]
     for n, (tokens, media) in enumerate(prompts):
         alone = np.array(model(mx.array([tokens + [5 + n]]), None, media))[0]
-        np.testing.assert_allclose(np.stack([found[n], following[n]]), alone[-2:], atol=1e-4)
+        np.testing.assert_allclose(np.stack([found[n], following[n]]), alone[-2:], atol=1e-3)
 
 
 def test_rollback_is_as_if_it_never_happened(model):
