@@ -7,7 +7,7 @@ import random
 from dataclasses import replace
 from typing import Any
 
-from case import Case, Maker
+from case import Case, Maker, draw
 from words import ANIMALS, CITIES, FOODS, JOBS, NAMES, THINGS
 
 SYSTEM_PROMPTS = ("You are a helpful assistant.", "Be brief.", "Answer the question.")
@@ -307,15 +307,9 @@ def with_history(case: Case, rng: random.Random) -> Case:
     past: list[dict[str, Any]] = []
     for _ in range(rng.randrange(1, 3)):
         maker = rng.choice((arithmetic, sort_words, reverse_words, small_sum, talk, copy_json))
-        earlier = draw_training(maker, rng)
+        earlier = draw(maker, rng, held_out=False)
         question = [m for m in earlier.messages if m["role"] == "user"]
         past += [*question, {"role": "assistant", "content": earlier.answer}]
     first = 1 if case.messages[0]["role"] == "system" else 0
     messages = [*case.messages[:first], *past, *case.messages[first:]]
     return replace(case, messages=messages)
-
-
-def draw_training(maker: Maker, rng: random.Random) -> Case:
-    while (case := maker(rng)).held_out:
-        pass
-    return case

@@ -1,6 +1,9 @@
 """Makes the demo's tokenizer: Qwen3.5's pre-tokenizer and special tokens over a small byte-level BPE vocabulary.
 
     python tools/train_demo/tokenizer.py     writes tokenizer.json and tokenizer_config.json into the demo folder
+
+The corpus is drawn from the curriculum: run again after the curriculum has changed, it makes another vocabulary, and a
+checkpoint trained with the old one is lost. The packaged one was made before follow-up questions were added.
 """
 
 from __future__ import annotations
