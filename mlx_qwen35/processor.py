@@ -1,41 +1,57 @@
-"""What a user asks to the token ids a model reads: tokenizer and chat template of one checkpoint, together.
+"""What a user asks to what a model reads: token ids, and the patches of pictures and videos among them.
 
-Knows messages, tools and the context length. Knows nothing of weights, caches or sampling.
+Knows how tokenizer, chat template and picture preparation of one checkpoint go together, tools and the context length.
+Knows nothing of weights, caches or sampling.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mlx_qwen35.config import ModelConfig
 from mlx_qwen35.errors import CheckpointError, PromptError
 from mlx_qwen35.text.files import read_json_object
+from mlx_qwen35.text.messages import (
+    MediaPart,
+    Messages,
+    check_messages,
+    each_part,
+    media_parts,
+    with_media,
+    with_system,
+)
+from mlx_qwen35.text.placeholders import Placeholders
 from mlx_qwen35.text.template import ChatTemplate
 from mlx_qwen35.text.tokenizer import Tokenizer
-
-Messages = Sequence[Mapping[str, Any]]
-
-_MEDIA_KEYS = frozenset({"image", "image_url", "video", "video_url"})
+from mlx_qwen35.vision.images import prepare_image
+from mlx_qwen35.vision.limits import IMAGE_FILE, VIDEO_FILE, MediaLimits, read_limits
+from mlx_qwen35.vision.media import Media
+from mlx_qwen35.vision.positions import place
+from mlx_qwen35.vision.video import VideoLimits, prepare_video
 
 
 @dataclass(frozen=True)
 class Prompt:
     """tokens: what the model reads; text: what they were made of (None if they came as ids); thinking: the prompt
-    ends inside <think>, so that the reply begins with reasoning."""
+    ends inside <think>, so that the reply begins with reasoning; media: the pictures and videos whose placeholders are
+    among the tokens, in their order."""
 
     tokens: list[int]
     text: str | None
     thinking: bool
+    media: tuple[Media, ...] = ()
 
 
 @dataclass(frozen=True)
 class Processor:
-    """The text side of one checkpoint. eos_token_ids: every id that ends a turn, by any file of the checkpoint;
-    generation_config: the file of that name ({} if there is none); context_length: most tokens of a prompt."""
+    """How one checkpoint reads prompts. eos_token_ids: every id that ends a turn, by any file of the checkpoint;
+    generation_config: the file of that name ({} if there is none); context_length: most tokens of a prompt;
+    media_limits: how it wants pictures and videos prepared (None: it has no vision tower)."""
 
     tokenizer: Tokenizer
     template: ChatTemplate
@@ -43,11 +59,12 @@ class Processor:
     eos_token_ids: frozenset[int]
     generation_config: dict[str, Any] = field(repr=False)
     context_length: int
+    media_limits: MediaLimits | None = None
 
     @classmethod
     def from_folder(cls, folder: str | Path, config: ModelConfig, *, context_length: int | None = None) -> Processor:
-        """Reads tokenizer.json, tokenizer_config.json, the chat template and generation_config.json. Raises
-        CheckpointError naming the file if one is missing, damaged or does not fit the model."""
+        """Reads tokenizer.json, tokenizer_config.json, the chat template, generation_config.json and the preprocessor
+        files. Raises CheckpointError naming the file if one is missing, damaged or does not fit the model."""
         folder = Path(folder)
         tokenizer = Tokenizer.from_folder(folder)
         if tokenizer.vocab_size > config.text.vocab_size:
@@ -67,6 +84,7 @@ class Processor:
             eos_token_ids=eos,
             generation_config=generation_config,
             context_length=context_length or config.text.max_position_embeddings,
+            media_limits=read_limits(folder, config.vision) if config.vision else None,
         )
 
     def encode(self, text: str) -> list[int]:
@@ -79,15 +97,26 @@ class Processor:
         self,
         prompt: str | Messages | Sequence[int],
         *,
+        images: Sequence[Any] = (),
+        videos: Sequence[Any] = (),
         tools: Sequence[Mapping[str, Any]] | None = None,
         enable_thinking: bool | None = None,
         system: str | None = None,
+        fps: float | None = None,
+        max_pixels: int | None = None,
+        fetch: bool = False,
     ) -> Prompt:
         """The prompt of one turn. `prompt` is a text (one user message), a list of messages as OpenAI's API has them,
-        or token ids (a list, or an array [T]), taken as they are: tools and enable_thinking then are in them already.
+        or token ids (a list, or an array [T]), taken as they are: tools and enable_thinking then are in them already,
+        and as many placeholders as the images, then the videos need.
 
+        images, videos: each in any form that vision.images and vision.video read, or Media. They fill the parts of
+        messages that have no source, or go before the last user message, images first. Contents may hold them as well
+        (text.messages has the forms). fps, max_pixels: see `prepare_image` and `prepare_video`. fetch: read http(s)
+        URLs from the network.
         enable_thinking None leaves it to the checkpoint's template. Raises PromptError if it is empty, is not such a
-        list, is refused by the template, or is longer than the context.
+        list, is refused by the template, shows what cannot be read or this model cannot see, or is longer than the
+        context.
         """
         if hasattr(prompt, "tolist"):
             prompt = prompt.tolist()
@@ -95,22 +124,106 @@ class Processor:
             raise PromptError(f"a prompt is a text, a list of messages or a list of ids, not {type(prompt).__name__}")
         if len(prompt) == 0:
             raise PromptError("the prompt is empty; write a message")
+        reading = {"fps": fps, "max_pixels": max_pixels, "fetch": fetch}
         if not isinstance(prompt, str) and isinstance(prompt[0], int):
             tokens, text = self._check_ids(prompt, system), None
+            shown = with_media([{"role": "user", "content": []}], images=images, videos=videos)
+            media = tuple(self._read(part, **reading) for part in media_parts(shown))
+            self._check_places(tokens, media)
         else:
-            messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else _messages(prompt)
+            messages = check_messages([{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt)
+            messages = with_media(with_system(messages, system), images=images, videos=videos)
+            parts = media_parts(messages)
+            placeholders = self._placeholders(parts) if parts else None
             text = self.template.render(
-                _with_system(messages, system), tools=_tools(tools), enable_thinking=enable_thinking
+                each_part(messages, lambda part: {"type": part.kind}),
+                tools=_tools(tools),
+                enable_thinking=enable_thinking,
             )
+            media = ()
+            if placeholders:
+                placeholders.check(text, [part.kind for part in parts])
+                media = tuple(self._read(part, **reading) for part in parts)
+                text = placeholders.expanded(text, media)
             tokens = self.encode(text)
         if not tokens:
             raise PromptError("the chat template made an empty prompt of these messages; check the template")
         if len(tokens) > self.context_length:
+            seen = sum(medium.tokens for medium in media)
+            shown = f", {seen} of them for pictures and videos (max_pixels= or fps= makes them fewer)" if seen else ""
             raise PromptError(
-                f"the prompt has {len(tokens)} tokens, the context {self.context_length}; shorten it or load the "
-                f"model with a larger context_length"
+                f"the prompt has {len(tokens)} tokens{shown}, the context {self.context_length}; shorten it or load "
+                f"the model with a larger context_length"
             )
-        return Prompt(tokens, text, _ends_in_thinking(self.decode(tokens) if text is None else text))
+        return Prompt(tokens, text, _ends_in_thinking(self.decode(tokens) if text is None else text), media)
+
+    def prepare(
+        self, messages: Messages, *, fps: float | None = None, max_pixels: int | None = None, fetch: bool = False
+    ) -> list[dict[str, Any]]:
+        """Copies of messages whose pictures and videos are read: a Media in place of each source, so that a longer
+        conversation does not read them again. Raises PromptError as `prompt` does."""
+        checked = check_messages(messages)
+        without = next((part for part in media_parts(checked) if part.source is None), None)
+        if without is not None:
+            raise PromptError(f"{without} has no source; write it into the message")
+
+        def read(part: MediaPart) -> dict[str, Any]:
+            medium = self._read(part, fps=fps, max_pixels=max_pixels, fetch=fetch)
+            return {"type": part.kind, part.kind: medium}
+
+        return each_part(checked, read)
+
+    def _read(self, part: MediaPart, *, fps: float | None, max_pixels: int | None, fetch: bool) -> Media:
+        """The picture or video of a part, prepared for this model."""
+        seen = self._check_seen(part)
+        if isinstance(part.source, Media):
+            if part.source.kind != part.kind:
+                raise PromptError(f"{part} holds a Media of kind {part.source.kind!r}; give it where that kind is due")
+            return part.source
+        limits, file = (seen.image, IMAGE_FILE) if part.kind == "image" else (seen.video, VIDEO_FILE)
+        if limits is None:
+            raise PromptError(
+                f"{part} cannot be prepared: this checkpoint has no {file}; copy it from the checkpoint that this "
+                "folder was made from"
+            )
+        most = part.max_pixels or max_pixels
+        try:
+            if isinstance(limits, VideoLimits):
+                return prepare_video(part.source, limits, fps=part.fps or fps, max_pixels=most, fetch=fetch)
+            return prepare_image(part.source, limits, max_pixels=most, fetch=fetch)
+        except PromptError as error:
+            raise PromptError(f"{part}: {error}") from error
+
+    def _check_seen(self, part: MediaPart) -> MediaLimits:
+        if self.media_limits is None:
+            raise PromptError(
+                f"{part} cannot be seen by this checkpoint, which has no vision tower: give it text only, or load one "
+                "that has"
+            )
+        return self.media_limits
+
+    def _placeholders(self, parts: Sequence[MediaPart]) -> Placeholders:
+        self._check_seen(parts[0])
+        config = self.config
+        ids = (config.image_token_id, config.video_token_id, config.vision_start_token_id, config.vision_end_token_id)
+        texts = ["" if token is None else self.decode([token]) for token in ids]
+        if not all(texts):
+            raise CheckpointError(
+                "config.json and tokenizer.json do not agree on image_token_id, video_token_id, vision_start_token_id "
+                "and vision_end_token_id; take both from one checkpoint"
+            )
+        return Placeholders(*texts)
+
+    def _check_places(self, tokens: list[int], media: tuple[Media, ...]) -> None:
+        """Raises PromptError where the placeholders among the ids are not those of the media."""
+        if media:
+            place(
+                np.array(tokens),
+                media,
+                image_token_id=self.config.image_token_id,
+                video_token_id=self.config.video_token_id,
+                merge=media[0].merge_size,
+            )
 
     def _check_ids(self, ids: Sequence[int], system: str | None) -> list[int]:
         if system is not None:
@@ -134,69 +247,6 @@ def _ends_in_thinking(text: str) -> bool:
     """Whether the last turn opened <think> and left it open."""
     turn = text[text.rfind("<|im_start|>") + 1 :]
     return turn.rfind("<think>") > turn.rfind("</think>")
-
-
-def _with_system(messages: list[dict[str, Any]], system: str | None) -> list[dict[str, Any]]:
-    if system is None:
-        return messages
-    if messages[0]["role"] == "system":
-        raise PromptError("system= is given, but the messages begin with a system message; use one of the two")
-    return [{"role": "system", "content": system}, *messages]
-
-
-def _messages(messages: Messages) -> list[dict[str, Any]]:
-    """Copies in the form that chat templates read. The caller's messages are left as they are."""
-    return [_message(message, f"messages[{at}]") for at, message in enumerate(messages)]
-
-
-def _message(message: Any, where: str) -> dict[str, Any]:
-    if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-        raise PromptError(f'{where} is no message; write {{"role": "user", "content": "..."}}')
-    message = dict(message)
-    content = message.get("content")
-    if isinstance(content, (list, tuple)):
-        message["content"] = [_part(part, f"{where}.content[{at}]") for at, part in enumerate(content)]
-    elif content is not None and not isinstance(content, str):
-        raise PromptError(f"{where}.content is a {type(content).__name__}; write text (json.dumps for a tool's result)")
-    if isinstance(message.get("reasoning"), str) and message.get("reasoning_content") is None:
-        message["reasoning_content"] = message["reasoning"]
-    calls = message.get("tool_calls")
-    if calls is not None:
-        if not isinstance(calls, (list, tuple)):
-            raise PromptError(f"{where}.tool_calls is a {type(calls).__name__}; it must be a list")
-        message["tool_calls"] = [_tool_call(call, f"{where}.tool_calls[{at}]") for at, call in enumerate(calls)]
-    return message
-
-
-def _part(part: Any, where: str) -> dict[str, Any]:
-    if not isinstance(part, Mapping):
-        raise PromptError(f'{where} is no part of a message; write {{"type": "text", "text": "..."}}')
-    media = _MEDIA_KEYS.intersection([*part, part.get("type")])
-    if media:
-        raise PromptError(f"{where} holds {min(media)!r}; this version reads text only")
-    if not isinstance(part.get("text"), str):
-        raise PromptError(f'{where} has no text; write {{"type": "text", "text": "..."}}')
-    return dict(part)
-
-
-def _tool_call(call: Any, where: str) -> dict[str, Any]:
-    """The call with its arguments as a dict: OpenAI's API carries them as JSON text, templates loop over them."""
-    function = call.get("function", call) if isinstance(call, Mapping) else None
-    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-        raise PromptError(f'{where} is no call; write {{"function": {{"name": "...", "arguments": {{...}}}}}}')
-    function = dict(function)
-    arguments = function.get("arguments")
-    if isinstance(arguments, str):
-        try:
-            arguments = json.loads(arguments) if arguments.strip() else {}
-        except (ValueError, RecursionError) as error:
-            raise PromptError(f"{where}: the arguments are not valid JSON ({error}); pass a dict") from None
-    if arguments is None:
-        arguments = {}
-    if not isinstance(arguments, Mapping):
-        raise PromptError(f"{where}: the arguments are a {type(arguments).__name__}; pass a dict, or one as JSON")
-    function["arguments"] = dict(arguments)
-    return {**call, "function": function} if "function" in call else function
 
 
 def _tools(tools: Sequence[Mapping[str, Any]] | None) -> list[Mapping[str, Any]] | None:

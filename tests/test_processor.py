@@ -18,7 +18,7 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "ob
 def config(vocab_size=512, context=1000, eos=(5,)):
     """What the processor reads of a model's configuration."""
     text = SimpleNamespace(vocab_size=vocab_size, max_position_embeddings=context)
-    return SimpleNamespace(text=text, eos_token_ids=eos)
+    return SimpleNamespace(text=text, vision=None, eos_token_ids=eos)
 
 
 @pytest.fixture(scope="module")
@@ -99,8 +99,13 @@ def test_reasoning_has_two_names(processor):
         ([{"role": "robot", "content": "x"}], "Unexpected message role"),
         ([{"role": "user", "content": ["x"]}], r"messages\[0\]\.content\[0\] is no part"),
         ([{"role": "user", "content": [{"type": "text"}]}], "has no text"),
-        ([{"role": "user", "content": [{"type": "image", "image": "a.png"}]}], "reads text only"),
-        ([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}], "reads text only"),
+        ([{"role": "user", "content": [{"type": "image", "image": "a.png"}]}], "no vision tower"),
+        ([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}], "no vision tower"),
+        ([{"role": "user", "content": [{"type": "image_url", "image_url": {"detail": "x"}}]}], "has no url"),
+        ([{"role": "user", "content": [{"type": "image"}]}], r"1 image parts .* images= holds 0"),
+        ([{"role": "user", "content": [{"type": "image", "image": "a", "url": "b"}]}], "give one"),
+        ([{"role": "user", "content": [{"type": "video", "video": "a", "fps": 0}]}], "fps is 0"),
+        ([{"role": "user", "content": [{"type": "audio", "audio": "a"}]}], "is of type 'audio'"),
         ([{"role": "user", "content": "a\ud800"}], "surrogate"),
         ([{"role": "assistant", "content": "", "tool_calls": {}}], r"tool_calls is a dict"),
         ([{"role": "assistant", "content": "", "tool_calls": [5]}], r"tool_calls\[0\] is no call"),
