@@ -10,7 +10,7 @@ the prompt and exactly the tokens that were handed out: a step that was queued a
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +52,8 @@ def prefill(
     cache: Cache,
     *,
     media: Sequence[Media] | Sequence[Sequence[Media]] | Sight = (),
+    features: MutableMapping[str, mx.array] | None = None,
+    covered: int = 0,
     chunk_size: int = CHUNK_SIZE,
     boundaries: Iterable[int] = (),
     on_progress: Callable[[int, int], None] | None = None,
@@ -59,7 +61,10 @@ def prefill(
 ) -> mx.array | None:
     """Feeds a prompt to the cache, chunk by chunk. tokens: [T] or [B, T] -> logits of the last position [B, V].
 
-    media: the images and videos whose placeholders are among the tokens, encoded before the first chunk.
+    media: the images and videos whose placeholders are among the tokens, encoded before the first chunk. features: what
+    was encoded before, by Media.key (a FeatureStore); what is encoded now is added.
+    covered: the tokens are a whole prompt of which the cache holds the first `covered`; only the rest is fed. It may
+    begin inside an image. A Sight, and all counts below, are of what is fed.
     boundaries: a chunk also ends after so many tokens (where `on_progress` may take a snapshot of the cache).
     on_progress(done, total) is called before the first chunk and after each, when the cache covers `done` more tokens.
     Cancelled between two chunks: None, and the cache keeps the chunks that are done. An error or interrupt inside a
@@ -69,21 +74,24 @@ def prefill(
         raise ValueError(f"chunk_size is {chunk_size}; it must be 1 or more")
     tokens = mx.array(tokens)
     tokens = tokens[None] if tokens.ndim == 1 else tokens
-    total = tokens.shape[1]
-    if total == 0:
-        raise PromptError("the prompt is empty; give at least one token")
+    _check_covered(covered, tokens.shape[1], cache)
+    total = tokens.shape[1] - covered
     cancelled = _cancel_check(cancel)
     ends = sorted({*range(chunk_size, total, chunk_size), *(b for b in boundaries if 0 < b < total), total})
     done, logits = 0, None
     if on_progress:
         on_progress(0, total)
-    sight = model.see(tokens, media, cache) if media and not isinstance(media, Sight) else media
+    if cancelled():
+        return None
+    if media and not isinstance(media, Sight):
+        media = model.see(tokens, media, cache, known=features, covered=covered)
+    tokens = tokens[:, covered:]
     for end in ends:
         if cancelled():
             return None
         before = cache.snapshot()
         try:
-            hidden = model.hidden(tokens[:, done:end], cache, sight[done:end])  # [B, chunk, H]
+            hidden = model.hidden(tokens[:, done:end], cache, media[done:end])  # [B, chunk, H]
             if end == total:
                 logits = model.head(hidden[:, -1:])[:, -1]  # [B, V]
                 mx.eval(logits)
@@ -391,6 +399,16 @@ def _room(prompt_tokens: int, cached_tokens: int, context_length: int) -> int:
             "shorten the prompt or raise the context length"
         )
     return context_length - used
+
+
+def _check_covered(covered: int, tokens: int, cache: Cache) -> None:
+    if tokens == 0:
+        raise PromptError("the prompt is empty; give at least one token")
+    if covered and not 0 < covered == cache.offset < tokens:
+        raise ValueError(
+            f"covered is {covered}, the cache holds {cache.offset} tokens and the whole prompt has {tokens}: "
+            "covered is what the cache holds, and leaves at least one token to compute"
+        )
 
 
 def _cancel_check(cancel: Cancel) -> Callable[[], bool]:

@@ -6,6 +6,7 @@ Knows no files, no strings and no sampling.
 
 from __future__ import annotations
 
+import math
 from collections.abc import MutableMapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -133,20 +134,46 @@ class Model(nn.Module):
         cache: Cache | None = None,
         *,
         known: MutableMapping[str, mx.array] | None = None,
+        covered: int = 0,
     ) -> Sight:
         """Place media among tokens [B, T] that follow those of the cache, and encode them.
 
+        covered: the tokens are the whole prompt instead, with all its media, and the cache holds the first `covered` of
+        them: the Sight is that of tokens[:, covered:], and only media that reach beyond the cut are encoded. It may lie
+        inside of one.
         known: features by Media.key: what is there is not encoded again, what was not is added.
-        Raises PromptError, before anything is encoded, if the model has no vision tower or the placeholders among the
-        tokens are not exactly those of the media.
+        Raises as `placement`, before anything is encoded.
         """
-        if tokens.ndim != 2:
-            raise ValueError(f"tokens must be [batch, length], not {list(tokens.shape)}")
-        rows = _rows_of(media, tokens.shape[0])
+        rows = _rows_of(media, len(tokens))
+        placed = self.placement(tokens, rows, cache, covered=covered)[covered:]
+        merge = self._tower().config.spatial_merge_size
+        needed: list[list[tuple[int, Media]]] = []  # of each row: number of the first feature, medium
+        for shown, taken in zip(rows, placed.features, strict=True):
+            firsts = np.cumsum([0, *(math.prod(medium.grid) // merge**2 for medium in shown)]).tolist()
+            spans = zip(firsts, firsts[1:], shown, strict=False)
+            needed.append([(a, medium) for a, b, medium in spans if np.any((taken >= a) & (taken < b))])
+        features = iter(self.encode_media([medium for row in needed for _, medium in row], known=known))
+        return Sight(placed, [[(first, next(features)) for first, _ in row] for row in needed])
+
+    def placement(
+        self, tokens: mx.array, media: AnyMedia, cache: Cache | None = None, *, covered: int = 0
+    ) -> Placement:
+        """Where each of tokens [B, T] stands and which feature it takes; computes nothing on the device.
+
+        cache, covered: as in `see`, but all T tokens are placed.
+        Raises PromptError if the model has no vision tower or the placeholders among the tokens are not exactly those
+        of the media, and ValueError if the cache does not hold the first `covered` tokens.
+        """
+        ids = np.array(tokens)
+        if ids.ndim != 2:
+            raise ValueError(f"tokens must be [batch, length], not {list(ids.shape)}")
+        rows = _rows_of(media, len(ids))
         vision = self._tower().config
-        starts, padding = _begin(cache, len(rows))
+        starts, padding = _begin(None if covered else cache, len(rows))
+        if covered and cache is not None and cache.left_padding is not None:
+            padding = cache.left_padding.tolist()
         placed = []
-        for row, shown, start, pad in zip(np.array(tokens), rows, starts, padding, strict=True):
+        for row, shown, start, pad in zip(ids, rows, starts, padding, strict=True):
             pad = min(pad, len(row))
             placement = place(
                 row[pad:],
@@ -160,26 +187,27 @@ class Model(nn.Module):
         together = Placement(
             np.concatenate([p.positions for p in placed], axis=1), np.concatenate([p.features for p in placed])
         )
-        features = iter(self.encode_media([medium for shown in rows for medium in shown], known=known))
-        numbered = []
-        for shown in rows:
-            first, own = 0, []
-            for _ in shown:
-                own.append((first, next(features)))
-                first += len(own[-1][1])
-            numbered.append(own)
-        return Sight(together, numbered)
+        if covered:
+            _check_covered(cache, covered, together)
+        return together
 
     def encode_media(
         self, media: Sequence[Media], *, known: MutableMapping[str, mx.array] | None = None
     ) -> list[mx.array]:
         """The features of each image or video, [placeholders, H], computed; one that comes twice is encoded once."""
-        found = {} if known is None else known
-        # The key is a hash of all pixels: without a store that outlives this call, the same object is enough.
-        keys = [str(id(medium)) if known is None else medium.key for medium in media]
+        if known is None:  # the key is a hash of all pixels: here the same object is enough
+            keys, found = [str(id(medium)) for medium in media], {}
+        else:
+            keys = [medium.key for medium in media]
+            found = {key: known[key] for key in dict.fromkeys(keys) if key in known}
         new = {key: medium for key, medium in zip(keys, media, strict=True) if key not in found}
-        encoded = self._tower().encode([m.pixels for m in new.values()], [m.grid for m in new.values()])
-        found.update(zip(new, encoded, strict=True))
+        tower = self._tower()
+        if new:
+            encoded = tower.encode([m.pixels for m in new.values()], [m.grid for m in new.values()])
+            added = dict(zip(new, encoded, strict=True))
+            found.update(added)
+            if known is not None:
+                known.update(added)  # which need not keep them
         return [found[key] for key in keys]
 
     def _tower(self) -> VisionTower:
@@ -227,6 +255,21 @@ def _begin(cache: Cache | None, batch: int) -> tuple[list[int], list[int]]:
         [max(cache.offset - pad, 0) + delta for pad, delta in zip(padding, deltas, strict=True)],
         [max(pad - cache.offset, 0) for pad in padding],
     )
+
+
+def _check_covered(cache: Cache | None, covered: int, placed: Placement) -> None:
+    """Whether a cache may hold the first `covered` of these tokens: so many, and with media of the same extent."""
+    held = 0 if cache is None else cache.offset
+    if not 0 < covered == held <= placed.features.shape[1]:
+        raise ValueError(
+            f"covered is {covered}, but the cache holds {held} tokens of a prompt of {placed.features.shape[1]}: "
+            "give the whole prompt, and how much of it the cache holds"
+        )
+    if _begin(cache, placed.features.shape[0])[0] != placed.positions[0, :, covered].tolist():
+        raise ValueError(
+            f"the {covered} tokens in the cache stand at other positions than the first of this prompt: their images "
+            "are others; begin with a new cache"
+        )
 
 
 def _deltas(cache: Cache, positions: Sequence[int]) -> int | list[int]:

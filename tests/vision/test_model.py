@@ -6,6 +6,7 @@ import pytest
 
 from mlx_qwen35.errors import PromptError
 from mlx_qwen35.generation import prefill
+from mlx_qwen35.vision.features import FeatureStore
 from mlx_qwen35.vision.tower import VisionTower
 from tests.seeing_model import IMAGE, prompt_of, run, seeing_model, some_media
 from tests.tiny_model import tiny_model
@@ -138,6 +139,83 @@ def test_each_picture_is_encoded_once(model, monkeypatch):
     tokens, media = prompt_of(2, ONE, 1, ONE, 3)
     prefill(model, tokens, model.make_cache(), media=media, chunk_size=3)
     assert seen == [2, 1, 1]
+
+
+@pytest.fixture
+def encoded(monkeypatch):
+    """How many pixel rows each medium had that was encoded, in order."""
+    encode, seen = VisionTower.encode, []
+
+    def watched(self, pixels, grids):
+        seen.extend(len(rows) for rows in pixels)
+        return encode(self, pixels, grids)
+
+    monkeypatch.setattr(VisionTower, "encode", watched)
+    return seen
+
+
+@pytest.mark.parametrize("chunk_size", [3, 100])
+def test_the_rest_of_a_prompt_after_any_cut(model, encoded, chunk_size):
+    tokens, media = prompt_of(2, ONE, 1, FILM, 2, TALL, 1)
+    ends = [2 + 6, 2 + 6 + 1 + 6 + 1 + 6, len(tokens) - 1]  # where the features of each medium end
+    whole = np.array(model(mx.array([tokens]), None, media))[0]
+    for cut in range(1, len(tokens)):
+        cache = model.make_cache()
+        model(mx.array([tokens[:cut]]), cache, model.see(mx.array([tokens]), media)[:cut])
+        encoded.clear()
+        found = prefill(model, tokens, cache, media=media, covered=cut, chunk_size=chunk_size)
+        np.testing.assert_allclose(np.array(found)[0], whole[-1], atol=1e-3)
+        assert encoded == [len(medium.pixels) for medium, end in zip(media, ends, strict=True) if end > cut]
+        following = np.array(model(mx.array([[5]]), cache))[0, 0]
+        alone = np.array(model(mx.array([tokens + [5]]), None, media))[0, -1]
+        np.testing.assert_allclose(following, alone, atol=1e-3)
+
+
+def test_the_rest_of_a_padded_batch(model):
+    prompts = [prompt_of(2, ONE, 3), prompt_of(1), prompt_of(1, FILM, TALL, 2)]
+    width = max(len(tokens) for tokens, _ in prompts)
+    padding = [width - len(tokens) for tokens, _ in prompts]
+    padded = mx.array([[IMAGE] * pad + tokens for pad, (tokens, _) in zip(padding, prompts, strict=True)])
+    rows = [media for _, media in prompts]
+    whole = np.array(prefill(model, padded, model.make_cache(3, padding), media=rows))
+    for cut in (1, padding[0] + 1, padding[0] + 4, width - 2):
+        cache = model.make_cache(3, padding)
+        model(padded[:, :cut], cache, model.see(padded, rows, cache)[:cut])
+        found = np.array(prefill(model, padded, cache, media=rows, covered=cut))
+        np.testing.assert_allclose(found, whole, atol=1e-3)
+
+
+def test_a_cache_that_holds_something_else_is_refused(model, encoded):
+    tokens, media = prompt_of(2, ONE, 3)
+    ids = mx.array([tokens])
+    cache = model.make_cache()
+    prefill(model, tokens, cache, media=media)
+    encoded.clear()
+    for covered in (-1, len(tokens) - 1, len(tokens) + 1):
+        with pytest.raises(ValueError, match=f"covered is {covered}, but the cache holds {len(tokens)} tokens"):
+            model.see(ids, media, cache, covered=covered)
+    with pytest.raises(ValueError, match="the cache holds 0 tokens"):
+        model.see(ids, media, covered=3)
+    square = some_media("image", 4, 4)  # its 4 placeholders take 2 positions, the 6 in the cache take 3
+    other, _ = prompt_of(2, square, 7)
+    with pytest.raises(ValueError, match="at other positions"):
+        model.see(mx.array([other]), [square], cache, covered=len(tokens))
+    assert encoded == []
+
+
+def test_a_store_that_keeps_nothing_gives_the_same_features(model, encoded):
+    wanted = model.encode_media([ONE, TALL, ONE])
+    store = FeatureStore(most_bytes=0)
+    encoded.clear()
+    for features, known in zip(wanted, model.encode_media([ONE, TALL, ONE], known=store), strict=True):
+        np.testing.assert_array_equal(np.array(features), np.array(known))
+    assert encoded == [len(ONE.pixels), len(TALL.pixels)] and not store
+    store = FeatureStore(most_bytes=wanted[0].nbytes)
+    model.encode_media([ONE], known=store)
+    encoded.clear()
+    features = model.encode_media([OTHER, ONE, TALL], known=store)  # ONE is gone before it is asked for again
+    assert encoded == [len(OTHER.pixels), len(TALL.pixels)]
+    np.testing.assert_array_equal(np.array(features[1]), np.array(wanted[0]))
 
 
 def test_a_model_without_a_tower_refuses():
