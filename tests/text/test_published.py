@@ -1,8 +1,6 @@
 """The published files: templates, tokenizer and encodings as users have them."""
 
-import gzip
 import json
-import shutil
 import unicodedata
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from mlx_qwen35.processor import Processor
 from mlx_qwen35.text.reply import parse_reply
 from mlx_qwen35.text.template import ChatTemplate
 from mlx_qwen35.text.tokenizer import Detokenizer
+from tests.published import write_published_files
 
 TEMPLATES = ("chat_template.jinja", "chat_template.0.8B-2B.jinja")
 CASES = ("plain", "system_nothink", "history", "tools", "tool_turn", "image", "video")
@@ -38,18 +37,7 @@ def model_data(shared_dir) -> Path:
 
 @pytest.fixture(scope="session")
 def processor(model_data, tmp_path_factory) -> Processor:
-    """The processor of a folder as published: the tokens from 248070 on stand only in tokenizer_config.json."""
-    folder = tmp_path_factory.mktemp("published")
-    tokenizer = json.loads(gzip.decompress((model_data / "qwen35_tokenizer_reconstructed.json.gz").read_bytes()))
-    tokenizer["added_tokens"] = [token for token in tokenizer["added_tokens"] if token["id"] < 248070]
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")
-    for published, name in (
-        ("hf/tokenizer_config.rebuilt.json", "tokenizer_config.json"),
-        ("hf/generation_config.3.5.json", "generation_config.json"),
-        ("hf/chat_template.jinja", "chat_template.jinja"),
-        ("configs/Qwen3.5-27B.json", "config.json"),
-    ):
-        shutil.copy(model_data / published, folder / name)
+    folder = write_published_files(model_data, tmp_path_factory.mktemp("published"))
     return Processor.from_folder(folder, ModelConfig.from_folder(folder))
 
 
