@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import random
+from dataclasses import replace
 from typing import Any
 
 from case import Case, Maker
@@ -57,6 +59,25 @@ def field_name(row: int, column: int) -> str:
     return f"{ROWS[row]} {COLUMNS[column]}"
 
 
+def worn(case: Case, rng: random.Random) -> Case:
+    """The same question, its pictures as lossy files give them back: colours at half size, a little noise."""
+    quality = rng.randrange(70, 96)
+
+    def again(image: Image.Image) -> Image.Image:
+        file = io.BytesIO()
+        image.save(file, "JPEG", quality=quality)
+        return Image.open(file).convert("RGB")
+
+    content = []
+    for part in case.messages[-1]["content"]:
+        if part["type"] == "image":
+            part = {**part, "image": again(part["image"])}
+        elif part["type"] == "video":
+            part = {**part, "video": [again(frame) for frame in part["video"]]}
+        content.append(part)
+    return replace(case, messages=[*case.messages[:-1], {**case.messages[-1], "content": content}])
+
+
 def media(question: str, *items: tuple[str, Any]) -> list[dict[str, Any]]:
     content = [{"type": kind, kind: value} for kind, value in items]
     return [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
@@ -78,6 +99,12 @@ def what(rng: random.Random) -> Case:
     return Case("what", media(question, ("image", image)), f"a {name_of(thing)}", key=f"{thing}{x:.2f}{y:.2f}")
 
 
+def seen(shown: list[Thing], spots: list[tuple[int, int]], *, placed: bool) -> str:
+    """What is to be thought of a picture: its things line by line, with their fields or without."""
+    ordered = sorted(zip(spots, shown, strict=True))
+    return ", ".join(name_of(thing) + (f" {field_name(*spot)}" if placed else "") for spot, thing in ordered)
+
+
 def where(rng: random.Random) -> Case:
     image = blank(rng, *rng.choice(SIZES[3:]))
     shown = things(rng, rng.randrange(1, 4))
@@ -85,14 +112,15 @@ def where(rng: random.Random) -> Case:
     for thing, spot in zip(shown, spots, strict=True):
         place(rng, image, thing, *spot)
     case, *more = (where_is(image, shown[i:] + shown[:i], spots[i:] + spots[:i]) for i in range(len(shown)))
-    case.follow_ups.extend([*more, count_of(image, shown, spots)])
+    case.follow_ups.extend([count_of(image, shown, spots), *more[:1]])
     return case
 
 
 def where_is(image: Image.Image, shown: list[Thing], spots: list[tuple[int, int]]) -> Case:
     """Where the first of the things is."""
     question = f"Where is the {name_of(shown[0])}?"
-    return Case("where", media(question, ("image", image)), field_name(*spots[0]), key=f"{shown}{spots}")
+    thought = seen(shown, spots, placed=True)
+    return Case("where", media(question, ("image", image)), field_name(*spots[0]), thought, key=f"{shown}{spots}")
 
 
 def how_many(rng: random.Random) -> Case:
@@ -102,9 +130,10 @@ def how_many(rng: random.Random) -> Case:
     for thing, spot in zip(shown, spots, strict=True):
         place(rng, image, thing, *spot)
     case = count_of(image, shown, spots)
-    for i, thing in enumerate(shown):
-        if shown.count(thing) == 1:
-            case.follow_ups.append(where_is(image, shown[i:] + shown[:i], spots[i:] + spots[:i]))
+    once = [i for i, thing in enumerate(shown) if shown.count(thing) == 1]
+    if once and len(shown) < 4:
+        i = rng.choice(once)
+        case.follow_ups.append(where_is(image, shown[i:] + shown[:i], spots[i:] + spots[:i]))
     return case
 
 
@@ -123,16 +152,39 @@ def differ(rng: random.Random) -> Case:
     first, second = background.copy(), background.copy()
     place(rng, first, one, *changing)
     place(rng, second, other, *changing)
+    listed = [seen([shared, changed], [spot, changing], placed=False) for changed in (one, other)]
+    thought = f"first: {listed[0]}; second: {listed[1]}"
 
     def which(asked: Thing, answer: str) -> Case:
         question = f"Which picture has a {name_of(asked)}?"
         key = f"{shared}{one}{other}{spot}{changing}{asked}"
-        return Case("differ", media(question, ("image", first), ("image", second)), answer, key=key)
+        return Case("differ", media(question, ("image", first), ("image", second)), answer, thought, key=key)
 
     pair = [which(one, "the first"), which(other, "the second")]
     rng.shuffle(pair)
     pair[0].follow_ups.append(pair[1])
     return pair[0]
+
+
+def two(rng: random.Random) -> Case:
+    """Two pictures of one thing each: what `differ` needs, told apart from finding it among others."""
+    size, shown = rng.choice(SIZES), things(rng, 2)
+    pictures = [blank(rng, *size) for _ in shown]
+    for picture, thing in zip(pictures, shown, strict=True):
+        place(rng, picture, thing, *fields(rng, 1)[0])
+
+    def about(question: str, answer: str, thought: str | None = None) -> Case:
+        key = f"{shown}{question}"
+        return Case("two", media(question, *(("image", p) for p in pictures)), answer, thought, key=key)
+
+    asked = []
+    thought = f"first: {name_of(shown[0])}; second: {name_of(shown[1])}"
+    for number, thing in zip(("first", "second"), shown, strict=True):
+        asked.append(about(f"What is in the {number} picture?", f"a {name_of(thing)}"))
+        asked.append(about(f"Which picture has a {name_of(thing)}?", f"the {number}", thought))
+    rng.shuffle(asked)
+    asked[0].follow_ups.extend(asked[1:3])
+    return asked[0]
 
 
 DIRECTIONS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}  # (rows, columns) a step
@@ -145,7 +197,7 @@ def moves(rng: random.Random) -> Case:
     mover, rester = things(rng, 2)
     direction = rng.choice([*DIRECTIONS])
     dy, dx = DIRECTIONS[direction]
-    radius = rng.uniform(9, 12)
+    radius = min(height, width) * rng.uniform(0.19, 0.215)
     ground = blank(rng, height, width)
     lane = rng.randrange(2)  # the mover keeps to one half, the other thing rests in the other
     near, far = (0.27, 0.75) if lane == 0 else (0.75, 0.25)
@@ -179,10 +231,11 @@ def moves(rng: random.Random) -> Case:
     return pair[0]
 
 
-PICTURE_SKILLS: dict[str, Maker] = {
+PICTURE_SKILLS: dict[str, Maker] = {  # scored on held-out questions
     "what": what,
     "where": where,
     "count": how_many,
     "differ": differ,
     "video": moves,
 }
+PICTURE_PRACTICE: dict[str, Maker] = {"two": two}

@@ -27,7 +27,7 @@ from encode import DEMO, Encoded, Encoder, batches
 from geometry import demo_config
 from mtp import MultiTokenPredictor
 from muon import Muon
-from picture_skills import PICTURE_SKILLS
+from picture_skills import PICTURE_PRACTICE, PICTURE_SKILLS, worn
 from routed import routed_experts
 from safetensors.torch import load_file, save_file
 from text_skills import TEXT_SKILLS, UNSCORED, with_history
@@ -35,8 +35,9 @@ from transformers import Qwen3_5MoeConfig, Qwen3_5MoeForConditionalGeneration
 from transformers.models.qwen3_5_moe import modeling_qwen3_5_moe as reference
 
 LOG = Path(__file__).with_name("log.jsonl")
-SKILLS = {**TEXT_SKILLS, **PICTURE_SKILLS, **UNSCORED}
-SHARE = {"small_sum": 0.3, "talk": 0.25, "tools": 0.7, "tool_answer": 0.3, "arithmetic": 1.5, "recall": 1.5}
+SKILLS = {**TEXT_SKILLS, **PICTURE_SKILLS, **UNSCORED, **PICTURE_PRACTICE}
+SHARE = {"small_sum": 0.3, "talk": 0.25, "tools": 0.7, "tool_answer": 0.3, "arithmetic": 2.0, "recall": 1.5}
+SHARE |= {"what": 1.5, "where": 2.5, "differ": 2.0, "two": 1.5, "video": 2.0}
 PROMPT_WEIGHT, BALANCE_WEIGHT, MTP_WEIGHT = 0.03, 0.01, 0.3
 AVERAGED_OVER = 200  # steps
 DRAFTS_FROM = 0.6  # of the run: the prediction head learns quickly once the model knows what it says
@@ -149,7 +150,11 @@ def forward(
     real = torch.zeros_like(ids, dtype=torch.bool)
     for row, e in enumerate(batch["items"]):
         real[row, : len(e.ids)] = True
-    balance = torch.stack([balance_loss(r[real.flatten()], 4) for r in model.router_logits]).mean()
+    balances = []
+    for logits_of_layer in model.router_logits:  # the prediction head's begin with the second token
+        counted = (real if len(logits_of_layer) == real.numel() else real[:, 1:]).flatten()
+        balances.append(balance_loss(logits_of_layer[counted], 4))
+    balance = torch.stack(balances).mean()
     loss = loss + BALANCE_WEIGHT * balance
     parts["balance"] = balance.item()
     wrong = torch.zeros_like(take)
@@ -194,6 +199,8 @@ def examples(
         case = draw(SKILLS[name], rng, held_out=False)
         if name in TEXT_SKILLS and rng.random() < 0.08:
             case = with_history(case, rng)
+        if (name in PICTURE_SKILLS or name in PICTURE_PRACTICE) and rng.random() < 0.3:
+            case = worn(case, rng)
         encoded = encoder.encode(case, follow_ups=True)
         if len(encoded.ids) <= limit:
             out.append(encoded)
