@@ -19,8 +19,9 @@ from mlx_qwen35.checkpoint import files
 from mlx_qwen35.checkpoint.inventory import KEPT_FLOAT32, Shape, is_linear, text_tensors
 from mlx_qwen35.checkpoint.load import compute_dtype
 from mlx_qwen35.checkpoint.names import TARGET, Layout, find_layout
+from mlx_qwen35.checkpoint.part import FLOATS, Part, make_part
 from mlx_qwen35.checkpoint.quantize import default_spec, module_spec, pack, packed, unpack
-from mlx_qwen35.checkpoint.source import FLOATS, Part, Source, make_part, open_source
+from mlx_qwen35.checkpoint.source import Source, open_source
 from mlx_qwen35.checkpoint.write import (
     TAGS,
     SafetensorsWriter,

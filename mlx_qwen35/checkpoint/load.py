@@ -14,7 +14,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_qwen35.checkpoint.inventory import KEPT_FLOAT32, PATCH_EMBEDDING
-from mlx_qwen35.checkpoint.source import FLOATS, Part, Source, open_source, read_parts
+from mlx_qwen35.checkpoint.part import FLOATS, Part
+from mlx_qwen35.checkpoint.source import Source, open_source, read_parts
 from mlx_qwen35.config import ModelConfig
 from mlx_qwen35.errors import CheckpointError
 from mlx_qwen35.model import Model

@@ -12,19 +12,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import mlx.core as mx
 import numpy as np
 
 from mlx_qwen35.checkpoint import files
 from mlx_qwen35.checkpoint.files import Entry, TensorFiles
 from mlx_qwen35.checkpoint.inventory import Shape, is_linear, text_tensors, vision_tensors
 from mlx_qwen35.checkpoint.names import HF, MLX, Layout, find_layout
+from mlx_qwen35.checkpoint.part import FLOATS, Part, make_part
 from mlx_qwen35.checkpoint.quantize import packed
 from mlx_qwen35.config import ModelConfig, QuantSpec
 from mlx_qwen35.errors import CheckpointError
-
-FLOATS = ("F32", "F16", "BF16")
-_MLX = {"F32": mx.float32, "F16": mx.float16, "BF16": mx.bfloat16, "U32": mx.uint32, "U8": mx.uint8}
 
 # Endings that only tensors of other tools' quantizations have, and whose.
 _FOREIGN = {
@@ -36,52 +33,6 @@ _TODAY = (
     "This package reads BF16, FP16 and FP32 checkpoints and MLX ones (affine, mxfp4, mxfp8, nvfp4): "
     "take the unquantized checkpoint of the same model, or an MLX conversion of it"
 )
-
-
-@dataclass(frozen=True)
-class Part:
-    """One of our tensors, and how to make it. shape: ours, [E, M, H] for stacked or halved experts."""
-
-    ours: str
-    entries: tuple[Entry, ...]
-    shape: Shape
-    half: int | None = None
-    stacked: bool = False
-    axes: tuple[int, ...] | None = None
-    shifted: bool = False
-
-    @property
-    def dtype(self) -> str:
-        return self.entries[0].dtype
-
-    @property
-    def nbytes(self) -> int:
-        return sum(e.nbytes for e in self.entries) // (1 if self.half is None else 2)
-
-    @property
-    def rows(self) -> int:
-        """The length of axis 0, along which a part can be read in pieces; 1 for a scalar."""
-        return self.shape[0] if self.shape else 1
-
-    def fetch(self, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """The raw rows start..stop as they lie in the file: no MLX, so any thread may do it."""
-        if self.stacked:
-            return files.read_stacked(self.entries[start:stop])
-        return files.read(self.entries[0], start, stop, self.half)
-
-    def finish(self, raw: np.ndarray, dtype: mx.Dtype | None) -> mx.array:
-        """What fetch() gave, as our tensor; dtype None keeps the file's. The norms' shift is added in float32."""
-        own = _MLX[self.dtype]
-        x = mx.array(raw)
-        if own == mx.bfloat16:
-            x = x.view(own)
-        if self.axes:
-            x = mx.contiguous(x.transpose(self.axes))
-        if self.shifted:
-            x = x.astype(mx.float32) + 1
-        x = x.astype(dtype or own)
-        mx.eval(x)
-        return x
 
 
 @dataclass(frozen=True)
@@ -130,25 +81,6 @@ def open_source(folder: str | Path, config: ModelConfig | None = None) -> Source
         )
     _check_head(config, found, layout, head)
     return Source(folder, config, found, layout, parts, specs)
-
-
-def make_part(ours: str, entries: dict[str, Entry], layout: Layout, experts: int = 0) -> Part | str:
-    """How to make one of our tensors from published ones, or the name of the first that is missing."""
-    # A damaged count of experts must not grow a list of names that no file could hold.
-    origin = layout.source(ours, min(experts, len(entries) + 1))
-    for name in origin.names:
-        if name not in entries:
-            return name
-    chosen = tuple(entries[name] for name in origin.names)
-    shape = chosen[0].shape
-    axes = layout.axes(ours)
-    if origin.half is not None and len(shape) > 1:
-        shape = (shape[0], shape[1] // 2, *shape[2:])
-    if origin.stacked:
-        shape = (len(chosen), *shape)
-    if axes and len(axes) == len(shape):
-        shape = tuple(shape[axis] for axis in axes)
-    return Part(ours, chosen, shape, origin.half, origin.stacked, axes, layout.is_shifted(ours))
 
 
 def read_parts(parts: Iterable[Part]) -> Iterator[tuple[Part, np.ndarray]]:
