@@ -9,7 +9,6 @@ the prompt and exactly the tokens that were handed out: a step that was queued a
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Generator, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 
 from mlx_qwen35.errors import PromptError
-from mlx_qwen35.parts import AnswerText, Completion, Part, statistics
+from mlx_qwen35.parts import AnswerText, Clock, Completion, Part, Row, statistics
 from mlx_qwen35.processor import Prompt
-from mlx_qwen35.sampling import History, Sampler, Sampling
+from mlx_qwen35.sampling import History, Sampler, Sampling, bias_row
 from mlx_qwen35.vision.sight import Sight
 
 if TYPE_CHECKING:
@@ -131,7 +130,7 @@ def decode(
             if count < max_tokens:
                 next_token, next_logprobs = sampler(model.head(hidden)[:, -1], history)
                 history.append(next_token)
-                mx.async_eval(next_token)
+                mx.async_eval(next_token, cache.arrays())
             else:  # nothing is drawn from it, but the cache has to cover it
                 next_token, next_logprobs = token, logprobs
                 mx.async_eval(cache.arrays())
@@ -150,6 +149,11 @@ def stream_generate(
     processor: Processor,
     prompt: str | Sequence[Mapping[str, Any]] | Sequence[int] | Prompt,
     *,
+    images: Sequence[Any] = (),
+    videos: Sequence[Any] = (),
+    fps: float | None = None,
+    max_pixels: int | None = None,
+    fetch: bool = False,
     system: str | None = None,
     tools: Sequence[Mapping[str, Any]] = (),
     enable_thinking: bool | None = None,
@@ -157,7 +161,8 @@ def stream_generate(
     sampling: Sampling | None = None,
     stop: str | Iterable[str] = (),
     cache: Cache | None = None,
-    cached_ids: Sequence[int] = (),
+    covered: int = 0,
+    features: MutableMapping[str, mx.array] | None = None,
     context_length: int | None = None,
     chunk_size: int = CHUNK_SIZE,
     boundaries: Iterable[int] = (),
@@ -167,49 +172,56 @@ def stream_generate(
     """The answer to `prompt`, one Part a token, while it is generated.
 
     prompt: a text (one user message), a list of messages, token ids, or a Prompt.
+    images, videos, fps, max_pixels, fetch: what it shows, and how that is read; see `Processor.prompt`.
     max_tokens: None goes on until the context is full. sampling: None takes what generation_config.json says.
-    cache: continued; the prompt is what comes after the tokens it covers, and afterwards it covers prompt and answer.
-    cached_ids: the tokens it covers already, for a repetition penalty.
+    cache: continued; the prompt is what comes after the tokens it holds, and afterwards it covers prompt and answer.
+    covered: not 0: the prompt is all of it instead, and the cache holds its first `covered` tokens, which need not be
+    computed again; a repetition penalty knows them then.
+    features: a FeatureStore, or any other mapping by Media.key, of pictures and videos that were encoded before.
     context_length: the most tokens that cache, prompt and answer may have together; None: what was said at loading.
     on_progress(done, total), boundaries: see `prefill`. cancel: a callable or threading.Event, looked at between chunks
     and tokens; a cancelled answer ends with a Part whose finish_reason is "cancelled".
 
-    Raises PromptError, before anything is computed, for a prompt that is empty or leaves no room in the context.
+    Raises PromptError, before anything is computed, for a prompt that is empty, shows what cannot be read or seen, or
+    leaves no room in the context.
     """
-    prompt = _as_prompt(processor, prompt, system, tools, enable_thinking)
+    chosen = {"system": system, "tools": tools, "enable_thinking": enable_thinking}
+    chosen |= {"fps": fps, "max_pixels": max_pixels, "fetch": fetch}
+    prompt = _read_prompt(processor, prompt, images, videos, **chosen)
     cache = model.make_cache() if cache is None else cache
-    room = _room(len(prompt.tokens), cache.offset, context_length or processor.context_length)
-    sampling = sampling or Sampling.from_generation_config(processor.generation_config)
-    answer = AnswerText(processor.tokenizer, processor.eos_token_ids, thinking=prompt.thinking, tools=tools, stop=stop)
+    _check_covered(covered, len(prompt.tokens), cache)
+    if prompt.media:
+        model.placement([prompt.tokens], [prompt.media], cache, covered=covered)
+    held = cache.offset - covered
+    asked = _Asked(model, processor, [prompt], held, context_length, max_tokens, sampling, tools, stop)
     prefilling = {"chunk_size": chunk_size, "boundaries": tuple(boundaries), "on_progress": on_progress}
-    limit = room if max_tokens is None else min(max_tokens, room)
-    history = History(sampling, [[*cached_ids, *prompt.tokens]], model.config.text.vocab_size)
-    return _stream(model, cache, prompt.tokens, Sampler(sampling), history, answer, limit, prefilling, cancel)
+    return _stream(model, cache, prompt, covered, features, asked, prefilling, cancel)
 
 
 def _stream(
     model: Model,
     cache: Cache,
-    tokens: Sequence[int],
-    sampler: Sampler,
-    history: History,
-    answer: AnswerText,
-    limit: int,
+    prompt: Prompt,
+    covered: int,
+    features: MutableMapping[str, mx.array] | None,
+    asked: _Asked,
     prefilling: dict[str, Any],
     cancel: Cancel,
 ) -> Generator[Part, None, None]:
     cancelled = _cancel_check(cancel)
-    clock = _Clock(len(tokens), cache.offset)
-    logits = prefill(model, tokens, cache, cancel=cancel, **prefilling)
+    (answer,) = asked.answers
+    clock = Clock(cache.offset)
+    seeing = {"media": prompt.media, "features": features, "covered": covered}
+    logits = prefill(model, prompt.tokens, cache, cancel=cancel, **seeing, **prefilling)
     clock.prompt_done(cache.offset)
     pending = None  # a step that the cache covers and the caller does not have yet
     try:
         if logits is not None and not cancelled():
-            for step in decode(model, cache, logits, sampler, history, max_tokens=limit):
+            for step in decode(model, cache, logits, asked.sampler, asked.history, max_tokens=asked.limit):
                 pending = step
                 token = step.tokens[0]
                 clock.token()
-                full = clock.generated == limit
+                full = clock.generated == asked.limit
                 text, events, ended = answer.add(token, last=full)
                 reason = "stop" if ended else "length" if full else None
                 part = clock.part(text, events, token, step.logprobs[0], reason)
@@ -258,6 +270,11 @@ def generate_batch(
     processor: Processor,
     prompts: Sequence[str | Sequence[Mapping[str, Any]] | Sequence[int] | Prompt],
     *,
+    images: Sequence[Sequence[Any]] = (),
+    videos: Sequence[Sequence[Any]] = (),
+    fps: float | None = None,
+    max_pixels: int | None = None,
+    fetch: bool = False,
     system: str | None = None,
     tools: Sequence[Mapping[str, Any]] = (),
     enable_thinking: bool | None = None,
@@ -271,122 +288,95 @@ def generate_batch(
 ) -> list[Completion]:
     """The answers to several prompts, computed side by side (shorter prompts are padded on the left).
 
-    Options as in `stream_generate`. A row that has ended waits for the others; the longest decides about the context.
+    images, videos: one list a prompt. The other options as in `stream_generate`. A row that has ended waits for the
+    others; the longest decides about the context.
     """
-    asked = [_as_prompt(processor, prompt, system, tools, enable_thinking) for prompt in prompts]
-    if not asked:
+    if len(prompts) == 0:
         return []
-    longest = max(len(prompt.tokens) for prompt in asked)
-    room = _room(longest, 0, context_length or processor.context_length)
-    limit = room if max_tokens is None else min(max_tokens, room)
-    sampling = sampling or Sampling.from_generation_config(processor.generation_config)
-    stop = (stop,) if isinstance(stop, str) else tuple(stop)
-    rows = [_Row(processor, prompt, tools, stop) for prompt in asked]
+    chosen = {"system": system, "tools": tools, "enable_thinking": enable_thinking}
+    chosen |= {"fps": fps, "max_pixels": max_pixels, "fetch": fetch}
+    shown = zip(_one_each(images, "images", len(prompts)), _one_each(videos, "videos", len(prompts)), strict=True)
+    read = [_read_prompt(processor, prompt, *media, **chosen) for prompt, media in zip(prompts, shown, strict=True)]
+    for prompt in read:
+        if prompt.media:
+            model.placement([prompt.tokens], [prompt.media])
+    asked = _Asked(model, processor, read, 0, context_length, max_tokens, sampling, tools, stop)
+    rows = [Row(answer, len(prompt.tokens)) for answer, prompt in zip(asked.answers, read, strict=True)]
 
-    padding = [longest - len(prompt.tokens) for prompt in asked]
-    tokens = [[0] * pad + list(prompt.tokens) for pad, prompt in zip(padding, asked, strict=True)]
-    cache = model.make_cache(len(asked), left_padding=padding if any(padding) else None)
-    logits = prefill(model, mx.array(tokens), cache, chunk_size=chunk_size, on_progress=on_progress, cancel=cancel)
+    longest = max(len(prompt.tokens) for prompt in read)
+    padding = [longest - len(prompt.tokens) for prompt in read]
+    tokens = [[0] * pad + list(prompt.tokens) for pad, prompt in zip(padding, read, strict=True)]
+    cache = model.make_cache(len(read), left_padding=padding if any(padding) else None)
+    media = [prompt.media for prompt in read] if any(prompt.media for prompt in read) else ()
+    prefilling = {"chunk_size": chunk_size, "on_progress": on_progress, "cancel": cancel}
+    logits = prefill(model, tokens, cache, media=media, **prefilling)
     cancelled = _cancel_check(cancel)
     if logits is not None and not cancelled():
-        history = History(sampling, [prompt.tokens for prompt in asked], model.config.text.vocab_size)
-        for step in decode(model, cache, logits, Sampler(sampling), history, max_tokens=limit):
+        for step in decode(model, cache, logits, asked.sampler, asked.history, max_tokens=asked.limit):
             for row, token in zip(rows, step.tokens, strict=True):
-                row.add(token, limit)
+                row.add(token, asked.limit)
             if all(row.reason for row in rows) or cancelled():
                 break
-    return [row.completion("cancelled" if limit else "length") for row in rows]
+    return [row.completion("cancelled" if asked.limit else "length") for row in rows]
 
 
-class _Row:
-    """One answer of a batch while it grows."""
+class _Asked:
+    """What answers to `prompts` need beside the model: how tokens are drawn, how many, and how they are read.
+
+    held: tokens that the cache has before the prompts. Raises PromptError or ValueError for what cannot be done.
+    """
 
     def __init__(
-        self, processor: Processor, prompt: Prompt, tools: Sequence[Mapping[str, Any]], stop: Sequence[str]
+        self,
+        model: Model,
+        processor: Processor,
+        prompts: Sequence[Prompt],
+        held: int,
+        context_length: int | None,
+        max_tokens: int | None,
+        sampling: Sampling | None,
+        tools: Sequence[Mapping[str, Any]],
+        stop: str | Iterable[str],
     ) -> None:
-        self._answer = AnswerText(
-            processor.tokenizer, processor.eos_token_ids, thinking=prompt.thinking, tools=tools, stop=stop
-        )
-        self._prompt_tokens = len(prompt.tokens)
-        self._text, self._events, self._tokens = "", [], []
-        self.reason: str | None = None
-
-    def add(self, token: int, limit: int) -> None:
-        if self.reason:
-            return
-        self._tokens.append(token)
-        full = len(self._tokens) == limit
-        text, events, ended = self._answer.add(token, last=full)
-        self.reason = "stop" if ended else "length" if full else None
-        self._text += text
-        self._events += events
-
-    def completion(self, unfinished: str) -> Completion:
-        text, events = ("", []) if self.reason else self._answer.finish()
-        return Completion(
-            self._text + text,
-            tuple(self._tokens),
-            (*self._events, *events),
-            self._prompt_tokens,
-            self.reason or unfinished,
-        )
+        longest, vocab_size = max(len(prompt.tokens) for prompt in prompts), model.config.text.vocab_size
+        room = _room(longest, held, context_length or processor.context_length)
+        self.limit = room if max_tokens is None else min(max_tokens, room)
+        sampling = sampling or Sampling.from_generation_config(processor.generation_config)
+        if sampling.logit_bias:
+            bias_row(sampling.logit_bias, vocab_size)  # refuses ids that there are not
+        self.sampler = Sampler(sampling)
+        self.history = History(sampling, [prompt.tokens for prompt in prompts], vocab_size)
+        stop = (stop,) if isinstance(stop, str) else tuple(stop)
+        reading = {"tools": tools, "stop": stop}
+        self.answers = [
+            AnswerText(processor.tokenizer, processor.eos_token_ids, thinking=prompt.thinking, **reading)
+            for prompt in prompts
+        ]
 
 
-class _Clock:
-    """Counts and times of one answer."""
-
-    def __init__(self, prompt_tokens: int, cached_tokens: int) -> None:
-        self._prompt_tokens = prompt_tokens
-        self._cached_tokens = cached_tokens
-        self._start = time.perf_counter()
-        self._first = self._start
-        self.generated = 0
-
-    def prompt_done(self, offset: int) -> None:
-        self._prompt_tokens = offset - self._cached_tokens  # fewer than asked if it was cancelled
-        self._first = time.perf_counter()
-
-    def token(self) -> None:
-        self.generated += 1
-        if self.generated == 1:
-            self._first = time.perf_counter()
-
-    def part(
-        self, text: str, events: list[Any], token: int | None, logprobs: mx.array | None, finish_reason: str | None
-    ) -> Part:
-        now = time.perf_counter()
-        return Part(
-            text=text,
-            token=token,
-            logprobs=logprobs,
-            events=tuple(events),
-            prompt_tokens=self._prompt_tokens,
-            prompt_tps=_rate(self._prompt_tokens, self._first - self._start),
-            cached_tokens=self._cached_tokens,
-            generation_tokens=self.generated,
-            generation_tps=_rate(self.generated - 1, now - self._first),
-            peak_memory=mx.get_peak_memory() / 1e9,
-            finish_reason=finish_reason,
-        )
-
-
-def _rate(count: int, seconds: float) -> float:
-    return count / seconds if count > 0 and seconds > 0 else 0.0
-
-
-def _as_prompt(
+def _read_prompt(
     processor: Processor,
     prompt: Any,
-    system: str | None,
+    images: Sequence[Any],
+    videos: Sequence[Any],
+    *,
     tools: Sequence[Mapping[str, Any]],
-    enable_thinking: bool | None,
+    **reading: Any,
 ) -> Prompt:
     if not isinstance(prompt, Prompt):
-        options = {"tools": list(tools) or None, "enable_thinking": enable_thinking, "system": system}
-        prompt = processor.prompt(prompt, **options)
+        prompt = processor.prompt(prompt, images=images, videos=videos, tools=list(tools) or None, **reading)
+    elif len(images) or len(videos):
+        raise PromptError("a Prompt has its images and videos already: give them to processor.prompt, which makes it")
     if len(prompt.tokens) == 0:
         raise PromptError("the prompt is empty; give at least one token")
     return prompt
+
+
+def _one_each(media: Sequence[Sequence[Any]], name: str, prompts: int) -> Sequence[Sequence[Any]]:
+    """Images or videos of a batch as one list a prompt."""
+    if len(media) not in (0, prompts):
+        raise PromptError(f"{name}= holds {len(media)} lists for {prompts} prompts; give one list a prompt")
+    return media if len(media) else [()] * prompts
 
 
 def _room(prompt_tokens: int, cached_tokens: int, context_length: int) -> int:

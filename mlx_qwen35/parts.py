@@ -1,22 +1,23 @@
 """One answer as text: tokens in, parts out.
 
-Knows how a token becomes characters, stop strings and the events of a reply, and what a caller is told with each token.
-Knows nothing of the model, the cache or how tokens are made.
+Knows how a token becomes characters, stop strings and the events of a reply, what a caller is told with each token, and
+the counts and times of an answer. Knows nothing of the model, the cache or how tokens are made.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
 
 from mlx_qwen35.text.reply import ContentDelta, Event, ReasoningDelta, ReplyParser, ToolCall
 from mlx_qwen35.text.stop import StopStrings
 from mlx_qwen35.text.tokenizer import Detokenizer
 
 if TYPE_CHECKING:
-    import mlx.core as mx
-
     from mlx_qwen35.text.tokenizer import Tokenizer
 
 
@@ -116,6 +117,80 @@ class AnswerText:
         text, _ = self._stops.feed(self._characters.finish())
         text += self._stops.finish()
         return text, [*self._parser.feed(text), *self._parser.finish()]
+
+
+class Row:
+    """One answer of a batch while it grows; `reason` is its finish_reason once it has one."""
+
+    def __init__(self, answer: AnswerText, prompt_tokens: int) -> None:
+        self._answer, self._prompt_tokens = answer, prompt_tokens
+        self._text, self._events, self._tokens = "", [], []
+        self.reason: str | None = None
+
+    def add(self, token: int, limit: int) -> None:
+        """A token after the answer has ended is none of it; limit: the most it may have."""
+        if self.reason:
+            return
+        self._tokens.append(token)
+        full = len(self._tokens) == limit
+        text, events, ended = self._answer.add(token, last=full)
+        self.reason = "stop" if ended else "length" if full else None
+        self._text += text
+        self._events += events
+
+    def completion(self, unfinished: str) -> Completion:
+        """unfinished: the finish_reason if it has none yet."""
+        text, events = ("", []) if self.reason else self._answer.finish()
+        return Completion(
+            self._text + text,
+            tuple(self._tokens),
+            (*self._events, *events),
+            self._prompt_tokens,
+            self.reason or unfinished,
+        )
+
+
+class Clock:
+    """Counts and times of one answer, from now on; cached_tokens: what the cache holds now."""
+
+    def __init__(self, cached_tokens: int) -> None:
+        self._prompt_tokens = 0
+        self._cached_tokens = cached_tokens
+        self._start = time.perf_counter()
+        self._first = self._start
+        self.generated = 0
+
+    def prompt_done(self, offset: int) -> None:
+        """offset: what the cache holds now."""
+        self._prompt_tokens = offset - self._cached_tokens  # fewer than asked if it was cancelled
+        self._first = time.perf_counter()
+
+    def token(self) -> None:
+        self.generated += 1
+        if self.generated == 1:
+            self._first = time.perf_counter()
+
+    def part(
+        self, text: str, events: list[Event], token: int | None, logprobs: mx.array | None, finish_reason: str | None
+    ) -> Part:
+        now = time.perf_counter()
+        return Part(
+            text=text,
+            token=token,
+            logprobs=logprobs,
+            events=tuple(events),
+            prompt_tokens=self._prompt_tokens,
+            prompt_tps=_rate(self._prompt_tokens, self._first - self._start),
+            cached_tokens=self._cached_tokens,
+            generation_tokens=self.generated,
+            generation_tps=_rate(self.generated - 1, now - self._first),
+            peak_memory=mx.get_peak_memory() / 1e9,
+            finish_reason=finish_reason,
+        )
+
+
+def _rate(count: int, seconds: float) -> float:
+    return count / seconds if count > 0 and seconds > 0 else 0.0
 
 
 def statistics(part: Part) -> str:

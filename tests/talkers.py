@@ -38,9 +38,10 @@ class Typist:
     generation_config = {}
     context_length = 4096
 
-    def prompt(self, prompt, *, tools=None, enable_thinking=None, system=None) -> Prompt:
+    def prompt(self, prompt, *, images=(), videos=(), enable_thinking=None, **others) -> Prompt:
+        """Ids hold the placeholders of the images, then those of the videos, which are Media."""
         tokens = spell(prompt) if isinstance(prompt, str) else list(prompt)
-        return Prompt(tokens, None, bool(enable_thinking))
+        return Prompt(tokens, None, bool(enable_thinking), (*images, *videos))
 
 
 class Endless(Typist):

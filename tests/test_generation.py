@@ -14,6 +14,7 @@ from mlx_qwen35.sampling import Sampling
 from tests.talkers import (
     END,
     PROMPT,
+    VOCAB,
     Endless,
     Script,
     Typist,
@@ -182,6 +183,14 @@ def test_errors_come_before_anything_is_computed():
         generate_batch(model, processor, [[1], PROMPT])
     with pytest.raises(PromptError, match="stop string"):
         stream_generate(model, Typist(), PROMPT, stop=[""])
+    for token in (-1, VOCAB):
+        sampling = Sampling(logit_bias={3: 1.0, token: 2.0})
+        with pytest.raises(ValueError, match=f"token {token}; the vocabulary has ids 0 to {VOCAB - 1}"):
+            stream_generate(model, Typist(), PROMPT, sampling=sampling)
+        with pytest.raises(ValueError, match=f"token {token};"):
+            generate_batch(model, Typist(), [PROMPT], sampling=sampling)
+    with pytest.raises(PromptError, match="the prompt is empty"):
+        generate_batch(model, Typist(), [PROMPT, []])
 
 
 def test_sampling_comes_from_the_generation_config_unless_given(dense):
@@ -210,7 +219,10 @@ def test_the_repetition_penalty_knows_prompt_answer_and_cached_tokens(dense):
     assert first == loop(PROMPT, 8)
     known = [*PROMPT, *first]
     start = cache.snapshot()
-    more = [part.token for part in greedy(dense, [20], sampling=sampling, cache=cache, cached_ids=known, max_tokens=20)]
+    more = [
+        part.token
+        for part in greedy(dense, [*known, 20], sampling=sampling, cache=cache, covered=len(known), max_tokens=20)
+    ]
     assert more == loop([*known, 20], 20)
     cache.restore(start)
     unaware = [part.token for part in greedy(dense, [20], sampling=sampling, cache=cache, max_tokens=20)]

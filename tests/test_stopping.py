@@ -1,8 +1,10 @@
 """Wherever an answer ends, the cache covers the prompt and exactly the tokens that were handed out."""
 
+import io
 import threading
 from types import SimpleNamespace
 
+import mlx.core as mx
 import pytest
 
 from mlx_qwen35.generation import stream_generate
@@ -157,6 +159,14 @@ def test_the_cache_covers_the_prompt_and_what_was_handed_out(dense, ends):
     tokens = [part.token for part in ends(dense, cache) if part.token is not None]
     assert tokens == recomputed(dense, PROMPT, len(tokens))
     assert_covers(dense, cache, PROMPT + tokens)
+
+
+@pytest.mark.parametrize("ends", [by_length, by_end_of_turn, by_stop_string, by_event, by_close, by_close_at_once])
+def test_nothing_in_the_cache_waits_to_be_computed(dense, ends):
+    cache, graph = dense.make_cache(), io.StringIO()
+    ends(dense, cache)
+    mx.export_to_dot(graph, *cache.arrays())
+    assert "rectangle" not in graph.getvalue()  # an operation
 
 
 def test_an_interrupt_while_the_moe_model_runs(model):

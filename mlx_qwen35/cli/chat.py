@@ -160,10 +160,10 @@ class Conversation:
                 stream = stream_generate(
                     self._model,
                     self._processor,
-                    replace(prompt, tokens=prompt.tokens[covered:]),
+                    prompt,
                     tools=self._tools,
                     cache=timeline.cache,
-                    cached_ids=prompt.tokens[:covered],
+                    covered=covered,
                     boundaries=[to_mark],
                     cancel=asked,
                     **{**self._settings, "on_progress": on_progress},
