@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from mlx_qwen35.config import ModelConfig
     from mlx_qwen35.errors import CheckpointError, PromptError, Qwen35Error
     from mlx_qwen35.generation import Completion, Part, generate, generate_batch, stream_generate
-    from mlx_qwen35.library import load, load_model
+    from mlx_qwen35.library import load, load_model, load_processor
     from mlx_qwen35.model import Model
     from mlx_qwen35.processor import Processor, Prompt
     from mlx_qwen35.sampling import Sampling
@@ -35,6 +35,7 @@ __all__ = [
     "generate_batch",
     "load",
     "load_model",
+    "load_processor",
     "stream_generate",
 ]
 
@@ -54,6 +55,7 @@ _HOME = {
     "generate_batch": "generation",
     "load": "library",
     "load_model": "library",
+    "load_processor": "library",
     "stream_generate": "generation",
 }
 

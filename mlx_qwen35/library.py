@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from mlx_qwen35.model import Model
 
-__all__ = ["demo_folder", "find", "load", "load_model"]
+__all__ = ["demo_folder", "find", "load", "load_model", "load_processor"]
 
 
 def load(
@@ -35,10 +35,18 @@ def load(
     on_progress: called with (bytes read, bytes in all).
     Raises CheckpointError if there is no such folder or something in it is missing, damaged or not supported.
     """
-    folder = find(ref)
     # The small files first: a tokenizer that is missing should not be found out after minutes of weights.
-    processor = Processor.from_folder(folder, read_config(folder, context_length))
-    return load_model(folder, dtype=dtype, context_length=context_length, on_progress=on_progress), processor
+    processor = load_processor(ref, context_length=context_length)
+    return load_model(find(ref), dtype=dtype, context_length=context_length, on_progress=on_progress), processor
+
+
+def load_processor(ref: str | Path | None = None, *, context_length: int | None = None) -> Processor:
+    """The processor alone: prompts are made, and refused, without reading a weight. Arguments and errors as in `load`.
+
+    `load_model(find(ref), context_length=...)` is the model that belongs to it.
+    """
+    folder = find(ref)
+    return Processor.from_folder(folder, read_config(folder, context_length))
 
 
 def find(ref: str | Path | None) -> Path:

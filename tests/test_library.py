@@ -30,6 +30,15 @@ def test_load(folder: Path) -> None:
     assert library.load_model is mlx_qwen35.load_model
 
 
+def test_the_processor_alone(folder: Path) -> None:
+    for weights in folder.glob("*.safetensors*"):
+        weights.unlink()
+    found, config = mlx_qwen35.load_processor(folder, context_length=50)
+    assert found == folder and config.text.max_position_embeddings == 50
+    with pytest.raises(CheckpointError, match="hf download"):
+        mlx_qwen35.load_processor("no/such")
+
+
 def test_a_broken_tokenizer_is_found_before_the_weights_are_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*given: object) -> None:
         raise CheckpointError("no tokenizer")
