@@ -119,8 +119,9 @@ def where(rng: random.Random) -> Case:
 def where_is(image: Image.Image, shown: list[Thing], spots: list[tuple[int, int]]) -> Case:
     """Where the first of the things is."""
     question = f"Where is the {name_of(shown[0])}?"
+    answer = f"{name_of(shown[0])} {field_name(*spots[0])}"
     thought = seen(shown, spots, placed=True)
-    return Case("where", media(question, ("image", image)), field_name(*spots[0]), thought, key=f"{shown}{spots}")
+    return Case("where", media(question, ("image", image)), answer, thought, key=f"{shown}{spots}")
 
 
 def how_many(rng: random.Random) -> Case:

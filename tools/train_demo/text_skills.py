@@ -57,7 +57,7 @@ def multiply_steps(a: int, b: int) -> str:
     steps, carry = [], 0
     for x in digits(a, len(str(a))):
         total = x * b + carry
-        steps.append(f"{x}*{b}" + (f"+{carry}" if carry else "") + f"={total}")
+        steps.append(f"{x}*{b}={x * b}" + (f"+{carry}={total}" if carry else ""))
         carry = total // 10
     return ", ".join(steps)
 
