@@ -144,7 +144,7 @@ class Conversation:
             enable_thinking=self._enable_thinking,
         )
         timeline = self._timeline
-        covered = timeline.go_on(prompt.tokens)
+        covered = timeline.go_on(prompt)
         to_mark = self._last_turn(prompt.tokens) - covered
         show_progress = self._settings["on_progress"]
 

@@ -1,13 +1,6 @@
 """`chat`: turns, commands, and what is kept of the computation between turns."""
 
-import pytest
-
 from mlx_qwen35 import generation
-from mlx_qwen35.cli.timeline import Timeline
-from mlx_qwen35.config import ModelConfig
-from mlx_qwen35.generation import prefill, stream_generate
-from mlx_qwen35.library import load
-from mlx_qwen35.sampling import Sampling
 
 
 def test_turns_remember_one_another(speak, run):
@@ -70,63 +63,3 @@ def test_a_message_that_does_not_fit_leaves_the_chat_as_it_was(speak, run):
     done = run("chat", "--model", "x", "--no-think", stdin=f"one\n{'hello ' * 80}\nthree\n")
     assert done.out == "hello\nthe\n" and done.status == 0
     assert done.err.startswith("error: ") and done.err.count("\n") == 1
-
-
-@pytest.fixture(scope="module")
-def tiny(checkpoint):
-    return load(checkpoint)
-
-
-def test_a_kept_timeline_answers_as_a_new_one(tiny):
-    model, processor = tiny
-    timeline, messages = Timeline(model), []
-    for question in ("hello", "the other", "and more"):
-        messages.append({"role": "user", "content": question})
-        prompt = processor.prompt(messages)
-        covered = timeline.go_on(prompt.tokens)
-        assert timeline.cache.offset == covered < len(prompt.tokens)
-        assert (covered > 0) == (len(messages) > 1)
-        turn = len(prompt.tokens) - prompt.tokens[::-1].index(processor.tokenizer.token_id("<|im_start|>")) - 1
-        options = {"max_tokens": 6, "sampling": Sampling()}
-
-        def on_progress(done, total, turn=turn, covered=covered):
-            if covered + done == turn:
-                timeline.mark()
-
-        rest = prompt.tokens[covered:]
-        kept = stream_generate(
-            model,
-            processor,
-            rest,
-            cache=timeline.cache,
-            boundaries=[turn - covered],
-            on_progress=on_progress,
-            **options,
-        )
-        kept = [part.token for part in kept]
-        assert kept == [part.token for part in stream_generate(model, processor, prompt, **options)]
-        timeline.settle([*prompt.tokens, *kept])
-        messages.append({"role": "assistant", "content": processor.decode(kept)})
-
-
-def test_where_a_timeline_goes_on(checkpoint):
-    from mlx_qwen35.model import Model
-
-    model = Model(ModelConfig.from_folder(checkpoint))
-    timeline = Timeline(model)
-    assert timeline.go_on([1, 2, 3]) == 0
-    prefill(model, [1, 2], timeline.cache)
-    timeline.mark()
-    prefill(model, [3, 4], timeline.cache)
-    timeline.settle([1, 2, 3, 4, 5])  # the cache does not have the 5
-    assert timeline.tokens == [1, 2, 3, 4]
-    assert timeline.go_on([1, 2, 3, 4, 5]) == 4  # from the end
-    assert timeline.go_on([1, 2, 9]) == 2 == timeline.cache.offset  # from the mark
-    prefill(model, [3, 4], timeline.cache)
-    timeline.settle([1, 2, 3, 4])
-    assert timeline.go_on([1, 7, 3]) == 0 == timeline.cache.offset  # another beginning
-    prefill(model, [1, 2], timeline.cache)
-    timeline.mark()
-    timeline.settle([1, 2])
-    assert timeline.go_on([1, 2]) == 0 == timeline.cache.offset  # nothing would be left to compute
-    assert timeline.tokens == []
