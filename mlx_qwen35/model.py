@@ -203,7 +203,7 @@ class Model(nn.Module):
         new = {key: medium for key, medium in zip(keys, media, strict=True) if key not in found}
         tower = self._tower()
         if new:
-            encoded = tower.encode([m.pixels for m in new.values()], [m.grid for m in new.values()])
+            encoded = tower.encode([m.rows for m in new.values()], [m.grid for m in new.values()])
             added = dict(zip(new, encoded, strict=True))
             found.update(added)
             if known is not None:

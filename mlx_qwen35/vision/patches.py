@@ -1,4 +1,4 @@
-"""Pictures of whole patches to normalized patch rows, in one pass over the memory of the rows.
+"""Pictures of whole patches to patch rows, as levels, in one pass over the memory of the rows.
 
 Knows how a checkpoint wants patches cut, ordered and normalized. Knows nothing of sizes, files or time.
 """
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mlx_qwen35.errors import CheckpointError
+from mlx_qwen35.vision.media import Levels
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -38,45 +39,35 @@ class Patches:
         return self.patch_size * self.merge_size
 
     def empty_rows(self, frames: int, height: int, width: int) -> np.ndarray:
-        """[t, h/m, w/m, m, m, C, frames of a group, p * p] float32, for `write` to fill; sides are whole patches"""
+        """[t, h/m, w/m, m, m, C, frames of a group, p * p] uint8, for `write` to fill; sides are whole patches"""
         m, p = self.merge_size, self.patch_size
         groups = -(-frames // self.temporal_size)
         blocks = (groups, height // self.factor, width // self.factor)
-        return np.empty((*blocks, m, m, len(self.mean), self.temporal_size, p * p), dtype=np.float32)
+        return np.empty((*blocks, m, m, len(self.mean), self.temporal_size, p * p), dtype=np.uint8)
 
     def write(self, image: Image.Image, rows: np.ndarray, frames: range) -> None:
         """Puts one RGB picture [H, W] into `rows` (of `empty_rows`) as the frames numbered `frames`.
 
-        Bit for bit what the published processor computes in float32: (level / 255 - mean) / std. Worked on in bands of
-        one block of rows, which stay in the processor's cache; a run of patch_size pixels moves as one item:
+        A run of patch_size pixels moves as one item, one block of rows at a time:
 
-            plane [H, W] -> (m, p, w/m, m) runs of p levels -> (w/m, m, m, C, p) runs = (w/m, m, m, C, p * p) levels
+            plane [H, W] -> (m, p, w/m, m) runs of p levels -> (w/m, m, m, p) runs = (w/m, m, m, p * p) levels
         """
         m, p = self.merge_size, self.patch_size
         run = np.dtype(f"V{p}")
-        planes = [np.asarray(plane).view(run) for plane in image.split()]  # C of [H, W/p]
+        runs = rows.view(run)  # [t, h/m, w/m, m, m, C, frames of a group, p]
         _, bands, blocks, *_ = rows.shape
-        runs = np.empty((blocks, m, m, len(planes), p), dtype=run)
-        levels = runs.view(np.uint8)  # [w/m, m, m, C, p * p]
-        values = np.empty(levels.shape, dtype=np.float32)
-        mean, std = (np.array(numbers, dtype=np.float32)[:, None] for numbers in (self.mean, self.std))
-        for band in range(bands):
-            for c, plane in enumerate(planes):
-                strip = plane[band * m * p : (band + 1) * m * p]
-                runs[..., c, :] = strip.reshape(m, p, blocks, m).transpose(2, 0, 3, 1)
-            np.divide(levels, np.float32(255), out=values)
-            np.subtract(values, mean, out=values)
-            np.divide(values, std, out=values)
-            for frame in frames:
-                group, place = divmod(frame, self.temporal_size)
-                rows[group, band, ..., place, :] = values
+        for c, plane in enumerate(image.split()):
+            strips = np.asarray(plane).view(run).reshape(bands, m, p, blocks, m)
+            for band, strip in enumerate(strips.transpose(0, 3, 1, 4, 2)):
+                for frame in frames:
+                    group, place = divmod(frame, self.temporal_size)
+                    runs[group, band, ..., c, place, :] = strip
 
-    @staticmethod
-    def flat(rows: np.ndarray) -> tuple[np.ndarray, tuple[int, int, int]]:
+    def flat(self, rows: np.ndarray) -> tuple[Levels, tuple[int, int, int]]:
         """-> ([t*h*w, C * temporal * p * p], (t, h, w) in patches), without a copy"""
         t, blocks_high, blocks_wide, m, _, channels, temporal, area = rows.shape
         grid = (t, blocks_high * m, blocks_wide * m)
-        return rows.reshape(math.prod(grid), channels * temporal * area), grid
+        return Levels(rows.reshape(math.prod(grid), channels * temporal * area), self.mean, self.std), grid
 
 
 def read_patches(config: Mapping[str, Any], where: str) -> dict[str, Any]:

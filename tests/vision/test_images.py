@@ -308,6 +308,22 @@ def test_media_keys() -> None:
     assert mx.array(media.pixels).shape == (24, 1536)
 
 
+def test_levels_are_kept_and_pixel_values_made() -> None:
+    """A quarter of the memory; any rows by themselves; other mean or std, other values and another key."""
+    limits = ImageLimits.from_config(CONFIG | {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.5, 0.25, 2.0]})
+    media = prepare_image(noise(1, 64, 96, 3), limits)
+    assert media.rows.levels.dtype == np.uint8 and media.rows.levels.nbytes * 4 == media.pixels.nbytes
+    levels = media.rows.levels.reshape(24, 3, -1).astype(np.float32)
+    mean, std = (np.array(numbers, np.float32)[:, None] for numbers in (limits.mean, limits.std))
+    assert np.array_equal(media.pixels, ((levels / np.float32(255) - mean) / std).reshape(24, -1))
+    assert np.array_equal(media.rows[5:9], media.pixels[5:9]) and len(media.rows) == 24
+    plain = prepare_image(noise(1, 64, 96, 3), LIMITS)
+    assert np.array_equal(plain.rows.levels, media.rows.levels) and plain.key != media.key
+    assert np.array_equal(Media("image", media.pixels, media.grid).pixels, media.pixels)
+    with pytest.raises(ValueError, match="read-only"):
+        media.rows.levels[0, 0] = 0
+
+
 @pytest.mark.parametrize(
     ("kind", "rows", "grid", "times", "message"),
     [
