@@ -1,12 +1,14 @@
 """`chat`: a conversation in the terminal. Knows its messages, its commands and its keys.
 
 Answers are `stream_generate`'s. A finished or stopped answer joins the messages; what was computed for it is kept as
-long as the next prompt goes on from it (timeline.py).
+long as the next prompt goes on from it (timeline.py), and what was seen as long as there is room.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import shlex
 import sys
 from contextlib import suppress
 from dataclasses import replace
@@ -22,9 +24,14 @@ if TYPE_CHECKING:
     from mlx_qwen35.model import Model
     from mlx_qwen35.parts import Part
     from mlx_qwen35.processor import Processor
+    from mlx_qwen35.vision.media import Media
 
 DESCRIPTION = "Talk with a model."
-HELP = "/reset begins anew, /exit (or Ctrl-D) leaves, Ctrl-C ends an answer; anything else is a message."
+HELP = (
+    "/image FILE and /video FILE show one with the next message, /reset begins anew, /exit (or Ctrl-D) leaves, Ctrl-C "
+    "ends an answer; anything else is a message."
+)
+SHOW = {"/image": "image", "/video": "video"}
 TURN_START = "<|im_start|>"
 
 
@@ -35,15 +42,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     tools = options.read_tools(args.tools)
-    model, processor = options.load(args)
+    processor = options.load_processor(args)
+    reading = options.reading_options(args)
+    shown = [_read(processor, part, reading) for part in options.media_parts(args)]
     talk = Conversation(
-        model,
+        options.load_model(args),
         processor,
         system=args.system,
         tools=tools,
         enable_thinking=args.think,
+        reading=reading,
         settings=options.answer_options(args, processor),
     )
+    talk.shown += shown
     _converse(talk, stats=args.stats)
     return 0
 
@@ -71,9 +82,12 @@ def _converse(talk: Conversation, *, stats: bool) -> None:
             print("\nCtrl-C again leaves.", file=sys.stderr)
             continue
         given_up = False
+        command, _, rest = line.strip().partition(" ")
         if line.strip() == "/exit":
             return
-        if line.strip() == "/reset":
+        if command in SHOW:
+            given_up = _show(talk, SHOW[command], rest.strip())
+        elif line.strip() == "/reset":
             talk.reset()
         elif line.strip() == "/help":
             print(HELP, file=sys.stderr)
@@ -81,6 +95,37 @@ def _converse(talk: Conversation, *, stats: bool) -> None:
             given_up = _answer(talk, line, stats)
     if at_terminal:
         print()
+
+
+def _show(talk: Conversation, kind: str, file: str) -> bool:
+    """Reads what the next message is to show; returns whether Ctrl-C ended it."""
+    try:
+        if not file:
+            raise PromptError(f"no file; write /{kind} FILE")
+        medium = talk.show(kind, _unquoted(file))
+    except PromptError as error:
+        print(f"error: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        return True
+    else:
+        print(f"The next message shows this {kind} ({medium.tokens} tokens).", file=sys.stderr)
+    return False
+
+
+def _unquoted(file: str) -> str:
+    """The file as it was meant: one that is dropped on a terminal comes with quotes or backslashes."""
+    if not os.path.exists(os.path.expanduser(file)):
+        with suppress(ValueError):
+            words = shlex.split(file)
+            if len(words) == 1:
+                return words[0]
+    return file
+
+
+def _read(processor: Processor, part: dict[str, Any], reading: dict[str, Any]) -> dict[str, Any]:
+    """A part of a message with the picture or video itself in place of its source."""
+    (message,) = processor.prepare([{"role": "user", "content": [part]}], **reading)
+    return message["content"][0]
 
 
 def _answer(talk: Conversation, line: str, stats: bool) -> bool:
@@ -92,6 +137,9 @@ def _answer(talk: Conversation, line: str, stats: bool) -> bool:
         last = talk.answer(line, screen)
     except PromptError as error:
         print(f"error: {error}", file=sys.stderr)
+        if talk.shown:  # or the next message would fail with it too
+            talk.shown.clear()
+            print("What the message was to show is dropped with it.", file=sys.stderr)
         return False
     except KeyboardInterrupt:
         return True
@@ -103,7 +151,7 @@ def _answer(talk: Conversation, line: str, stats: bool) -> bool:
 
 
 class Conversation:
-    """Messages, and the timeline that was computed for them."""
+    """Messages, and the timeline that was computed for them. `shown`: pictures and videos of the next message."""
 
     def __init__(
         self,
@@ -113,21 +161,32 @@ class Conversation:
         system: str | None,
         tools: list[dict[str, Any]],
         enable_thinking: bool | None,
+        reading: dict[str, Any],
         settings: dict[str, Any],
     ) -> None:
+        from mlx_qwen35.vision.features import FeatureStore
+
         self._model, self._processor = model, processor
         self._system, self._tools, self._enable_thinking = system, tools, enable_thinking
-        self._settings = settings
+        self._reading, self._settings = reading, settings
+        self._features = FeatureStore()
         self._turn_start = processor.tokenizer.token_id(TURN_START)
         self.reset()
 
     def reset(self) -> None:
         self.messages: list[dict[str, Any]] = []
+        self.shown: list[dict[str, Any]] = []
         self._timeline = Timeline(self._model)
 
     @property
     def waits_for_tool(self) -> bool:
         return bool(self.messages and self.messages[-1].get("tool_calls"))
+
+    def show(self, kind: str, source: str) -> Media:
+        """Reads what the next message shows."""
+        part = _read(self._processor, options.media_part(kind, source), self._reading)
+        self.shown.append(part)
+        return part[kind]
 
     def answer(self, line: str, screen: Screen) -> Part:
         """Answers a line (a user's message, or the result of the tool that the model has called); -> the last part.
@@ -136,7 +195,8 @@ class Conversation:
         """
         from mlx_qwen35.generation import stream_generate
 
-        question = {"role": "tool" if self.waits_for_tool else "user", "content": line}
+        content = [*self.shown, {"type": "text", "text": line}] if self.shown else line
+        question = {"role": "tool" if self.waits_for_tool else "user", "content": content}
         prompt = self._processor.prompt(
             [*self.messages, question],
             system=self._system,
@@ -164,6 +224,7 @@ class Conversation:
                     tools=self._tools,
                     cache=timeline.cache,
                     covered=covered,
+                    features=self._features,
                     boundaries=[to_mark],
                     cancel=asked,
                     **{**self._settings, "on_progress": on_progress},
@@ -176,6 +237,7 @@ class Conversation:
             timeline.settle([*prompt.tokens, *answered])
             if answered:
                 self.messages += [question, _message(parts)]
+                self.shown = []
         return parts[-1]
 
     def _last_turn(self, tokens: list[int]) -> int:

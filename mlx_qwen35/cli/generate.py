@@ -34,16 +34,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.prompt is None and args.model is not None:
+    if args.prompt is None and (args.model is not None or args.media):
         raise options.OptionError("no prompt: give one with -p TEXT, or -p - to read it from standard input")
     text = options.read_prompt(DEMO_PROMPT if args.prompt is None else args.prompt)
     tools = options.read_tools(args.tools)
-    model, processor = options.load(args)
+    processor = options.load_processor(args)
     if args.prompt is None:
         print(f"No -p/--prompt: asking it {DEMO_PROMPT!r}", file=sys.stderr)
+    prompt = processor.prompt(
+        _question(text, options.media_parts(args)),
+        system=args.system,
+        tools=tools or None,
+        enable_thinking=args.think,
+        **options.reading_options(args),
+    )
+    model = options.load_model(args)
     from mlx_qwen35.generation import statistics, stream_generate
 
-    prompt = processor.prompt(text, system=args.system, tools=tools or None, enable_thinking=args.think)
     output = {None: _Plain, "object": _Object, "lines": _Lines}[args.json]()
     with stop_on_ctrl_c() as asked:
         settings = options.answer_options(args, processor)
@@ -57,6 +64,12 @@ def run(args: argparse.Namespace) -> int:
     if args.stats:
         print(statistics(part), file=sys.stderr)
     return INTERRUPTED if part.finish_reason == "cancelled" else 0
+
+
+def _question(text: str, media: list[dict[str, Any]]) -> str | list[dict[str, Any]]:
+    if not media:
+        return text
+    return [{"role": "user", "content": [*media, *([{"type": "text", "text": text}] if text else [])]}]
 
 
 class _Plain:

@@ -10,6 +10,7 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mlx_qwen35.cli.progress import Progress
@@ -43,6 +44,20 @@ def add_answer_arguments(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         help="let the model reason before it answers, or not (default: what its template says)",
     )
+    media = parser.add_argument_group("pictures and videos (shown before the text, in this order; may be repeated)")
+    for kind in ("image", "video"):
+        media.add_argument(
+            f"--{kind}",
+            dest="media",
+            action="append",
+            default=[],
+            type=partial(_medium, kind),
+            metavar="FILE",
+            help=f"show this {kind}: a path, a data: URL, or with --fetch an http(s) URL",
+        )
+    media.add_argument("--fps", type=float, metavar="N", help="frames to take from a second of video")
+    media.add_argument("--max-pixels", type=int, metavar="N", help="scale each picture or frame down to N pixels")
+    media.add_argument("--fetch", action="store_true", help="get http(s) URLs from the network")
     answer = parser.add_argument_group("answer (defaults are those of the checkpoint's generation_config.json)")
     answer.add_argument(
         "-n",
@@ -64,8 +79,8 @@ def add_answer_arguments(parser: argparse.ArgumentParser) -> None:
     output.add_argument("-v", "--verbose", action="store_true", help="show loading and prefill on standard error")
 
 
-def load(args: argparse.Namespace) -> tuple[Model, Processor]:
-    """The model that the flags name; says so where it is the demo."""
+def load_processor(args: argparse.Namespace) -> Processor:
+    """That of the checkpoint that the flags name; says so where it is the demo. Refuses flags that make no sense."""
     check_sampling(args)
     if args.context_length is not None and args.context_length < 2:
         raise OptionError(f"--context-length is {args.context_length}; it must be 2 or more")
@@ -73,8 +88,16 @@ def load(args: argparse.Namespace) -> tuple[Model, Processor]:
 
     if args.model is None:
         print("No --model: this is the demo, a tiny model inside the package.", file=sys.stderr)
+    return library.load_processor(args.model, context_length=args.context_length)
+
+
+def load_model(args: argparse.Namespace) -> Model:
+    """The model that goes with it: its weights are read only now, when prompts and pictures have been."""
+    from mlx_qwen35 import library
+
     progress = progress_of(args, "Loading", "bytes")
-    return library.load(args.model, dtype=args.dtype, context_length=args.context_length, on_progress=progress)
+    folder = library.find(args.model)
+    return library.load_model(folder, dtype=args.dtype, context_length=args.context_length, on_progress=progress)
 
 
 def check_sampling(args: argparse.Namespace) -> None:
@@ -101,6 +124,20 @@ def answer_options(args: argparse.Namespace, processor: Processor) -> dict[str, 
         "stop": args.stop,
         "on_progress": progress_of(args, "Reading the prompt", "tokens"),
     }
+
+
+def media_parts(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """What the flags show, as parts of a message's content."""
+    return [media_part(kind, source) for kind, source in args.media]
+
+
+def media_part(kind: str, source: str) -> dict[str, Any]:
+    return {"type": kind, kind: source}
+
+
+def reading_options(args: argparse.Namespace) -> dict[str, Any]:
+    """How pictures and videos are read: arguments of `Processor.prompt` and `Processor.prepare`."""
+    return {"fps": args.fps, "max_pixels": args.max_pixels, "fetch": args.fetch}
 
 
 def progress_of(args: argparse.Namespace, doing: str, unit: str) -> Callable[[int, int], None] | None:
@@ -133,6 +170,10 @@ def read_prompt(given: str) -> str:
     if not text:
         raise PromptError("standard input is empty; pipe a text into the command, or give one with -p TEXT")
     return text
+
+
+def _medium(kind: str, source: str) -> tuple[str, str]:
+    return kind, source
 
 
 def _given(args: argparse.Namespace) -> dict[str, Any]:

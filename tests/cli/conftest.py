@@ -14,8 +14,10 @@ from mlx_qwen35.cache import Cache
 from mlx_qwen35.cli.main import main
 from mlx_qwen35.config import ModelConfig
 from mlx_qwen35.processor import Processor
+from mlx_qwen35.vision.tower import VisionTower
 from tests.checkpoints import random_tensors, tiny_config, write_checkpoint
-from tests.text.folders import write_text_files
+from tests.conftest import CHECKOUT
+from tests.text.folders import tokenizer_config, tokenizer_json, write_text_files
 
 VOCAB = 320
 THINKING = "<|im_start|>assistant\n<think>\n"
@@ -29,6 +31,45 @@ def checkpoint(tmp_path_factory) -> Path:
     write_checkpoint(folder, config, random_tensors(config))
     (folder / "generation_config.json").write_text(json.dumps({"do_sample": False}))
     return write_text_files(folder)
+
+
+@pytest.fixture(scope="session")
+def seeing(tmp_path_factory) -> Path:
+    """A checkpoint with a vision tower, for pictures of 8 x 8 pixels a token; its answers are noise."""
+    folder = tmp_path_factory.mktemp("cli") / "seeing"
+    folder.mkdir()
+    tokenizer = tokenizer_json()
+    added = {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
+    added["<|video_pad|>"] = max(added.values()) + 1
+    pad = next(token for token in tokenizer["added_tokens"] if token["content"] == "<|image_pad|>")
+    tokenizer["added_tokens"].append({**pad, "id": added["<|video_pad|>"], "content": "<|video_pad|>"})
+    template = (CHECKOUT / "mlx_qwen35" / "demo" / "chat_template.jinja").read_text()
+    write_text_files(folder, tokenizer=tokenizer, tokenizer_config=tokenizer_config(tokenizer), template=template)
+    config = tiny_config(vision=True, vocab_size=VOCAB, eos_token_id=VOCAB - 1, max_position_embeddings=4000)
+    names = {"image": "image_pad", "video": "video_pad", "vision_start": "vision_start", "vision_end": "vision_end"}
+    config |= {f"{key}_token_id": added[f"<|{name}|>"] for key, name in names.items()}
+    write_checkpoint(folder, config, random_tensors(config))
+    (folder / "generation_config.json").write_text(json.dumps({"do_sample": False}))
+    colours = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    patches = {"patch_size": 4, "merge_size": 2, "temporal_patch_size": 2, **colours}
+    for name, most in (("preprocessor_config", 64 * 64), ("video_preprocessor_config", 8 * 64 * 64)):
+        (folder / f"{name}.json").write_text(
+            json.dumps({**patches, "size": {"shortest_edge": 64, "longest_edge": most}})
+        )
+    return folder
+
+
+@pytest.fixture
+def encoded(monkeypatch) -> list[tuple[int, int, int]]:
+    """The grids of all media that were encoded."""
+    encode, seen = VisionTower.encode, []
+
+    def watched(self, pixels, grids):
+        seen.extend(grids)
+        return encode(self, pixels, grids)
+
+    monkeypatch.setattr(VisionTower, "encode", watched)
+    return seen
 
 
 class Speaker:
@@ -75,7 +116,7 @@ class Speaker:
 
 @pytest.fixture
 def speak(checkpoint, monkeypatch):
-    """speak("reply", ...) makes every load give a Speaker; `loads` are the arguments it was called with."""
+    """speak("reply", ...) makes every load give a Speaker; `loads` are the arguments that the model was loaded with."""
 
     def speak(*replies: str) -> SimpleNamespace:
         config = ModelConfig.from_folder(checkpoint)
@@ -83,11 +124,13 @@ def speak(checkpoint, monkeypatch):
         model = Speaker(processor, list(replies))
         loads = []
 
-        def load(ref=None, **arguments):
-            loads.append((ref, arguments))
-            return model, processor
+        def load_model(folder, **arguments):
+            loads.append((folder, arguments))
+            return model
 
-        monkeypatch.setattr(library, "load", load)
+        monkeypatch.setattr(library, "find", lambda ref: ref)
+        monkeypatch.setattr(library, "load_processor", lambda ref, **arguments: processor)
+        monkeypatch.setattr(library, "load_model", load_model)
         return SimpleNamespace(model=model, processor=processor, loads=loads)
 
     return speak
