@@ -15,13 +15,15 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlx_qwen35.checkpoint import files
+from mlx_qwen35.checkpoint import files, fp8
+from mlx_qwen35.checkpoint.fp8 import Fp8, Fp8Part
+from mlx_qwen35.checkpoint.gptq import Gptq
 from mlx_qwen35.checkpoint.inventory import KEPT_FLOAT32, Shape, is_linear, text_tensors
 from mlx_qwen35.checkpoint.load import compute_dtype
 from mlx_qwen35.checkpoint.names import TARGET, Layout, find_layout
-from mlx_qwen35.checkpoint.part import FLOATS, Part, make_part
+from mlx_qwen35.checkpoint.part import FLOATS, make_part
 from mlx_qwen35.checkpoint.quantize import default_spec, module_spec, pack, packed, unpack
-from mlx_qwen35.checkpoint.source import Source, open_source
+from mlx_qwen35.checkpoint.source import AnyPart, Source, open_source
 from mlx_qwen35.checkpoint.write import (
     TAGS,
     SafetensorsWriter,
@@ -45,11 +47,11 @@ class _Task:
     """One of our tensors on its way: the parts that hold it now and how it is to be quantized.
 
     parts: {"weight": ..} and, for a quantized source, "scales" and "biases". had, has: its quantization in the source
-    and in the target. dtype: of the unquantized values in the target.
+    and in the target. dtype: of the unquantized values in the target, scales and biases included.
     """
 
     name: str
-    parts: dict[str, Part]
+    parts: dict[str, AnyPart]
     had: QuantSpec | None
     has: QuantSpec | None
     dtype: mx.Dtype
@@ -91,7 +93,9 @@ def convert(
     bits: 2, 3, 4, 5, 6 or 8; None leaves the weights unquantized. group_size: 32, 64 or 128. mode: "affine", or
     "mxfp4", "mxfp8", "nvfp4", which fix bits and group_size. dtype: of what is not quantized; None keeps the source's.
     The router, shared_expert_gate, in_proj_a and in_proj_b get at least 8 bits; vision tensors and mtp.* are not
-    quantized. overwrite: replace an existing `target`. on_progress: called with (bytes read, bytes in all).
+    quantized. FP8 is dequantized in float32 and packed from that; GPTQ's integers go over as they are, in their own
+    groups, where `mode` is affine and `bits` theirs. overwrite: replace an existing `target`. on_progress: called with
+    (bytes read, bytes in all).
     Raises CheckpointError for a source that cannot be read, weights that are NaN or infinite, an existing target, a
     quantization that MLX does not have and a full disk. `target` appears only when it is complete.
     """
@@ -139,6 +143,10 @@ def _text_task(
     parts = {kind: origin.parts[f"{module}.{kind}"] for kind in kinds if f"{module}.{kind}" in origin.parts}
     parts = parts or {"weight": origin.parts[name]}  # A_log and dt_bias end in no ".weight"
     has = module_spec(module, shape, default) if default and is_linear(name, shape) else None
+    if had and default and isinstance(origin.foreign, Gptq):
+        meant = has or default
+        if (had.bits, had.mode) == (meant.bits, meant.mode):
+            has = had  # other groups would not make it better, only other
     if had is None:
         own = _DTYPES[parts["weight"].dtype]
     else:  # the mx modes' scales say nothing of the dtype that the weight once had
@@ -172,16 +180,29 @@ def _beside_tasks(
 ) -> list[_Task]:
     experts = origin.config.text.moe.num_experts if origin.config.text.moe else 0
     tasks = []
-    for ours in dict.fromkeys(name for published in entries for name in layout.ours(published)):
-        part = make_part(ours, entries, layout, experts)
+    plain = [name for name in entries if not name.endswith(fp8.SUFFIX)]
+    for ours in dict.fromkeys(name for published in plain for name in layout.ours(published)):
+        part: AnyPart | str = make_part(ours, entries, layout, experts)
         if isinstance(part, str):
             raise CheckpointError(f"{origin.folder}: {part} is missing beside its neighbours: download the files again")
+        mixed = next((entry for entry in part.entries if entry.dtype != part.dtype), None)
+        if mixed:
+            raise CheckpointError(f"{mixed} has dtype {mixed.dtype}, its neighbours {part.dtype}: download it again")
+        if part.dtype == fp8.CODES and isinstance(origin.foreign, Fp8):
+            scaled = fp8.with_scales(part, entries, origin.foreign)
+            if isinstance(scaled, str):
+                raise CheckpointError(f"{origin.folder}: {scaled}. Download the files again")
+            part = scaled
         if part.dtype not in _DTYPES:
             raise CheckpointError(
                 f"{part.entries[0]} has dtype {part.dtype}: vision and MTP tensors that are quantized cannot be "
                 "converted yet. Take the unquantized checkpoint as the source"
             )
         tasks.append(_Task(ours, {"weight": part}, None, None, wanted or _DTYPES[part.dtype]))
+    used = {entry.name for task in tasks for part in task.parts.values() for entry in part.entries}
+    over = next((entry for name, entry in entries.items() if name not in used), None)
+    if over:
+        raise CheckpointError(f"{over} is left over beside the text model: download the files again")
     return tasks
 
 
@@ -203,15 +224,17 @@ def _pieces(task: _Task, progress: _Progress) -> Iterator[dict[str, mx.array]]:
         found = {kind: task.parts[kind].finish(raw.pop(kind), None) for kind in task.parts}
         for kind, array in found.items():
             _check_finite(task.parts[kind], array)
-        if task.carried:
-            yield {k: a.astype(task.dtype) if TAGS[a.dtype] in FLOATS else a for k, a in found.items()}
-        else:
-            weight = (unpack(found, task.had) if task.had else found["weight"]).astype(task.dtype)
-            yield pack(weight, task.has) if task.has else {"weight": weight}
-        progress.add(sum(part.nbytes * (stop - start) // rows for part in task.parts.values()))
+        if not task.carried:
+            weight = unpack(found, task.had) if task.had else found["weight"]
+            # What was dequantized is packed from float32: rounding it first would be a second loss.
+            if task.has and not task.had and not isinstance(task.parts["weight"], Fp8Part):
+                weight = weight.astype(task.dtype)
+            found = pack(weight, task.has) if task.has else {"weight": weight}
+        yield {k: a.astype(task.dtype) if TAGS[a.dtype] in FLOATS else a for k, a in found.items()}
+        progress.add(sum(part.nbytes * stop // rows - part.nbytes * start // rows for part in task.parts.values()))
 
 
-def _check_finite(part: Part, array: mx.array) -> None:
+def _check_finite(part: AnyPart, array: mx.array) -> None:
     if TAGS[array.dtype] in FLOATS and not mx.all(mx.isfinite(array)).item():
         raise CheckpointError(
             f"{part.entries[0]} holds NaN or infinite values: this checkpoint is damaged, download or train it again"

@@ -28,8 +28,11 @@ _BITS = {
     "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64,
     "C64": 64,
 }  # fmt: skip
-# The dtypes that read() delivers; NumPy has no bfloat16, so its bits come as uint16.
-_NUMPY = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16, "U32": np.uint32, "U8": np.uint8}
+# The dtypes that read() delivers; NumPy has neither bfloat16 nor FP8, so their bits come as uint16 and uint8.
+_NUMPY = {
+    "F32": np.float32, "F16": np.float16, "BF16": np.uint16, "U32": np.uint32, "I32": np.int32, "U8": np.uint8,
+    "F8_E4M3": np.uint8,
+}  # fmt: skip
 _LONGEST_HEADER = 100_000_000  # the format's own limit
 _LFS = b"version https://git-lfs.github.com/spec/"
 _NUMBERED = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.safetensors")

@@ -14,8 +14,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_qwen35.checkpoint.inventory import KEPT_FLOAT32, PATCH_EMBEDDING
-from mlx_qwen35.checkpoint.part import FLOATS, Part
-from mlx_qwen35.checkpoint.source import Source, open_source, read_parts
+from mlx_qwen35.checkpoint.part import FLOATS
+from mlx_qwen35.checkpoint.source import AnyPart, Source, open_source, read_parts
 from mlx_qwen35.config import ModelConfig
 from mlx_qwen35.errors import CheckpointError
 from mlx_qwen35.model import Model
@@ -34,11 +34,13 @@ def load_model(
 ) -> Model:
     """The model of a checkpoint folder, weights in memory; needs no tokenizer.
 
-    dtype: to compute in; None is float32 on the CPU and bfloat16 on a GPU. Quantized weights stay as they are.
+    dtype: to compute in; None is float32 on the CPU and bfloat16 on a GPU. Quantized weights stay as they are, but
+    FP8, which MLX does not compute with: it is dequantized in float32 and cast.
     context_length: the most tokens to allow; None is what the checkpoint allows.
     on_progress: called with (bytes read, bytes in all).
     Raises CheckpointError, before any weight is read, if a file is missing or damaged or a tensor is missing, left
-    over or of another shape or kind than config.json says.
+    over or of another shape or kind than config.json says. Values are looked at only where they decide what a number
+    means: FP8 codes and scales that are NaN and GPTQ's zeros and order of columns are refused while they are read.
     """
     compute = compute_dtype(dtype)
     config = read_config(folder, context_length)
@@ -86,7 +88,7 @@ def _as_matrix(convolution: mx.array) -> mx.array:
     return matrix
 
 
-def _dtype_of(part: Part, compute: mx.Dtype) -> mx.Dtype | None:
+def _dtype_of(part: AnyPart, compute: mx.Dtype) -> mx.Dtype | None:
     """What a tensor is cast to; None leaves packed weights, the scales of the mx modes and float32 decays alone."""
     if part.dtype not in FLOATS or (part.dtype == "F32" and part.ours.endswith(KEPT_FLOAT32)):
         return None

@@ -123,7 +123,7 @@ class Layout:
 
     def is_known(self, published: str) -> bool:
         """Whether the name is a vision or MTP tensor of this layout: parts that may be there without being read."""
-        name = _QUANTIZED.sub(".weight", published) if self.kind == MLX else published
+        name = _QUANTIZED.sub(".weight", published) if self.kind == MLX else published.removesuffix("_scale_inv")
         if name.startswith(self.vision):
             return bool(_VISION.fullmatch(name.removeprefix(self.vision)))
         return bool(_MTP.fullmatch(name))
@@ -159,10 +159,12 @@ def find_layout(names: Iterable[str], formats: Iterable[str | None], where: str)
     Raises CheckpointError if markers or names contradict each other; `where` names the checkpoint in errors.
     """
     names = sorted(names)
+    # .scales is MLX's name for a tensor, and GPTQ's for one beside these.
+    packed = {name.rpartition(".")[0] for name in names if name.endswith((".qweight", ".qzeros"))}
     marked = _marked(formats, where)
     evidence: dict[str, str] = {}  # layout -> the first name that only this layout has
     for name in names:
-        kind = _kind_of(name)
+        kind = None if name.removesuffix(".scales") in packed else _kind_of(name)
         if kind:
             evidence.setdefault(kind, name)
     if len(evidence) > 1:

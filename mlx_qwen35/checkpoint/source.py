@@ -1,7 +1,7 @@
 """A checkpoint folder as a source of our tensors: checked whole, then read one tensor at a time.
 
-Knows which published tensors make which of ours and how (stack, halve, transpose, shift). Knows no Model and writes
-nothing. open_source() reads headers only; every complaint about a checkpoint's weights comes from there.
+Knows which published tensors make which of ours, and holds them against config.json. Knows no Model and writes nothing.
+open_source() reads headers only; every complaint about what they say comes from there.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-
-from mlx_qwen35.checkpoint import files
+from mlx_qwen35.checkpoint import files, fp8, gptq
 from mlx_qwen35.checkpoint.files import Entry, TensorFiles
+from mlx_qwen35.checkpoint.fp8 import Fp8, Fp8Part
+from mlx_qwen35.checkpoint.gptq import Gptq, GptqPart
 from mlx_qwen35.checkpoint.inventory import Shape, is_linear, text_tensors, vision_tensors
 from mlx_qwen35.checkpoint.names import HF, MLX, Layout, find_layout
 from mlx_qwen35.checkpoint.part import FLOATS, Part, make_part
@@ -23,21 +24,24 @@ from mlx_qwen35.checkpoint.quantize import packed
 from mlx_qwen35.config import ModelConfig, QuantSpec
 from mlx_qwen35.errors import CheckpointError
 
+AnyPart = Part | Fp8Part | GptqPart
+
 # Endings that only tensors of other tools' quantizations have, and whose.
 _FOREIGN = {
-    ".weight_scale_inv": "FP8", ".weight_scale": "FP8", ".input_scale": "FP8", ".qweight": "GPTQ or AWQ",
-    ".qzeros": "GPTQ or AWQ", ".g_idx": "GPTQ", ".weight_packed": "compressed-tensors", ".absmax": "bitsandbytes",
-    ".global_scale": "nvfp4 with tensor scales", ".weight_scale_2": "NVIDIA ModelOpt",
+    ".weight_scale_inv": "FP8", "_proj_scale_inv": "FP8", ".weight_scale": "FP8", ".input_scale": "FP8",
+    ".qweight": "GPTQ or AWQ", ".qzeros": "GPTQ or AWQ", ".g_idx": "GPTQ", ".weight_packed": "compressed-tensors",
+    ".absmax": "bitsandbytes", ".global_scale": "nvfp4 with tensor scales", ".weight_scale_2": "NVIDIA ModelOpt",
 }  # fmt: skip
 _TODAY = (
-    "This package reads BF16, FP16 and FP32 checkpoints and MLX ones (affine, mxfp4, mxfp8, nvfp4): "
-    "take the unquantized checkpoint of the same model, or an MLX conversion of it"
+    "This package reads BF16, FP16 and FP32 checkpoints, FP8 with scales of 128 x 128 blocks, symmetric GPTQ and MLX "
+    "(affine, mxfp4, mxfp8, nvfp4): take the unquantized checkpoint of the same model, or an MLX conversion of it"
 )
 
 
 @dataclass(frozen=True)
 class Source:
-    """A checked checkpoint. parts: all of our tensors; specs: module -> its quantization, where it has one.
+    """A checked checkpoint. parts: all of our tensors; specs: module -> its quantization in MLX's terms, where it has
+    one. foreign: how another tool quantized it: FP8 parts are plain floats to whoever reads them, GPTQ's are affine.
 
     config.vision is None where the files hold no vision tower, as mlx-lm writes them whatever config.json says.
     """
@@ -46,8 +50,9 @@ class Source:
     config: ModelConfig
     files: TensorFiles
     layout: Layout
-    parts: dict[str, Part]
+    parts: dict[str, AnyPart]
     specs: dict[str, QuantSpec]
+    foreign: Fp8 | Gptq | None
 
     def beside(self) -> list[str]:
         """The published names of what is in the files besides the text model: vision and MTP tensors."""
@@ -61,16 +66,21 @@ def open_source(folder: str | Path, config: ModelConfig | None = None) -> Source
     """
     folder = Path(folder)
     config = config or ModelConfig.from_folder(folder)
-    _refuse_foreign(folder, config)
+    foreign = _foreign(folder, config)
     found = files.open_folder(folder)
     layout = find_layout(found.entries, found.formats.values(), str(folder))
     if not any(name.startswith(layout.vision) for name in found.entries):
         config = replace(config, vision=None)
-    parts, specs, problems = _plan(config, found, layout)
+    if foreign and layout.kind == MLX:
+        raise CheckpointError(
+            f"{folder / 'config.json'} says quant_method {config.source_quantization['quant_method']!r}, but the files "
+            "have MLX's layout: restore the config.json that came with them, or convert the original again"
+        )
+    parts, specs, problems = _plan(config, found, layout, foreign)
     used = {entry.name for part in parts.values() for entry in part.entries}
     head = _redundant_head(config, found, layout)
     over = [n for n in found.entries if n not in used and n not in head and not _may_lie_beside(n, config, layout)]
-    problems += [_left_over(found.entries[name], config, layout) for name in over]
+    problems += [_left_over(found.entries[name], config, layout, foreign) for name in over]
     if problems:
         shown = "".join(f"\n  {problem}" for problem in problems[:6])
         if len(problems) > 6:
@@ -80,10 +90,10 @@ def open_source(folder: str | Path, config: ModelConfig | None = None) -> Source
             "Download the checkpoint again; if it was converted, convert the original again"
         )
     _check_head(config, found, layout, head)
-    return Source(folder, config, found, layout, parts, specs)
+    return Source(folder, config, found, layout, parts, specs, foreign)
 
 
-def read_parts(parts: Iterable[Part]) -> Iterator[tuple[Part, np.ndarray]]:
+def read_parts(parts: Iterable[AnyPart]) -> Iterator[tuple[AnyPart, Any]]:
     """Fetch parts in order, each while the one before is worked on: at most two are in memory at a time."""
     with ThreadPoolExecutor(1) as reader:
         waiting = None
@@ -97,17 +107,29 @@ def read_parts(parts: Iterable[Part]) -> Iterator[tuple[Part, np.ndarray]]:
 
 
 def _plan(
-    config: ModelConfig, found: TensorFiles, layout: Layout
-) -> tuple[dict[str, Part], dict[str, QuantSpec], list[str]]:
-    parts: dict[str, Part] = {}
+    config: ModelConfig, found: TensorFiles, layout: Layout, foreign: Fp8 | Gptq | None
+) -> tuple[dict[str, AnyPart], dict[str, QuantSpec], list[str]]:
+    parts: dict[str, AnyPart] = {}
     specs: dict[str, QuantSpec] = {}
     problems: list[str] = []
+    entries = found.entries
     experts = config.text.moe.num_experts if config.text.moe else 0
     for name, shape in (text_tensors(config) | vision_tensors(config)).items():
-        wanted = {name: (shape, FLOATS)}
+        linear = is_linear(name, shape)
         module = name.removesuffix(".weight")
+        if isinstance(foreign, Gptq) and linear and not name.startswith("vision."):
+            stems = gptq.stems(name, entries, layout, experts)
+            if stems:
+                made = gptq.make_parts(name, shape, stems, entries, foreign)
+                if isinstance(made, list):
+                    problems += made
+                else:
+                    parts |= made
+                    specs[module] = foreign.spec
+                continue
+        wanted = {name: (shape, (*FLOATS, fp8.CODES) if isinstance(foreign, Fp8) and linear else FLOATS)}
         path = layout.source(name).names[0].removesuffix(".weight") if layout.kind == MLX else None
-        if path and is_linear(name, shape) and f"{path}.scales" in found.entries:
+        if path and linear and f"{path}.scales" in entries:
             spec = _spec(config, path)
             if spec is None:
                 problems.append(
@@ -122,11 +144,17 @@ def _plan(
                 continue
             wanted = {f"{module}.{kind}": rest for kind, rest in packed(shape, spec).items()}
         for ours, (ours_shape, dtypes) in wanted.items():
-            part = make_part(ours, found.entries, layout, experts)
+            part: AnyPart | str = make_part(ours, entries, layout, experts)
             if isinstance(part, str):
                 problems.append(_missing(part, ours, ours_shape, dtypes, layout))
                 continue
             problem = _misfit(part, ours_shape, dtypes, specs.get(module))
+            if not problem and part.dtype == fp8.CODES:
+                scaled = fp8.with_scales(part, entries, foreign)
+                if isinstance(scaled, str):
+                    problem = scaled
+                else:
+                    part = scaled
             if problem:
                 problems.append(problem)
             parts[ours] = part
@@ -170,7 +198,9 @@ def _misfit(part: Part, shape: Shape, dtypes: tuple[str, ...], spec: QuantSpec |
     for entry in part.entries:
         if entry.dtype not in dtypes or entry.dtype != first.dtype:
             wanted = "/".join(dtypes) if entry.dtype not in dtypes else f"{first.dtype} as its neighbours"
-            hint = f". FP8 is not supported yet. {_TODAY}" if entry.dtype.startswith("F8") else ""
+            hint = ""
+            if entry.dtype.startswith("F8") and fp8.CODES not in dtypes:
+                hint = ": FP8 is read in linear maps only, and where config.json's quantization_config says so"
             return f"{entry} has dtype {entry.dtype}, expected {wanted}{hint}"
         if entry.shape != first.shape:
             return f"{entry} has shape {list(entry.shape)}, its neighbours have {list(first.shape)}"
@@ -193,10 +223,17 @@ def _may_lie_beside(name: str, config: ModelConfig, layout: Layout) -> bool:
     return layout.is_known(name) and (config.vision is None or not name.startswith(layout.vision))
 
 
-def _left_over(entry: Entry, config: ModelConfig, layout: Layout) -> str:
-    for ending, tool in _FOREIGN.items():
-        if entry.name.endswith(ending):
-            return f"{entry} is part of a quantization that is not supported yet ({tool}). {_TODAY}"
+def _left_over(entry: Entry, config: ModelConfig, layout: Layout, foreign: Fp8 | Gptq | None) -> str:
+    tool = next((tool for ending, tool in _FOREIGN.items() if entry.name.endswith(ending)), None)
+    if isinstance(foreign, Fp8) and entry.name.endswith(fp8.SUFFIX):
+        return f"{entry} is left over: its weight is missing or not FP8"
+    if isinstance(foreign, Gptq) and entry.name.endswith(tuple(f".{kind}" for kind in gptq.KINDS)):
+        return f"{entry} is left over: GPTQ is read in linear maps of the text model only, and has no part of its own"
+    if tool:
+        return (
+            f"{entry} is part of a quantization ({tool}) that config.json does not describe or that is not supported "
+            f"yet. {_TODAY}"
+        )
     named = layout.ours(entry.name)
     hint = "no part of this model has that name"
     if named and named[0].startswith("layers."):
@@ -210,14 +247,17 @@ def _left_over(entry: Entry, config: ModelConfig, layout: Layout) -> str:
     return f"{entry} ({entry.dtype} {list(entry.shape)}) is left over: {hint}"
 
 
-def _refuse_foreign(folder: Path, config: ModelConfig) -> None:
-    if config.source_quantization is None:
-        return
-    method = str(config.source_quantization.get("quant_method"))
-    what = {"fp8": "FP8 with block scales", "gptq": "GPTQ", "awq": "AWQ"}.get(method, "of another tool")
-    raise CheckpointError(
-        f"{folder / 'config.json'}: quant_method is {method!r:.40} ({what}), which is not supported yet. {_TODAY}"
-    )
+def _foreign(folder: Path, config: ModelConfig) -> Fp8 | Gptq | None:
+    """How another tool quantized the checkpoint, by config.json; raises CheckpointError where that is not read."""
+    section, where = config.source_quantization, str(folder / "config.json")
+    if section is None:
+        return None
+    method = section.get("quant_method")
+    if method == "fp8":
+        return fp8.read_config(section, config.raw, where)
+    if method == "gptq":
+        return gptq.read_config(section, where)
+    raise CheckpointError(f"{where}: quant_method is {method!r:.40}, which is not supported yet. {_TODAY}")
 
 
 def _redundant_head(config: ModelConfig, found: TensorFiles, layout: Layout) -> dict[str, str]:

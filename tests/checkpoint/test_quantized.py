@@ -172,7 +172,7 @@ BROKEN: dict[str, tuple[dict[str, Any], Any, str]] = {
     "scales without biases": ({}, lambda t: t.pop(f"{UP}.biases"), "up_proj.biases is in none of the files"),
     "weight without scales": ({}, lambda t: t.pop(f"{UP}.scales"), "up_proj.weight .*dtype U32, expected F32/F16/BF16"),
     "tensor scales": (
-        {}, lambda t: t.update({f"{UP}.global_scale": mx.ones(1)}), r"not supported yet \(nvfp4 with tensor scales\)"
+        {}, lambda t: t.update({f"{UP}.global_scale": mx.ones(1)}), r"a quantization \(nvfp4 with tensor scales\)"
     ),
     "scales of nothing": (
         {}, lambda t: t.update({"language_model.model.norm.scales": mx.ones(1)}), "norm.scales .*left over"

@@ -1,0 +1,237 @@
+"""GPTQ checkpoints, whose integers are those of MLX's affine quantization in another order.
+
+Knows quantization_config of quant_method "gptq", the four tensors of a GPTQ module, and what they are in MLX's terms.
+Knows no Model. Nothing is quantized again: value = scale * (q - zero) here, and scale * q + bias there.
+
+    X.qweight  I32 [in * bits / 32, out]           -> weight  U32 [out, in * bits / 32]: the same words, transposed
+    X.scales   F16 or BF16 [in / group, out]       -> scales  [out, in / group]
+    X.qzeros   I32 [in / group, out * bits / 32]   -> biases  [out, in / group] = -zero * scale
+    X.g_idx    I32 [in], the group of each column; it may be left out where groups are neighbours
+
+Only symmetric ones are read: their zero is a power of two, so that a bias has as few digits as its scale and is exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_qwen35.checkpoint import files
+from mlx_qwen35.checkpoint.files import Entry
+from mlx_qwen35.checkpoint.inventory import Shape
+from mlx_qwen35.checkpoint.names import Layout
+from mlx_qwen35.checkpoint.part import DTYPES, as_array
+from mlx_qwen35.config import GROUP_SIZES, QuantSpec
+from mlx_qwen35.errors import CheckpointError
+
+KINDS = ("qweight", "scales", "qzeros", "g_idx")
+_BITS = (2, 4, 8)  # those whose values do not cross words
+_SCALES = ("F16", "BF16", "F32")
+_LEAST = "take the unquantized checkpoint of the same model, or an MLX conversion of it"
+
+
+@dataclass(frozen=True)
+class Gptq:
+    """What config.json says. spec: MLX's of the same grid; lower: how far the files store each zero below itself.
+
+    The older format ("gptq") stores zero - 1, the newer ("gptq_v2") the zero.
+    """
+
+    spec: QuantSpec
+    lower: int
+
+    @property
+    def zero(self) -> int:
+        return 1 << self.spec.bits - 1
+
+
+@dataclass(frozen=True)
+class GptqPart:
+    """The packed weight, the scales or the biases of one of our modules. shape: ours, [E, out, ..] where stacked.
+
+    main: qweight or scales, one for each expert. zeros, order: qzeros and g_idx, with the biases only.
+    """
+
+    ours: str
+    main: tuple[Entry, ...]
+    zeros: tuple[Entry, ...]
+    order: tuple[Entry, ...]
+    shape: Shape
+    stacked: bool
+    gptq: Gptq
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        return self.main + self.zeros + self.order
+
+    @property
+    def dtype(self) -> str:
+        return "U32" if self.main[0].dtype == "I32" else self.main[0].dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Of the biases only what is theirs: the scales count as scales."""
+        return sum(entry.nbytes for entry in (self.zeros + self.order or self.main))
+
+    @property
+    def rows(self) -> int:
+        return self.shape[0]
+
+    def fetch(self, start: int = 0, stop: int | None = None) -> tuple[np.ndarray, np.ndarray | None, slice]:
+        """The words or scales of our rows start..stop, [.., in, out] as they lie there; the zeros; and which rows.
+
+        g_idx is held against the groups here, for it has no rows. Raises CheckpointError if it does not follow them.
+        """
+        which = slice(start, self.rows if stop is None else stop)
+        if not self.stacked:  # our rows are the files' columns: the whole is read
+            zeros = files.read(self.zeros[0]) if self.zeros else None
+            self._check_order(self.order)
+            return files.read(self.main[0])[:, which], zeros, which
+        zeros = files.read_stacked(self.zeros[which]) if self.zeros else None
+        self._check_order(self.order[which])
+        return files.read_stacked(self.main[which]), zeros, which
+
+    def finish(self, raw: tuple[np.ndarray, np.ndarray | None, slice], dtype: mx.Dtype | None) -> mx.array:
+        """What fetch() gave, as MLX has it; dtype is of scales and biases, None keeps the file's.
+
+        Raises CheckpointError where a zero is not that of a symmetric quantization.
+        """
+        found, zeros, which = raw
+        if zeros is not None:
+            self._check_zeros(zeros, which)
+        if self.dtype == "U32":
+            x = mx.array(np.ascontiguousarray(found.swapaxes(-1, -2)).view(np.uint32))
+        else:
+            x = mx.contiguous(as_array(np.ascontiguousarray(found), self.dtype).swapaxes(-1, -2))
+            if zeros is not None:
+                x = -self.gptq.zero * x
+            x = x.astype(dtype or DTYPES[self.dtype])
+        mx.eval(x)
+        return x
+
+    def _check_order(self, order: tuple[Entry, ...]) -> None:
+        for entry in order:
+            groups = files.read(entry)
+            size = self.gptq.spec.group_size
+            wrong = np.flatnonzero(groups != np.arange(len(groups)) // size)
+            if len(wrong):
+                raise CheckpointError(
+                    f"{entry} puts column {wrong[0]} into group {groups[wrong[0]]}, not {wrong[0] // size}: groups of "
+                    f"scattered columns (desc_act) are not read. {_LEAST[0].upper()}{_LEAST[1:]}"
+                )
+
+    def _check_zeros(self, zeros: np.ndarray, which: slice) -> None:
+        bits, stored = self.gptq.spec.bits, self.gptq.zero - self.gptq.lower
+        word = np.uint32(sum(stored << place for place in range(0, 32, bits)))
+        wrong = np.argwhere(zeros.view(np.uint32) != word)
+        if len(wrong):
+            entry = self.zeros[which.start + int(wrong[0][0]) if self.stacked else 0]
+            found = int(zeros[tuple(wrong[0])]) & 0xFFFFFFFF
+            raise CheckpointError(
+                f"{entry} holds 0x{found:08X} where a symmetric quantization of {bits} bits stores 0x{word:08X} "
+                f"(zeros {self.gptq.zero}{' less 1' if self.gptq.lower else ''}): config.json's sym or "
+                f"checkpoint_format does not fit these files. {_LEAST[0].upper()}{_LEAST[1:]}"
+            )
+
+
+def read_config(section: Mapping[str, Any], where: str) -> Gptq:
+    """What a quantization_config of quant_method "gptq" says; raises CheckpointError for what MLX's grid cannot hold.
+
+    where: the file, for errors.
+    """
+
+    def fail(key: str, problem: str) -> CheckpointError:
+        return CheckpointError(f"{where}: quantization_config.{key} {problem}: {_LEAST}")
+
+    bits, group_size = section.get("bits"), section.get("group_size")
+    if type(bits) is not int or bits not in _BITS:
+        raise fail("bits", f"is {bits!r:.40}, and GPTQ is read with {', '.join(map(str, _BITS))} bits only")
+    sizes = GROUP_SIZES["affine"]
+    if type(group_size) is not int or group_size not in sizes:
+        raise fail("group_size", f"is {group_size!r:.40}, and MLX has groups of {', '.join(map(str, sizes))} only")
+    if section.get("sym") is not True:
+        raise fail("sym", f"is {section.get('sym')!r:.40}, and only symmetric GPTQ (true) becomes MLX's without loss")
+    if section.get("desc_act", False) is not False:
+        raise fail("desc_act", f"is {section.get('desc_act')!r:.40}, and groups of scattered columns are not read")
+    form = section.get("checkpoint_format", "gptq")
+    if form not in ("gptq", "gptq_v2"):
+        raise fail("checkpoint_format", f"is {form!r:.40}, and only 'gptq' and 'gptq_v2' are read")
+    dynamic = section.get("dynamic") or {}
+    if not isinstance(dynamic, Mapping):
+        raise fail("dynamic", "is no object of rules")
+    for rule, changes in dynamic.items():
+        if not rule.startswith("-:") and changes:
+            raise fail("dynamic", f"gives {rule!r:.80} settings of its own, which are not read")
+    return Gptq(QuantSpec(bits, group_size, "affine"), 1 if form == "gptq" else 0)
+
+
+def stems(ours: str, entries: Mapping[str, Entry], layout: Layout, experts: int) -> tuple[str, ...]:
+    """The published modules that hold one of our weights, where they are GPTQ's; () where they are not."""
+    origin = layout.source(ours, min(experts, len(entries) + 1))
+    if ".experts." in ours and not origin.stacked:
+        return ()
+    found = tuple(name.removesuffix(".weight") for name in origin.names)
+    return found if any(f"{stem}.qweight" in entries for stem in found) else ()
+
+
+def make_parts(
+    ours: str, shape: Shape, names: tuple[str, ...], entries: Mapping[str, Entry], gptq: Gptq
+) -> dict[str, GptqPart] | list[str]:
+    """The parts of one of our weights of unquantized `shape`, or what is wrong with the files' tensors, in words.
+
+    names: what stems() gave, one for each expert where the weight is [E, out, in].
+    """
+    *_, height, width = shape
+    bits, group = gptq.spec.bits, gptq.spec.group_size
+    stacked = len(shape) == 3
+    if width % group or height * bits % 32:
+        return [
+            f"{names[0]}.qweight is of a [{height}, {width}] map, which groups of {group} and words of {32 // bits} "
+            f"values do not divide. {_LEAST[0].upper()}{_LEAST[1:]}"
+        ]
+    packed, groups = width * bits // 32, width // group
+    wanted = {
+        "qweight": (("I32",), (packed, height)),
+        "scales": (_SCALES, (groups, height)),
+        "qzeros": (("I32",), (groups, height * bits // 32)),
+        "g_idx": (("I32",), (width,)),
+    }
+    ordered = any(f"{name}.g_idx" in entries for name in names)
+    found: dict[str, list[Entry]] = {kind: [] for kind in KINDS}
+    problems = []
+    for kind in KINDS if ordered else KINDS[:-1]:
+        for name in names:
+            problem = _misfit(f"{name}.{kind}", entries, *wanted[kind], found[kind])
+            if problem:
+                problems.append(problem)
+                break
+    if problems:
+        return problems
+    qweight, scales, zeros, order = (tuple(found[kind]) for kind in KINDS)
+    outer = shape[:-1]
+    module = ours.removesuffix(".weight")
+    return {
+        f"{module}.weight": GptqPart(f"{module}.weight", qweight, (), (), (*outer, packed), stacked, gptq),
+        f"{module}.scales": GptqPart(f"{module}.scales", scales, (), (), (*outer, groups), stacked, gptq),
+        f"{module}.biases": GptqPart(f"{module}.biases", scales, zeros, order, (*outer, groups), stacked, gptq),
+    }
+
+
+def _misfit(
+    name: str, entries: Mapping[str, Entry], dtypes: tuple[str, ...], shape: Shape, found: list[Entry]
+) -> str | None:
+    """Append the tensor of that name to `found`, or say what is wrong with it."""
+    entry = entries.get(name)
+    if entry is None:
+        return f"{name} is in none of the files (expected {'/'.join(dtypes)} {list(shape)})"
+    if entry.dtype not in dtypes or (found and entry.dtype != found[0].dtype):
+        wanted = "/".join(dtypes) if entry.dtype not in dtypes else f"{found[0].dtype} as its neighbours"
+        return f"{entry} has dtype {entry.dtype}, expected {wanted}"
+    if entry.shape != shape:
+        return f"{entry} has shape {list(entry.shape)}, expected {list(shape)} by config.json"
+    found.append(entry)
+    return None
