@@ -217,7 +217,8 @@ def _write(task: _Task, shape: Shape, writer: SafetensorsWriter, progress: _Prog
 def _pieces(task: _Task, progress: _Progress) -> Iterator[dict[str, mx.array]]:
     """The target's values of some rows after the other: {"weight": ..} and where quantized "scales" and "biases"."""
     rows = task.parts["weight"].rows
-    step = max(1, _PIECE_BYTES * rows // max(1, task.nbytes))
+    wide = 4 if isinstance(task.parts["weight"], Fp8Part) else 1  # a byte in the file, float32 on its way
+    step = max(1, _PIECE_BYTES * rows // max(1, task.nbytes * wide))
     for start in range(0, rows, step):
         stop = min(start + step, rows)
         raw = {kind: part.fetch(start, stop) for kind, part in task.parts.items()}

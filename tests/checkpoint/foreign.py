@@ -103,9 +103,10 @@ def write_fp8(
     layout: str = "hf-per-expert",
     change: Callable[[Written], Any] | None = None,
     section: Mapping[str, Any] = FP8,
+    **sizes: Any,
 ) -> Tensors:
     """An FP8 checkpoint; returns the dequantized values under its names. layout: see relayout()."""
-    config = config_of(kind, section)
+    config = config_of(kind, section, **sizes)
     written: Written = {}
     meant: Tensors = {}
     for name, value in relayout(random_tensors(config, 8), layout).items():

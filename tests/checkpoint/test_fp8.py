@@ -142,6 +142,19 @@ def test_convert_to_4_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layo
     assert config["quantization_config"] == config["quantization"] and "quant_method" not in config["quantization"]
 
 
+def test_memory_does_not_grow_with_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(converting, "_PIECE_BYTES", 1 << 17)
+    peaks = []
+    for experts in (8, 32):
+        write_fp8(tmp_path / f"a{experts}", num_experts=experts)
+        mx.clear_cache()
+        mx.reset_peak_memory()
+        before = mx.get_active_memory()
+        convert(tmp_path / f"a{experts}", tmp_path / f"b{experts}", group_size=32)
+        peaks.append(mx.get_peak_memory() - before)
+    assert peaks[1] <= peaks[0] * 1.1 and peaks[1] < 6 << 17, peaks
+
+
 def test_what_lies_beside_is_dequantized(tmp_path: Path) -> None:
     """The MTP layer is FP8 too, and goes over unquantized; the tower was never FP8."""
     meant = write_fp8(tmp_path / "a")
