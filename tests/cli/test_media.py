@@ -278,11 +278,12 @@ def test_a_file_dropped_on_the_terminal(seeing, run, media, encoded):
     assert encoded == [(1, 4, 6)] * 3
 
 
-def test_what_is_too_large_does_not_stay_in_the_way(seeing, run, media):
+def test_what_is_too_large_does_not_stay_in_the_way(seeing, run, media, encoded):
     lines = [f"/image {media / 'one.png'}", "hello " * 60, "hello"]
     done = run("chat", "--model", seeing, "--no-think", "-n", 2, "--context-length", 80, stdin="\n".join(lines))
     assert done.status == 0
     assert [line.partition(" ")[0] for line in done.err.splitlines()] == ["The", "error:", "What"]
+    assert encoded == []
 
 
 def test_a_text_checkpoint_goes_on_after_a_picture(speak, run, media):
