@@ -2,125 +2,108 @@
 
     python tools/train_demo/evaluate.py [--per-skill 200] [--model FOLDER]
 
-Writes accuracy.json beside this file: the share of right held-out answers for each skill, how evenly the experts are
-used, and how often the prediction head's first draft is what greedy decoding says; and, for the tests, the logits of
-a held-out question of each text skill. Needs torch and transformers.
+Every held-out question is asked through transformers' own processing; those about pictures and videos from files (PNG,
+JPEG, MP4), videos from their frames as well. Writes, of the demo,
+  accuracy.json beside this file: the share of right answers by skill (pictures: PNG, which keeps every level; videos:
+    frames) and by kind of file, how evenly the experts are used, how often the prediction head's first draft is what
+    greedy decoding says;
+  tests/demo/vectors.npz: the logits of a held-out question of each text skill, and of some about pictures and videos;
+  tests/demo/answers.json: what it answers to questions about files, where it is sure.
+Needs torch, transformers and PyAV.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+import sys
+import tempfile
 import time
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
-from case import Case, held_out_set
-from encode import DEMO, Encoded, Encoder
-from mtp import MultiTokenPredictor
-from picture_skills import PICTURE_SKILLS
-from safetensors.torch import load_file
-from text_skills import TEXT_SKILLS
-from transformers import AutoModelForImageTextToText
-from transformers.models.qwen3_5_moe import modeling_qwen3_5_moe as reference
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from case import Case, held_out_set  # noqa: E402
+from encode import DEMO  # noqa: E402
+from examiner import Examiner, Reply  # noqa: E402
+from media_files import file_kinds, write_files  # noqa: E402
+from picture_skills import PICTURE_SKILLS  # noqa: E402
+from text_skills import TEXT_SKILLS  # noqa: E402
+
+from tests.reference_processor import ReferencePrompt  # noqa: E402
+
+SKILLS = {**TEXT_SKILLS, **PICTURE_SKILLS}
 
 RESULT = Path(__file__).with_name("accuracy.json")
-VECTORS = Path(__file__).parents[2] / "tests" / "demo" / "vectors.npz"
-MAX_NEW_TOKENS = 160
+VECTORS = ROOT / "tests" / "demo" / "vectors.npz"
+ANSWERS = ROOT / "tests" / "demo" / "answers.json"
+SEEN_IN_VECTORS = ("what", "differ", "video")
+KEPT = 6  # answers of a skill and a kind of file
+SURE = 1.0  # in logits: what another machine's rounding or JPEG decoder does not turn
+DRAFTED = 1000  # tokens of a skill
 
 
-class Examiner:
-    def __init__(self, folder: Path) -> None:
-        self.encoder = Encoder(folder)
-        self.model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
-        self.mtp = MultiTokenPredictor(self.model.config.text_config).eval()
-        tensors = load_file(folder / "model.safetensors")
-        self.mtp.load_state_dict({k[4:]: v.float() for k, v in tensors.items() if k.startswith("mtp.")})
-        self.end = self.encoder.token("<|im_end|>")
-        self.routed: list[torch.Tensor] = []
-        for module in self.model.modules():
-            if isinstance(module, reference.Qwen3_5MoeTopKRouter):
-                module.register_forward_hook(lambda _m, _i, out: self.routed.append(out[2]))
+@dataclass(frozen=True)
+class Asked:
+    """The number-th held-out question of a skill; file: the kind of its files, "" for text, "frames" for a video that
+    is none."""
 
-    def inputs(self, items: list[Encoded]) -> dict[str, torch.Tensor]:
-        """Prompts of one length, unpadded, with the mask, the media kinds and the patches that the reference wants."""
-        ids = torch.tensor([e.ids[: e.prompt_length] for e in items])
-        kinds = torch.zeros_like(ids)
-        kinds[ids == self.model.config.image_token_id] = 1
-        kinds[ids == self.model.config.video_token_id] = 2
-        out = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "mm_token_type_ids": kinds}
-        images = [m for e in items for m in e.images]
-        videos = [m for e in items for m in e.videos]
-        if images:
-            out["pixel_values"] = torch.cat([torch.from_numpy(p) for p, _ in images])
-            out["image_grid_thw"] = torch.tensor([g for _, g in images])
-        if videos:
-            out["pixel_values_videos"] = torch.cat([torch.from_numpy(p) for p, _ in videos])
-            out["video_grid_thw"] = torch.tensor([g for _, g in videos])
-        return out
-
-    @torch.no_grad()
-    def answers(self, items: list[Encoded]) -> list[list[int]]:
-        """Greedy replies as token ids, <|im_end|> left out."""
-        inputs = self.inputs(items)
-        start = inputs["input_ids"].shape[1]
-        out = self.model.generate(
-            **inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False, eos_token_id=self.end, pad_token_id=self.end
-        )
-        replies = [row[start:].tolist() for row in out]
-        return [r[: r.index(self.end)] if self.end in r else r for r in replies]
-
-    @torch.no_grad()
-    def drafts(self, item: Encoded, reply: list[int]) -> list[bool]:
-        """For each reply token after the first: whether the prediction head would have drafted it."""
-        ids = torch.tensor([item.ids[: item.prompt_length] + reply])
-        inputs = self.inputs([item])
-        inputs.update(input_ids=ids, attention_mask=torch.ones_like(ids))
-        inputs["mm_token_type_ids"] = torch.nn.functional.pad(inputs["mm_token_type_ids"], (0, len(reply)))
-        inner = self.model.model
-        grids = {k: inputs.get(k) for k in ("image_grid_thw", "video_grid_thw")}
-        positions, _ = inner.get_rope_index(
-            ids, mm_token_type_ids=inputs["mm_token_type_ids"], attention_mask=inputs["attention_mask"], **grids
-        )
-        hidden = inner(**inputs, position_ids=positions, use_cache=False).last_hidden_state
-        text = inner.language_model
-        drafted = self.mtp(
-            text.embed_tokens(ids[:, 1:]), hidden[:, :-1], text.rotary_emb(hidden, positions[:, :, :-1])
-        )
-        guess = self.model.lm_head(drafted)[0].argmax(-1)  # row i guesses token i + 2
-        first = item.prompt_length + 1
-        return (guess[first - 2 : -1] == ids[0, first:]).tolist()
+    case: Case
+    number: int
+    file: str
+    prompt: ReferencePrompt
 
 
-    @torch.no_grad()
-    def vectors(self, cases: list[Case]) -> dict[str, np.ndarray]:
-        """For each case ids_SKILL [T], prompt and right reply, and logits_SKILL [T, vocab] in float32."""
-        out = {}
-        for item in map(self.encoder.encode, cases):
-            ids = torch.tensor([item.ids])
-            out[f"ids_{item.case.skill}"] = np.array(item.ids, np.int32)
-            out[f"logits_{item.case.skill}"] = self.model(input_ids=ids).logits[0].numpy()
-        return out
+def ask(examiner: Examiner, cases: list[Case], folder: Path) -> list[Asked]:
+    """Each question in every form that it has."""
+    questions = []
+    for number, case in enumerate(cases):
+        kinds = file_kinds(case)
+        for file in ("frames", *kinds) if case.skill == "video" else kinds or ("",):
+            written = file in kinds and write_files(case, file, folder, str(number))
+            messages = written.messages if written else case.messages
+            prompt = examiner.processor.prompt(messages, tools=case.tools, enable_thinking=case.thought is not None)
+            questions.append(Asked(case, number, file, prompt))
+    return questions
 
 
-def grouped(items: list[Encoded], most: int = 32) -> list[list[Encoded]]:
-    """Items whose prompts have one length and whose media have one shape; at most `most` together."""
-    by_shape: dict[tuple, list[Encoded]] = defaultdict(list)
-    for e in items:
-        shape = (e.prompt_length, tuple(g for _, g in e.images), tuple(g for _, g in e.videos))
-        by_shape[shape].append(e)
-    return [group[i : i + most] for group in by_shape.values() for i in range(0, len(group), most)]
+def drafted(examiner: Examiner, questions: list[Asked], replies: list[Reply]) -> list[bool]:
+    found: list[bool] = []
+    for question, reply in zip(questions, replies, strict=True):
+        if len(found) < DRAFTED and question.file in ("", "frames", "png"):
+            found += examiner.drafts(question.prompt, reply.tokens)
+    return found
 
 
-def expert_use(routed: list[torch.Tensor], layers: int, experts: int) -> list[dict[str, float]]:
-    """For each layer the least and the most that one expert got of the routed tokens, in parts of the even share."""
-    counts = torch.zeros(layers, experts)
-    for i, chosen in enumerate(routed):
-        counts[i % layers] += torch.bincount(chosen.flatten(), minlength=experts)
-    even = counts / counts.sum(1, keepdim=True) * experts
-    return [{"least": round(row.min().item(), 3), "most": round(row.max().item(), 3)} for row in even]
+def sure(questions: list[Asked], replies: list[Reply]) -> list[dict[str, Any]]:
+    """The first few answers of each kind of file that hang on no rounding."""
+    kept: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for question, reply in zip(questions, replies, strict=True):
+        file = question.file
+        if file not in ("", "frames") and reply.margin >= SURE and len(kept[file]) < KEPT:
+            record = {"skill": question.case.skill, "file": file, "number": question.number, "says": reply.text}
+            kept[file].append(record)
+    return [record for records in kept.values() for record in records]
+
+
+def vectors(examiner: Examiner) -> dict[str, np.ndarray]:
+    """ids_SKILL [T], prompt and right reply of its first held-out question, and logits_SKILL [T, vocab] in float32."""
+    out = {}
+    for case in held_out_set({k: v for k, v in SKILLS.items() if k in {*TEXT_SKILLS, *SEEN_IN_VECTORS}}, 1):
+        prompt = examiner.processor.prompt(case.messages, tools=case.tools, enable_thinking=case.thought is not None)
+        out[f"ids_{case.skill}"], out[f"logits_{case.skill}"] = examiner.logits(prompt, case.reply)
+    return out
+
+
+def share(values: list[bool]) -> float:
+    return round(sum(values) / len(values), 4)
 
 
 def main() -> None:
@@ -129,31 +112,37 @@ def main() -> None:
     parser.add_argument("--per-skill", type=int, default=200)
     args = parser.parse_args()
     start = time.time()
+    weights = hashlib.sha256((args.model / "model.safetensors").read_bytes()).hexdigest()
     examiner = Examiner(args.model)
-    cases: list[Case] = list(held_out_set({**TEXT_SKILLS, **PICTURE_SKILLS}, args.per_skill))
-    right: dict[str, list[bool]] = defaultdict(list)
-    drafted: dict[str, list[bool]] = defaultdict(list)
-    for group in grouped([examiner.encoder.encode(c) for c in cases]):
-        for item, reply in zip(group, examiner.answers(group), strict=True):
-            text = examiner.encoder.tokenizer.decode(reply)
-            right[item.case.skill].append(item.case.is_right(text))
-            if len(drafted[item.case.skill]) < 1000:
-                before = len(examiner.routed)
-                drafted[item.case.skill] += examiner.drafts(item, [*reply, examiner.end])
-                del examiner.routed[before:]
-    text_config = examiner.model.config.text_config
-    share = lambda values: round(sum(values) / len(values), 4)  # noqa: E731
+    accuracy, files, accepted, answers = {}, {}, {}, []
+    for skill, maker in SKILLS.items():
+        with tempfile.TemporaryDirectory() as folder:
+            questions = ask(examiner, [*held_out_set({skill: maker}, args.per_skill)], Path(folder))
+        replies = examiner.replies([q.prompt for q in questions])
+        right: dict[str, list[bool]] = defaultdict(list)
+        for question, reply in zip(questions, replies, strict=True):
+            right[question.file].append(question.case.is_right(reply.text))
+        shares = {file: share(values) for file, values in right.items()}
+        accuracy[skill] = next(shares[file] for file in ("", "frames", "png") if file in shares)
+        if by_file := {file: value for file, value in shares.items() if file not in ("", "frames")}:
+            files[skill] = by_file
+        accepted[skill] = share(drafted(examiner, questions, replies))
+        answers += sure(questions, replies)
+        print(f"{skill:<12} {shares}  {time.time() - start:.0f} s", flush=True)
     result = {
         "per_skill": args.per_skill,
-        "accuracy": {skill: share(values) for skill, values in right.items()},
-        "first_draft_accepted": {skill: share(values) for skill, values in drafted.items()},
-        "expert_use": expert_use(examiner.routed, text_config.num_hidden_layers, text_config.num_experts),
+        "accuracy": accuracy,
+        "files": files,
+        "first_draft_accepted": accepted,
+        "expert_use": examiner.expert_use(),
         "seconds": round(time.time() - start),
     }
-    if args.model == DEMO:
-        np.savez_compressed(VECTORS, **examiner.vectors([*held_out_set(TEXT_SKILLS, 1)]))
-        RESULT.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))
+    if args.model == DEMO:
+        np.savez_compressed(VECTORS, **vectors(examiner))
+        lines = ",\n".join(json.dumps(answer) for answer in answers)
+        ANSWERS.write_text(f'{{\n"weights": "{weights}",\n"answers": [\n{lines}\n]\n}}\n')
+        RESULT.write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":
