@@ -19,6 +19,7 @@ from mlx_qwen35.cli.interrupt import stop_on_ctrl_c
 from mlx_qwen35.cli.screen import Screen, call_record
 from mlx_qwen35.cli.timeline import Timeline
 from mlx_qwen35.errors import PromptError
+from mlx_qwen35.text.messages import MediaPart
 
 if TYPE_CHECKING:
     from mlx_qwen35.model import Model
@@ -122,7 +123,7 @@ def _unquoted(file: str) -> str:
     return file
 
 
-def _read(processor: Processor, part: dict[str, Any], reading: dict[str, Any]) -> dict[str, Any]:
+def _read(processor: Processor, part: MediaPart, reading: dict[str, Any]) -> dict[str, Any]:
     """A part of a message with the picture or video itself in place of its source."""
     (message,) = processor.prepare([{"role": "user", "content": [part]}], **reading)
     return message["content"][0]
@@ -184,7 +185,7 @@ class Conversation:
 
     def show(self, kind: str, source: str) -> Media:
         """Reads what the next message shows."""
-        part = _read(self._processor, options.media_part(kind, source), self._reading)
+        part = _read(self._processor, MediaPart(kind, source, f"/{kind}"), self._reading)
         self.shown.append(part)
         return part[kind]
 

@@ -14,6 +14,7 @@ from mlx_qwen35.cli.screen import Screen, call_record, statistics_record
 
 if TYPE_CHECKING:
     from mlx_qwen35.parts import Part
+    from mlx_qwen35.text.messages import MediaPart
 
 DESCRIPTION = "Answer one prompt."
 DEMO_PROMPT = "What is 17 + 25?"
@@ -66,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     return INTERRUPTED if part.finish_reason == "cancelled" else 0
 
 
-def _question(text: str, media: list[dict[str, Any]]) -> str | list[dict[str, Any]]:
+def _question(text: str, media: list[MediaPart]) -> str | list[dict[str, Any]]:
     if not media:
         return text
     return [{"role": "user", "content": [*media, *([{"type": "text", "text": text}] if text else [])]}]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlx_qwen35.cli.progress import Progress
 from mlx_qwen35.errors import PromptError, Qwen35Error
+from mlx_qwen35.text.messages import MediaPart
 
 if TYPE_CHECKING:
     from mlx_qwen35.model import Model
@@ -126,13 +127,9 @@ def answer_options(args: argparse.Namespace, processor: Processor) -> dict[str, 
     }
 
 
-def media_parts(args: argparse.Namespace) -> list[dict[str, Any]]:
+def media_parts(args: argparse.Namespace) -> list[MediaPart]:
     """What the flags show, as parts of a message's content."""
-    return [media_part(kind, source) for kind, source in args.media]
-
-
-def media_part(kind: str, source: str) -> dict[str, Any]:
-    return {"type": kind, kind: source}
+    return [MediaPart(kind, source, f"--{kind}") for kind, source in args.media]
 
 
 def reading_options(args: argparse.Namespace) -> dict[str, Any]:

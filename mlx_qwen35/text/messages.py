@@ -7,6 +7,8 @@ A part that shows something becomes a MediaPart, whatever form it was written in
 
     {"type": "image", "image": X}  {"type": "image", "url" | "path" | "base64": X}  {"type": "image"}, filled later
     {"type": "image_url", "image_url": {"url": X} | X}  {"type": "input_image", "image_url": X}, and so for video
+
+and a MediaPart is left as it is.
 """
 
 from __future__ import annotations
@@ -121,6 +123,8 @@ def _message(message: Any, where: str) -> dict[str, Any]:
 
 
 def _part(part: Any, where: str) -> dict[str, Any] | MediaPart:
+    if isinstance(part, MediaPart):
+        return part
     if not isinstance(part, Mapping):
         raise PromptError(f'{where} is no part of a message; write {{"type": "text", "text": "..."}}')
     named = str(part.get("type", ""))

@@ -33,7 +33,7 @@ def open_source(source: object, what: str, *, fetch: bool = False) -> tuple[Path
         if not fetch:
             raise PromptError(
                 f"the {what} {_short(source)} lies on the network and is not fetched unless asked for "
-                "(fetch=True); or download it and give its path"
+                "(fetch=True, --fetch); or download it and give its path"
             )
         return _download(source, what), _short(source)
     if isinstance(source, (str, Path)):
