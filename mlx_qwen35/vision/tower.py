@@ -1,6 +1,6 @@
 """The vision tower: patches of frames -> features of the text model's width.
 
-Knows its layers, which patches see each other (those of one frame pair) and how many frames fit in memory at once.
+Knows its layers, which patches see each other (those of one frame pair), and how much is in memory at once.
 Knows no files, no tokens and no positions in text. Rows of patches come in the processor's order, in which the
 merge x merge patches that become one feature lie next to each other:
 
@@ -14,7 +14,9 @@ merge x merge patches that become one feature lie next to each other:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -22,14 +24,20 @@ import numpy as np
 
 from ..config import VisionConfig
 from ..kernels.activation import fused
+from .media import Levels
 
 _EPS = 1e-6
 _THETA = 10000
-_MOST_PATCHES = 2**13  # in a group of frames; one larger frame is a group of its own
-_MOST_SCORES = 2**26  # of one layer at once, where MLX lays them out
+_ON_GPU = mx.default_device().type == mx.gpu
+# What is done at once: enough to fill a GPU; on a CPU what about fits its cache, and less memory to be handed out.
+_MOST_PATCHES = 2**13 if _ON_GPU else 2**11  # of a group of frames; one larger frame is gone through in parts
+_MOST_ACTIVATIONS = 2**27 if _ON_GPU else 2**22  # inside an MLP
+_MOST_SCORES = 2**26 if _ON_GPU else 2**22  # where MLX lays them out
+_LEAST_ROWS = 2**8  # of queries at once, or more time goes into reading the keys than into products
 _FUSED_HEADS = (64, 80, 128)  # head sizes whose scores a GPU never lays out
 
 Grid = tuple[int, int, int]
+Rows = np.ndarray | Levels
 
 
 class VisionTower(nn.Module):
@@ -44,18 +52,7 @@ class VisionTower(nn.Module):
         self.blocks = [VisionBlock(config) for _ in range(config.depth)]
         self.merger = Merger(config)
 
-    def __call__(self, pixels: mx.array, height: int, width: int) -> mx.array:
-        """pixels [F, height * width, C * T * P * P] of F frame pairs of one size -> [F, features of each, H]."""
-        rows, columns = block_order(height, width, self.config.spatial_merge_size)
-        dtype = self.merger.norm.weight.dtype
-        x = self.patch_embed(pixels.astype(dtype))
-        x = x + self._position_embedding(rows, columns, height, width).astype(x.dtype)
-        rope = _angles(rows, columns, self.config.hidden_size // self.config.num_heads)
-        for block in self.blocks:
-            x = block(x, rope)
-        return self.merger(x)
-
-    def encode(self, pixels: Sequence[np.ndarray], grids: Sequence[Grid]) -> list[mx.array]:
+    def encode(self, pixels: Sequence[Rows], grids: Sequence[Grid]) -> list[mx.array]:
         """Features [t * h * w / merge^2, H] of each medium. pixels[n]: [t * h * w, C * T * P * P] for grid (t, h, w).
 
         Frames of one size go through together, whichever medium they are from, in groups; each group is evaluated
@@ -67,14 +64,20 @@ class VisionTower(nn.Module):
                     f"pixels of grid {(pairs, height, width)} are {list(rows.shape)}, "
                     f"expected {[pairs * height * width, self.patch_size]}"
                 )
+        dtype = self.merger.norm.weight.dtype
         found: list[list[mx.array]] = [[] for _ in grids]
         pending = None
         for height, width in dict.fromkeys(grid[1:] for grid in grids):
             patches = height * width
+            rows, columns = block_order(height, width, self.config.spatial_merge_size)
+            rope = _angles(rows, columns, self.config.hidden_size // self.config.num_heads)
+            positions = self._position_embedding(rows, columns, height, width).astype(dtype)
             for group in _groups(grids, height, width, max(1, _MOST_PATCHES // patches)):
-                parts = [pixels[n][start * patches : stop * patches] for n, start, stop in group]
-                frames = parts[0] if len(parts) == 1 else np.concatenate(parts)
-                features = self(mx.array(frames).reshape(-1, patches, self.patch_size), height, width)
+                spans = [(pixels[n], start * patches, stop * patches) for n, start, stop in group]
+                x = self._embedded(spans, dtype).reshape(-1, patches, self.config.hidden_size) + positions
+                for block in self.blocks:
+                    x = block(x, rope)
+                features = self.merger(x)
                 done = 0
                 for n, start, stop in group:
                     found[n].append(features[done : done + stop - start].reshape(-1, features.shape[-1]))
@@ -87,6 +90,17 @@ class VisionTower(nn.Module):
         mx.eval(joined)
         return joined
 
+    def _embedded(self, spans: Sequence[tuple[Rows, int, int]], dtype: mx.Dtype) -> mx.array:
+        """The rows start:stop of each, together [N, Vh]; pixel values exist for a part of a large frame at a time."""
+        if len(spans) > 1:
+            return self.patch_embed(mx.array(np.concatenate([rows[at:end] for rows, at, end in spans])).astype(dtype))
+        [(rows, start, stop)] = spans
+
+        def embedded(at: int, end: int) -> mx.array:
+            return self.patch_embed(mx.array(rows[start + at : start + end]).astype(dtype))
+
+        return _in_turn(embedded, _spans(stop - start, _MOST_PATCHES), axis=0)
+
     def _position_embedding(self, rows: np.ndarray, columns: np.ndarray, height: int, width: int) -> mx.array:
         """The square table stretched over height x width patches, corner on corner: [height * width, Vh] float32."""
         side = math.isqrt(self.config.num_position_embeddings)
@@ -94,9 +108,13 @@ class VisionTower(nn.Module):
         top, bottom, down = _stretched(side, height)
         left, right, across = _stretched(side, width)
         lines = table[top] * (1 - down) + table[bottom] * down  # [height, side, Vh]
-        rows, columns = mx.array(rows), mx.array(columns)
-        share = across[columns, :, 0]  # [height * width, 1]
-        return lines[rows, left[columns]] * (1 - share) + lines[rows, right[columns]] * share
+
+        def at(start: int, stop: int) -> mx.array:
+            row, column = mx.array(rows[start:stop]), mx.array(columns[start:stop])
+            share = across[column, :, 0]  # [n, 1]
+            return lines[row, left[column]] * (1 - share) + lines[row, right[column]] * share
+
+        return _in_turn(at, _spans(len(rows), _MOST_PATCHES), axis=0)
 
 
 class PatchEmbedding(nn.Module):
@@ -124,7 +142,14 @@ class VisionBlock(nn.Module):
     def __call__(self, x: mx.array, rope: tuple[mx.array, mx.array]) -> mx.array:
         """x [F, N, Vh] -> [F, N, Vh]; rope: cos, sin [N, 1, head size / 2]."""
         x = x + self.attn(self.norm1(x), rope)
-        return x + self.mlp(self.norm2(x))
+        rows = x.reshape(-1, x.shape[-1])  # [F * N, Vh]
+        spans = _spans(len(rows), max(1, _MOST_ACTIVATIONS // self.mlp.width))
+
+        def after_mlp(start: int, stop: int) -> mx.array:
+            part = rows[start:stop]
+            return part + self.mlp(self.norm2(part))
+
+        return _in_turn(after_mlp, spans, axis=0).reshape(x.shape)
 
 
 class VisionAttention(nn.Module):
@@ -139,9 +164,15 @@ class VisionAttention(nn.Module):
     def __call__(self, x: mx.array, rope: tuple[mx.array, mx.array]) -> mx.array:
         """x [F, N, Vh] -> [F, N, Vh]; rope: cos, sin [N, 1, head size / 2]."""
         frames, patches, hidden = x.shape
-        q, k, v = mx.split(self.qkv(x).reshape(frames, patches, 3 * self.heads, -1), 3, axis=2)
-        q, k, v = (a.swapaxes(1, 2) for a in (_rotate(q, *rope), _rotate(k, *rope), v))  # [F, heads, N, D]
-        return self.proj(full_attention(q, k, v).swapaxes(1, 2).reshape(frames, patches, hidden))
+
+        def projected(start: int, stop: int) -> mx.array:
+            part = self.qkv(x[:, start:stop]).reshape(frames, stop - start, 3 * self.heads, -1)
+            turned, values = mx.split(part, [2 * self.heads], axis=2)
+            return mx.concatenate([_rotate(turned, *(a[start:stop] for a in rope)), values], axis=2)
+
+        qkv = _in_turn(projected, _spans(patches, _MOST_PATCHES), axis=1).swapaxes(1, 2)  # [F, 3 * heads, N, D]
+        attended = full_attention(*mx.split(qkv, 3, axis=1))
+        return self.proj(attended.swapaxes(1, 2).reshape(frames, patches, hidden))
 
 
 class VisionMLP(nn.Module):
@@ -149,6 +180,7 @@ class VisionMLP(nn.Module):
 
     def __init__(self, hidden_size: int, intermediate_size: int):
         super().__init__()
+        self.width = intermediate_size
         self.linear_fc1 = nn.Linear(hidden_size, intermediate_size)
         self.linear_fc2 = nn.Linear(intermediate_size, hidden_size)
 
@@ -177,22 +209,43 @@ def full_attention(
 ) -> mx.array:
     """softmax(q k^T / sqrt(D)) v of [F, heads, N, D] each.
 
-    Where a GPU has no kernel that does without laying the scores out, at most about `most_scores` exist at once.
+    Where a GPU has no kernel that does without laying the scores out, about `most_scores` of them exist at once: those
+    of some heads, or of some queries of one head.
     """
     frames, heads, patches, dim = queries.shape
-    scale, rows = dim**-0.5, patches
     fits = next((size for size in _FUSED_HEADS if size >= dim), None)
     on_gpu = mx.default_device().type == mx.gpu and queries.dtype != mx.float32
+    attend = partial(mx.fast.scaled_dot_product_attention, scale=dim**-0.5)
     if on_gpu and fits:
         if fits > dim:  # zeros up to a head size that has a kernel change nothing
             queries, keys, values = (mx.pad(a, [(0, 0)] * 3 + [(0, fits - dim)]) for a in (queries, keys, values))
-    else:
-        rows = max(1, most_scores // (frames * heads * patches))
-    tiles = [
-        mx.fast.scaled_dot_product_attention(queries[:, :, start : start + rows], keys, values, scale=scale)
-        for start in range(0, patches, rows)
-    ]
-    return (tiles[0] if len(tiles) == 1 else mx.concatenate(tiles, axis=2))[..., :dim]
+        return attend(queries, keys, values)[..., :dim]
+    rows = min(patches, max(_LEAST_ROWS, most_scores // patches))
+    together = max(1, most_scores // (rows * patches))
+    queries, keys, values = (a.reshape(1, frames * heads, patches, dim) for a in (queries, keys, values))
+
+    def of_heads(first: int, last: int) -> mx.array:
+        k, v = (mx.contiguous(a[:, first:last]) for a in (keys, values))
+        tiles = _spans(patches, rows)
+        return _in_turn(lambda start, stop: attend(queries[:, first:last, start:stop], k, v), tiles, axis=2)
+
+    return _in_turn(of_heads, _spans(frames * heads, together), axis=1).reshape(frames, heads, patches, dim)
+
+
+def _in_turn(function: Callable[..., mx.array], parts: Sequence[tuple[Any, ...]], axis: int) -> mx.array:
+    """function(*part) of all parts, concatenated; what it needs on the way exists for two of them at a time."""
+    found: list[mx.array] = []
+    for part in parts:
+        found.append(function(*part))
+        if len(parts) > 1:
+            mx.async_eval(found[-1])
+            mx.eval(found[-2:-1])
+    return found[0] if len(found) == 1 else mx.concatenate(found, axis=axis)
+
+
+def _spans(length: int, most: int) -> list[tuple[int, int]]:
+    """0..length in spans (start, stop) of `most`, the last shorter"""
+    return [(start, min(start + most, length)) for start in range(0, length, most)]
 
 
 def block_order(height: int, width: int, merge: int) -> tuple[np.ndarray, np.ndarray]:

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from mlx_qwen35.vision import tower as module
+from mlx_qwen35.vision.media import Levels
 from mlx_qwen35.vision.tower import block_order, full_attention
 from tests.seeing_model import PATCH, seeing_model, some_media
 
@@ -70,8 +71,32 @@ def test_pixels_that_do_not_fit_the_grid(both, shape):
         both[0].vision.encode([np.zeros(shape, np.float32)], [(1, 4, 6)])
 
 
-@pytest.mark.parametrize("most", [1, 100, 2 * 3 * 20 * 7])
-def test_tiles_change_nothing(most):
+@pytest.mark.parametrize("parts", [1, 7, 30, 10**6])
+def test_an_mlp_in_parts_changes_nothing(both, monkeypatch, parts):
+    whole = encoded(both[0].vision, MEDIA)
+    monkeypatch.setattr(module, "_MOST_ACTIVATIONS", parts * both[0].vision.blocks[0].mlp.width)
+    for found, wanted in zip(encoded(both[0].vision, MEDIA), whole, strict=True):
+        np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+def test_levels_are_the_same_as_their_pixel_values(both):
+    """In groups of frames of several media, and where one frame is gone through in parts."""
+    levels = [
+        Levels(np.random.RandomState(n).randint(0, 256, m.pixels.shape, dtype=np.uint8), (0.1, 0.5, 0.9), (0.5, 1, 2))
+        for n, m in enumerate(MEDIA)
+    ]
+    grids = [m.grid for m in MEDIA]
+    for found, wanted in zip(
+        both[0].vision.encode(levels, grids), both[0].vision.encode([rows[:] for rows in levels], grids), strict=True
+    ):
+        assert np.array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("least", [1, 6, 256])
+@pytest.mark.parametrize("most", [1, 100, 20 * 20, 2 * 20 * 20, 5 * 20 * 20])
+def test_tiles_change_nothing(monkeypatch, most, least):
+    """Of some queries of one head, of whole heads, and of heads of both frames."""
+    monkeypatch.setattr(module, "_LEAST_ROWS", least)
     q, k, v = (mx.array(np.random.RandomState(n).standard_normal((2, 3, 20, 12)).astype(np.float32)) for n in range(3))
     whole = full_attention(q, k, v)
     np.testing.assert_allclose(np.array(full_attention(q, k, v, most_scores=most)), np.array(whole), atol=1e-6)
@@ -108,3 +133,17 @@ def test_memory_does_not_grow_with_the_frames(both, monkeypatch):
         peaks.append(mx.get_peak_memory() - before - 2 * features.nbytes)  # in pieces, and joined
         del features
     assert peaks[1] < 1.2 * peaks[0]
+
+
+def test_memory_of_one_large_frame(both, monkeypatch):
+    """Neither scores nor activations of all its patches exist at once."""
+    monkeypatch.setattr(module, "_MOST_PATCHES", 256)
+    monkeypatch.setattr(module, "_MOST_ACTIVATIONS", 256 * both[0].vision.blocks[0].mlp.width)
+    image = some_media("image", 64, 64)
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    features = both[0].vision.encode([image.rows], [image.grid])[0]
+    peak = mx.get_peak_memory() - before
+    scores = 2 * 4096 * 4096 * 4  # of both heads
+    assert peak < scores / 2 and features.shape[0] == 1024
