@@ -52,8 +52,13 @@ def module_spec(module: str, shape: Shape, default: QuantSpec) -> QuantSpec | No
     return None if shape[-1] % spec.group_size else spec
 
 
-def pack(weight: mx.array, spec: QuantSpec) -> dict[str, mx.array]:
-    """[.., in] floats -> {"weight": uint32, "scales": .., "biases": .. where affine}; scales in the weight's dtype."""
+def pack(
+    weight: mx.array, spec: QuantSpec, *, importance: mx.array | None = None, search: bool = False
+) -> dict[str, mx.array]:
+    """[.., in] floats -> {"weight": uint32, "scales": .., "biases": .. where affine}; scales in the weight's dtype.
+
+    search: look for better scales than mx.quantize's. importance [.., in]: how much each input counts for that.
+    """
     arrays = mx.quantize(weight, spec.group_size, spec.bits, mode=spec.mode)
     return dict(zip(("weight", "scales", "biases"), arrays, strict=False))
 
