@@ -7,6 +7,7 @@ import pytest
 import mlx_qwen35
 from mlx_qwen35 import library
 from mlx_qwen35.errors import CheckpointError
+from mlx_qwen35.library import loading
 from tests.checkpoints import random_tensors, tiny_config, write_checkpoint
 
 
@@ -14,7 +15,7 @@ from tests.checkpoints import random_tensors, tiny_config, write_checkpoint
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A checkpoint without a tokenizer, and a processor that only remembers what it was given."""
     config = tiny_config("dense")
-    monkeypatch.setattr(library.Processor, "from_folder", classmethod(lambda cls, *given: given))
+    monkeypatch.setattr(loading.Processor, "from_folder", classmethod(lambda cls, *given: given))
     return write_checkpoint(tmp_path / "model", config, random_tensors(config))
 
 
@@ -43,7 +44,7 @@ def test_a_broken_tokenizer_is_found_before_the_weights_are_read(folder: Path, m
     def broken(*given: object) -> None:
         raise CheckpointError("no tokenizer")
 
-    monkeypatch.setattr(library.Processor, "from_folder", broken)
+    monkeypatch.setattr(loading.Processor, "from_folder", broken)
     seen: list[int] = []
     with pytest.raises(CheckpointError, match="no tokenizer"):
         mlx_qwen35.load(folder, on_progress=lambda done, total: seen.append(done))
@@ -64,7 +65,7 @@ def test_no_such_folder(folder: Path) -> None:
 
 
 def test_demo(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(library, "__file__", str(folder.parent / "library.py"))
+    monkeypatch.setattr(mlx_qwen35, "__file__", str(folder.parent / "__init__.py"))
     with pytest.raises(CheckpointError, match="holds no demo checkpoint"):
         mlx_qwen35.load()
     folder.rename(folder.parent / "demo")

@@ -1,6 +1,6 @@
-"""Which model is meant, and what belongs to it: a folder, or the demo inside the package.
+"""From a name to a Model and a Processor.
 
-Knows folders. Knows nothing of what their files hold: that is checkpoint's and processor's business.
+Knows the order in which a checkpoint is read. Knows neither where folders are looked for nor what their files hold.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlx_qwen35.checkpoint.load import load_model, read_config
-from mlx_qwen35.errors import CheckpointError
+from mlx_qwen35.library.finding import find
 from mlx_qwen35.processor import Processor
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from mlx_qwen35.model import Model
 
-__all__ = ["demo_folder", "find", "load", "load_model", "load_processor"]
+__all__ = ["load", "load_model", "load_processor"]
 
 
 def load(
@@ -47,26 +47,3 @@ def load_processor(ref: str | Path | None = None, *, context_length: int | None 
     """
     folder = find(ref)
     return Processor.from_folder(folder, read_config(folder, context_length))
-
-
-def find(ref: str | Path | None) -> Path:
-    """The folder that `ref` names; raises CheckpointError if there is none."""
-    if ref is None:
-        return demo_folder()
-    folder = Path(ref).expanduser()
-    if folder.is_dir():
-        return folder
-    if folder.exists():
-        raise CheckpointError(f"{folder} is a file: give the folder that holds config.json and the weights")
-    raise CheckpointError(
-        f"{ref} is no folder on this machine. Names of the Hugging Face Hub are not looked up yet: download the "
-        f"checkpoint (`hf download PUBLISHER/MODEL --local-dir DIR`) and give DIR"
-    )
-
-
-def demo_folder() -> Path:
-    """The checkpoint inside the package; raises CheckpointError if this installation was built without it."""
-    folder = Path(__file__).parent / "demo"
-    if not (folder / "config.json").exists():
-        raise CheckpointError(f"{folder} holds no demo checkpoint: install the package again, or give a folder")
-    return folder

@@ -1,0 +1,6 @@
+"""Which model is meant by a name, what lies on this machine, and what fits. Knows nothing of how it computes."""
+
+from mlx_qwen35.library.finding import demo_folder, find
+from mlx_qwen35.library.loading import load, load_model, load_processor
+
+__all__ = ["demo_folder", "find", "load", "load_model", "load_processor"]
