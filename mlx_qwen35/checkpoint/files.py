@@ -38,6 +38,10 @@ _LFS = b"version https://git-lfs.github.com/spec/"
 _NUMBERED = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.safetensors")
 
 
+class ReadError(CheckpointError):
+    """The disk did not give what it was asked for; that says nothing of what the file holds."""
+
+
 @dataclass(frozen=True)
 class Entry:
     """One tensor in a file. offset: bytes from the start of the file."""
@@ -69,7 +73,7 @@ def open_folder(folder: Path) -> TensorFiles:
     """
     weight_map = _read_index(folder / INDEX)
     files = sorted(set(weight_map.values())) if weight_map is not None else _unindexed(folder)
-    missing = [name for name in files if not (folder / name).exists()]
+    missing = _absent(folder, files)
     if missing:
         raise CheckpointError(
             f"{folder / INDEX} names {len(missing)} of {len(files)} shards that are not there ({_some(missing)}): "
@@ -90,6 +94,18 @@ def open_folder(folder: Path) -> TensorFiles:
     if weight_map is not None:
         _check_index(folder / INDEX, weight_map, entries)
     return TensorFiles(folder, entries, formats)
+
+
+def missing_shards(folder: Path) -> list[str]:
+    """The weight files that the index or the numbers of its neighbours call for and that are not there.
+
+    ["model.safetensors"] where there are none at all. Raises CheckpointError for an index that is damaged.
+    """
+    weight_map = _read_index(folder / INDEX)
+    if weight_map is not None:
+        return _absent(folder, sorted(set(weight_map.values())))
+    files = sorted(path.name for path in folder.glob("model*.safetensors") if path.exists())
+    return _gaps(files) if files else ["model.safetensors"]
 
 
 def open_file(path: Path) -> TensorFiles:
@@ -223,7 +239,7 @@ def _fill(entry: Entry, stretches: list[tuple[int, np.ndarray]], out: np.ndarray
         finally:
             os.close(handle)
     except OSError as error:
-        raise CheckpointError(f"{entry} cannot be read ({error}): check the disk, or download the file again") from None
+        raise ReadError(f"{entry} cannot be read ({error}): check the disk, or download the file again") from None
     return out
 
 
@@ -275,6 +291,20 @@ def _unindexed(folder: Path) -> list[str]:
         raise CheckpointError(
             f"{folder} holds no model*.safetensors{hint}: finish the download, or give the folder of the weights"
         )
+    missing = _gaps(files)
+    if missing:
+        count = int(_NUMBERED.fullmatch(missing[0])[3])
+        lack = f"{folder} lacks {len(missing)} of {count} shards"
+        raise CheckpointError(f"{lack} ({_some(missing)}): finish the download")
+    return files
+
+
+def _absent(folder: Path, names: list[str]) -> list[str]:
+    return [name for name in names if not (folder / name).exists()]
+
+
+def _gaps(files: list[str]) -> list[str]:
+    """What is missing between model-00001-of-00003.safetensors and its last neighbour."""
     for name in files:
         numbered = _NUMBERED.fullmatch(name)
         if numbered:
@@ -282,9 +312,8 @@ def _unindexed(folder: Path) -> list[str]:
             want = [f"{stem}-{n + 1:05d}-of-{count:05d}.safetensors" for n in range(count)]
             missing = [n for n in want if n not in files]
             if missing:
-                lack = f"{folder} lacks {len(missing)} of {count} shards"
-                raise CheckpointError(f"{lack} ({_some(missing)}): finish the download")
-    return files
+                return missing
+    return []
 
 
 def _parse(path: Path, text: bytes, what: str) -> dict[str, Any]:

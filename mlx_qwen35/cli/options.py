@@ -31,7 +31,11 @@ class OptionError(Qwen35Error):
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
-    group.add_argument("--model", metavar="FOLDER", help="the checkpoint (default: the demo inside the package)")
+    group.add_argument(
+        "--model",
+        metavar="NAME",
+        help="a folder, or a name as LM Studio or the Hugging Face Hub has it (default: the demo inside the package)",
+    )
     group.add_argument("--dtype", choices=DTYPES, help="compute in it (default: float32 on a CPU, bfloat16 on a GPU)")
     group.add_argument("--context-length", type=int, metavar="N", help="the most tokens of prompt and answer together")
 
@@ -89,7 +93,8 @@ def load_processor(args: argparse.Namespace) -> Processor:
 
     if args.model is None:
         print("No --model: this is the demo, a tiny model inside the package.", file=sys.stderr)
-    return library.load_processor(args.model, context_length=args.context_length)
+    downloading = Progress("Downloading", "bytes")
+    return library.load_processor(args.model, context_length=args.context_length, on_progress=downloading)
 
 
 def load_model(args: argparse.Namespace) -> Model:

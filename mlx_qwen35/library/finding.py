@@ -1,30 +1,90 @@
 """From a name to a folder.
 
-Knows folders and the demo inside the package. Knows nothing of what their files hold: that is checkpoint's and
-processor's business.
+Knows in which order a name is looked up: a folder, LM Studio's models, the Hugging Face cache, the Hugging Face Hub;
+and what to say where it fits several models or none. Knows nothing of what weights hold.
 """
 
 from __future__ import annotations
 
+import difflib
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import mlx_qwen35
+from mlx_qwen35.checkpoint.files import missing_shards
+from mlx_qwen35.config import ModelConfig
 from mlx_qwen35.errors import CheckpointError
+from mlx_qwen35.library import hub, hub_cache, lmstudio
+from mlx_qwen35.library.stored import Stored
+
+DEMO = "demo"
+_NAME = re.compile(r"(?P<name>[\w-][\w.-]*(?:/[\w-][\w.-]*)?)(?:@(?P<at>[\w.][\w./-]*))?")
 
 
-def find(ref: str | Path | None) -> Path:
-    """The folder that `ref` names; raises CheckpointError if there is none."""
-    if ref is None:
-        return demo_folder()
+@dataclass(frozen=True)
+class HubName:
+    """A name that only the Hub may know, or of which not all files are here yet."""
+
+    name: str
+    revision: str | None
+
+
+def find(ref: str | Path | None, *, on_progress: Callable[[int, int], None] | None = None) -> Path:
+    """The folder that `ref` names, downloaded if it has to be.
+
+    ref: None or "demo", the checkpoint inside the package; a folder; what LM Studio calls a model (`publisher/model`,
+    `model`, and behind either `@4bit` or another variant); or a name of the Hugging Face Hub (`publisher/model`, and
+    behind it `@` and a branch, tag or commit), first as the cache on this disk has it, then from the network.
+    on_progress: called with (bytes here, bytes in all) where something is downloaded.
+    Raises CheckpointError where `ref` names nothing, several models, or one that is not whole or not a Qwen3.5.
+    """
+    found = look_up(ref)
+    if isinstance(found, Stored):
+        return found.folder
+    try:
+        return hub.download(found.name, found.revision, on_progress)
+    except hub.NotOnHub as error:
+        raise CheckpointError(f"{error}. {_near_misses(found.name)}") from None
+
+
+def look_up(ref: str | Path | None) -> Stored | HubName:
+    """The same without the network. Raises CheckpointError also where HF_HUB_OFFLINE forbids what is left to do."""
+    if ref is None or (ref == DEMO and not Path(DEMO).is_dir()):
+        return Stored(DEMO, demo_folder(), "the package")
     folder = Path(ref).expanduser()
-    if folder.is_dir():
-        return folder
+    if str(ref).strip() and folder.is_dir():
+        return Stored(str(ref), folder, "folder")
     if folder.exists():
-        raise CheckpointError(f"{folder} is a file: give the folder that holds config.json and the weights")
-    raise CheckpointError(
-        f"{ref} is no folder on this machine. Names of the Hugging Face Hub are not looked up yet: download the "
-        f"checkpoint (`hf download PUBLISHER/MODEL --local-dir DIR`) and give DIR"
-    )
+        kind = ", llama.cpp's," if folder.suffix == ".gguf" else ""
+        raise CheckpointError(f"{folder} is a file{kind}: give the folder that holds config.json and the weights")
+    named = _NAME.fullmatch(ref) if isinstance(ref, str) else None
+    if named is None:
+        raise CheckpointError(f"{ref} is no folder on this machine: check the path, or give a name (`mlx-qwen35 ls`)")
+    name, at = named["name"], named["at"]
+    candidates = _in_lmstudio(name, at)
+    if not candidates and "/" not in name:
+        candidates = _named(name, at, hub_cache.models())
+    if candidates:
+        return _only(candidates, ref)
+    if "/" not in name:
+        raise CheckpointError(f"no model on this machine is called {ref}. {_near_misses(ref)}")
+    snapshot = hub_cache.snapshot(name, at)
+    if snapshot is not None and not _lacks(snapshot):
+        stored = Stored(ref, snapshot, hub_cache.PLACE)
+        if trouble := _trouble(stored):
+            raise CheckpointError(trouble)
+        return stored
+    if hub_cache.is_offline():
+        if snapshot is not None:
+            raise CheckpointError(
+                f"{ref}: {_lacks(snapshot)}, and HF_HUB_OFFLINE forbids to download the rest: unset it"
+            )
+        raise CheckpointError(
+            f"{ref} is not on this machine, and HF_HUB_OFFLINE forbids to look it up. {_near_misses(ref)}"
+        )
+    return HubName(name, at)
 
 
 def demo_folder() -> Path:
@@ -33,3 +93,98 @@ def demo_folder() -> Path:
     if not (folder / "config.json").exists():
         raise CheckpointError(f"{folder} holds no demo checkpoint: install the package again, or give a folder")
     return folder
+
+
+def _in_lmstudio(name: str, variant: str | None) -> list[Stored]:
+    """What LM Studio may mean by a name; its own keys are written in lower case and matched so."""
+    models = lmstudio.models()
+    if variant is None and "/" in name:
+        exact = [stored for stored in models if stored.name.lower() == name.lower()]
+        if exact:
+            return exact
+    keys = lmstudio.virtual_models()
+    bases = {base.lower() for key, of in keys.items() if name in (key, key.rpartition("/")[2]) for base in of}
+    virtual = [stored for stored in models if stored.name.lower() in bases]
+    if virtual:
+        return _with_variant(virtual, variant, name)
+    if "/" in name and name in keys:
+        raise CheckpointError(
+            f"{name} is in LM Studio's catalogue, but none of its downloads is in {lmstudio.models_folder()}: download "
+            "an MLX variant of it in LM Studio"
+        )
+    return _named(name, variant, models)
+
+
+def _named(name: str, variant: str | None, models: list[Stored]) -> list[Stored]:
+    """The models of that name, or, where there are none, those that a quantization in their name sets apart."""
+    publisher, _, model = name.lower().rpartition("/")
+    models = [s for s in models if not publisher or s.name.lower().startswith(publisher + "/")]
+    if variant is None:
+        exact = [stored for stored in models if stored.model.lower() == model]
+        if exact or publisher:
+            return exact
+    return _with_variant([s for s in models if model in {*s.stems, s.model.lower()}], variant, name)
+
+
+def _with_variant(models: list[Stored], variant: str | None, name: str) -> list[Stored]:
+    if variant is None or not models:
+        return models
+    found = [stored for stored in models if variant.lower() in stored.variants]
+    if not found:
+        raise CheckpointError(f"{name} is not here as @{variant}. Here are:{_listed(models)}")
+    return found
+
+
+def _only(candidates: list[Stored], ref: str) -> Stored:
+    """The one that can be loaded; raises CheckpointError where none or several can."""
+    troubles = {stored: _trouble(stored) for stored in candidates}
+    good = [stored for stored, trouble in troubles.items() if trouble is None]
+    if len(good) == 1:
+        return good[0]
+    if good:
+        raise CheckpointError(f"{ref} may be any of {len(good)} models: give one of these names{_listed(good)}")
+    if len(candidates) == 1:
+        raise CheckpointError(troubles[candidates[0]])
+    raise CheckpointError(f"{ref} names no model that can be loaded:" + "".join(f"\n  {t}" for t in troubles.values()))
+
+
+def _trouble(stored: Stored) -> str | None:
+    """Why a model cannot be loaded, as far as names and config.json tell; None: nothing is in the way."""
+    where = f"{stored.name} ({stored.place}, {stored.folder})"
+    if stored.is_gguf:
+        return f"{where} holds GGUF files, which are llama.cpp's: get the same model as MLX or safetensors"
+    try:
+        ModelConfig.from_folder(stored.folder)
+        lacks = _lacks(stored.folder)
+    except CheckpointError as error:
+        return f"{stored.name} ({stored.place}): {error}"
+    return f"{where}: {lacks}: finish the download" if lacks else None
+
+
+def _lacks(folder: Path) -> str | None:
+    """Which files a download has not brought yet, in words."""
+    if not (folder / "config.json").exists():
+        return "config.json is missing"
+    missing = missing_shards(folder)
+    if not missing:
+        return None
+    more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+    return f"{', '.join(missing[:3])}{more} {'is' if len(missing) == 1 else 'are'} missing"
+
+
+def _listed(models: Iterable[Stored]) -> str:
+    models = list(models)
+    wide = max(len(stored.name) for stored in models)
+    return "".join(f"\n  {s.name:{wide}}  {s.variant}, {s.place}" for s in models)
+
+
+def _near_misses(ref: str) -> str:
+    """Names like this one among what lies here, and what to do."""
+    stored = {s.name for s in [*lmstudio.models(), *hub_cache.models()] if not s.is_gguf}
+    spelled = {name.lower(): name for name in sorted({*stored, *lmstudio.virtual_models()})}
+    spelled |= {name.lower().rpartition("/")[2]: name for name in spelled.values()}
+    near = difflib.get_close_matches(ref.lower(), spelled, n=3, cutoff=0.6)
+    names = list(dict.fromkeys(spelled[n] for n in near))
+    if names:
+        return f"Did you mean {' or '.join(names)}? `mlx-qwen35 ls` lists what is here"
+    return "`mlx-qwen35 ls` lists what is here; from the Hugging Face Hub give PUBLISHER/MODEL"

@@ -1,13 +1,20 @@
-"""Where LM Studio keeps its models.
+"""Where LM Studio keeps its models, and what it calls them.
 
-Knows LM Studio's home and its models folder, <home>/models/<publisher>/<model>/, exactly two levels. Knows nothing of
-what the files in there hold, and changes nothing.
+Knows LM Studio's home, its models folder <home>/models/<publisher>/<model>/, exactly two levels, and its catalogue
+<home>/hub/models/<publisher>/<model>/model.yaml: a key such as qwen/qwen3.5-35b-a3b that stands for several downloads
+of one model, told apart as qwen/qwen3.5-35b-a3b@4bit. Knows nothing of what weights hold, and changes nothing.
 """
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+from mlx_qwen35.library.stored import Stored, read_json, subfolders
+
+PLACE = "LM Studio"
+_MOST_HOPS = 4  # from one virtual model to the next
 
 
 def home() -> Path:
@@ -26,9 +33,53 @@ def home() -> Path:
 def models_folder() -> Path:
     """The folder of <publisher>/<model>/, whether or not it is there; `downloadsFolder` in settings.json moves it."""
     folder = home()
-    try:
-        settings = json.loads((folder / "settings.json").read_bytes())
-        moved = settings.get("downloadsFolder")
-    except (OSError, ValueError, RecursionError, AttributeError):
-        moved = None
+    moved = read_json(folder / "settings.json").get("downloadsFolder")
     return Path(moved).expanduser() if isinstance(moved, str) and moved.strip() else folder / "models"
+
+
+def models() -> list[Stored]:
+    """Every <publisher>/<model>/ in the models folder, whatever lies in it."""
+    return [
+        Stored(f"{publisher.name}/{model.name}", model, PLACE)
+        for publisher in subfolders(models_folder())
+        for model in subfolders(publisher)
+    ]
+
+
+def virtual_models() -> dict[str, list[str]]:
+    """The keys of the catalogue, and for each the "publisher/model" of the downloads that it stands for."""
+    found = {
+        f"{publisher.name}/{model.name}": _base(model / "model.yaml")
+        for publisher in subfolders(home() / "hub" / "models")
+        for model in subfolders(publisher)
+        if (model / "model.yaml").is_file()
+    }
+    return {key: list(dict.fromkeys(_downloads(key, found))) for key in found}
+
+
+def _base(path: Path) -> list[Any]:
+    """What a model.yaml is made from: the key of another model, or a list of downloads; [] where it cannot be told."""
+    import yaml
+
+    try:
+        described = yaml.safe_load(path.read_bytes())
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return []
+    base = described.get("base") if isinstance(described, dict) else None
+    return base if isinstance(base, list) else [base]
+
+
+def _downloads(key: str, bases: dict[str, list[Any]], hops: int = 0) -> Iterator[str]:
+    for base in bases[key]:
+        if isinstance(base, str):
+            if base in bases and hops < _MOST_HOPS:
+                yield from _downloads(base, bases, hops + 1)
+            else:
+                yield base
+        elif isinstance(base, dict):
+            sources = base.get("sources")
+            for source in sources if isinstance(sources, list) else ():
+                if isinstance(source, dict) and source.get("user") and source.get("repo"):
+                    yield f"{source['user']}/{source['repo']}"
+            if isinstance(base.get("key"), str):
+                yield base["key"]

@@ -30,20 +30,29 @@ def load(
 ) -> tuple[Model, Processor]:
     """The model and the processor (tokenizer, chat template, defaults) of a checkpoint.
 
-    ref: a folder; None is the small trained demo inside this package. dtype: to compute in; None is float32 on the
-    CPU and bfloat16 on a GPU. context_length: the most tokens to allow, at most what the checkpoint allows.
-    on_progress: called with (bytes read, bytes in all).
-    Raises CheckpointError if there is no such folder or something in it is missing, damaged or not supported.
+    ref: a name or a folder, as `find` understands it; None is the small trained demo inside this package. What is not
+    on this machine is downloaded. dtype: to compute in; None is float32 on the CPU and bfloat16 on a GPU.
+    context_length: the most tokens to allow, at most what the checkpoint allows.
+    on_progress: called with (bytes done, bytes in all), of the download where there is one, then of the weights, each
+    beginning with (0, ..). What it raises ends the work, and so does Ctrl-C; nothing is left in memory then, and on the
+    disk only files that are complete.
+    Raises CheckpointError if nothing has that name or something in it is missing, damaged or not supported.
     """
+    folder = find(ref, on_progress=on_progress)
     # The small files first: a tokenizer that is missing should not be found out after minutes of weights.
-    processor = load_processor(ref, context_length=context_length)
-    return load_model(find(ref), dtype=dtype, context_length=context_length, on_progress=on_progress), processor
+    processor = load_processor(folder, context_length=context_length)
+    return load_model(folder, dtype=dtype, context_length=context_length, on_progress=on_progress), processor
 
 
-def load_processor(ref: str | Path | None = None, *, context_length: int | None = None) -> Processor:
+def load_processor(
+    ref: str | Path | None = None,
+    *,
+    context_length: int | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Processor:
     """The processor alone: prompts are made, and refused, without reading a weight. Arguments and errors as in `load`.
 
     `load_model(find(ref), context_length=...)` is the model that belongs to it.
     """
-    folder = find(ref)
+    folder = find(ref, on_progress=on_progress)
     return Processor.from_folder(folder, read_config(folder, context_length))

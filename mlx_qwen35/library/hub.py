@@ -1,0 +1,244 @@
+"""Downloads from the Hugging Face Hub into its cache.
+
+Knows which files of a repository a checkpoint needs, in which order they may arrive, and how a download is watched,
+cancelled and gone on with. Knows nothing of names that are no Hub names. huggingface_hub is imported where it is used.
+
+    small files, then mtp/, then shards: a snapshot whose shards are all there lacks nothing else
+"""
+
+from __future__ import annotations
+
+import _thread
+import os
+import re
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from mlx_qwen35.checkpoint.files import INDEX, missing_shards
+from mlx_qwen35.config import ModelConfig
+from mlx_qwen35.errors import CheckpointError
+from mlx_qwen35.library import hub_cache
+
+Progress = Callable[[int, int], None]
+
+NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+_SMALL = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*", "NOTICE*")
+_WEIGHTS = ("mtp/*.safetensors", "model*.safetensors")
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What the Hub has under a name: a Qwen3.5. files: name -> bytes, of those that a checkpoint needs, in order."""
+
+    name: str
+    commit: str
+    config: ModelConfig
+    files: dict[str, int]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(self.files.values())
+
+
+class NotOnHub(CheckpointError):
+    """The Hub has no repository of that name, or none that it shows."""
+
+
+def look(name: str, revision: str | None = None) -> Offer:
+    """What a download would bring; leaves nothing on the disk.
+
+    Raises CheckpointError if the network is forbidden or fails, if there is no such repository or revision, and if what
+    is there is not a Qwen3.5 of this package's kind.
+    """
+    if hub_cache.is_offline():
+        raise CheckpointError(
+            f"{name} is not on this machine, and HF_HUB_OFFLINE forbids downloads: unset it, or copy the model here"
+        )
+    with _clear_errors(name, revision):
+        import huggingface_hub
+
+        api = huggingface_hub.HfApi(endpoint=_endpoint())
+        info = api.model_info(name, revision=revision, files_metadata=True)
+        sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
+        where = f"{name} on the Hugging Face Hub"
+        if "config.json" not in sizes:
+            kind = "GGUF files, which are llama.cpp's" if any(n.endswith(".gguf") for n in sizes) else "no checkpoint"
+            raise CheckpointError(f"{where} holds {kind}: give a name whose files are safetensors")
+        with tempfile.TemporaryDirectory() as folder:
+            path = _fetch(name, "config.json", info.sha, Path(folder))
+            config = ModelConfig.from_dict(_parsed(path, where), where=f"config.json of {where}")
+    names = sorted(n for n in sizes if any(fnmatchcase(n, pattern) for pattern in _SMALL) and "/" not in n)
+    weights = [n for pattern in _WEIGHTS for n in sorted(sizes) if fnmatchcase(n, pattern) and n.count("/") < 2]
+    if not any(n.startswith("model") for n in weights):
+        raise CheckpointError(f"{where} holds no model*.safetensors: give a name whose files are safetensors")
+    return Offer(name, info.sha, config, {n: sizes[n] for n in [*names, *weights]})
+
+
+def download(name: str, revision: str | None = None, on_progress: Progress | None = None) -> Path:
+    """Bring what is missing of a checkpoint into the cache, and return its snapshot.
+
+    on_progress: called with (bytes here, bytes in all); None shows huggingface_hub's own bars. What it raises, or
+    Ctrl-C, ends the download: files that were complete are kept and not fetched again, the others leave nothing.
+    Raises CheckpointError as `look`, and for a full disk.
+    """
+    offer = look(name, revision)
+    cache = hub_cache.cache_folder()
+    present = hub_cache.snapshot(name, offer.commit)
+    absent = [n for n in offer.files if present is None or not (present / n).exists()]
+    _check_space(cache, sum(offer.files[n] for n in absent), name)
+    watch = _Watch(offer.nbytes, on_progress) if on_progress else None
+    with _clear_errors(name, revision, watch):
+        # By its name first, which writes down what the name means; then by commit, so that all files belong together.
+        path = _fetch(name, "config.json", revision, cache)
+        commit = path.parent.name
+        for file, size in offer.files.items():
+            _fetch(name, file, commit, cache, watch)
+            if watch:
+                watch.end(size)
+    missing = missing_shards(path.parent)
+    if missing:
+        raise CheckpointError(
+            f"{name} on the Hugging Face Hub lacks {', '.join(missing[:3])}, which its {INDEX} names: the publisher's "
+            "upload is not complete, choose another"
+        )
+    return path.parent
+
+
+def _fetch(name: str, file: str, revision: str | None, cache: Path, watch: _Watch | None = None) -> Path:
+    import huggingface_hub
+
+    try:
+        path = huggingface_hub.hf_hub_download(
+            name,
+            file,
+            revision=revision,
+            cache_dir=cache,
+            endpoint=_endpoint(),
+            tqdm_class=watch.bar if watch else None,
+        )
+    finally:
+        if watch and watch.raised is not None:
+            raise watch.raised from None
+    return Path(path)
+
+
+class _Watch:
+    """Counts bytes for a callback, and carries what it raises to the thread that waits for the download."""
+
+    def __init__(self, total: int, report: Progress) -> None:
+        self._total, self._report = total, report
+        self._done = self._here = 0  # of the files before, of this one
+        self._thread = threading.current_thread()
+        self.raised: BaseException | None = None
+        report(0, total)
+
+    def end(self, size: int) -> None:
+        """A file of `size` bytes is here, whether it was fetched or had been here before."""
+        self._done, self._here = self._done + size, 0
+        self._say()
+
+    def bar(self, *args: Any, initial: int = 0, **options: Any) -> _Bar:
+        """What huggingface_hub makes in place of a tqdm for each file."""
+        return _Bar(self.add)
+
+    def add(self, count: int) -> None:
+        self._here += count
+        if self.raised is None:
+            self._say()
+
+    def _say(self) -> None:
+        try:
+            self._report(min(self._done + self._here, self._total), self._total)
+        except BaseException as error:
+            self.raised = error
+            if threading.current_thread() is self._thread:
+                raise
+            # A thread of the downloader would swallow it: interrupt the one that waits, as Ctrl-C does.
+            if self._thread is threading.main_thread():
+                _thread.interrupt_main()
+
+
+class _Bar:
+    """The part of tqdm that huggingface_hub calls; only `update` says something."""
+
+    total: int | None = None
+    n = 0
+
+    def __init__(self, update: Callable[[int], None]) -> None:
+        self._update = update
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        pass
+
+    def update(self, count: float | None = 1) -> None:
+        self._update(int(count or 0))
+
+    def _nothing(self, *args: Any, **options: Any) -> None:
+        pass
+
+    close = refresh = reset = clear = update_transfer = _nothing
+    set_description = set_postfix = set_postfix_str = set_transfer_postfix_str = _nothing
+
+
+@contextmanager
+def _clear_errors(name: str, revision: str | None, watch: _Watch | None = None) -> Iterator[None]:
+    """Says in words what huggingface_hub raises; what a callback raised goes through as it is."""
+    from huggingface_hub import errors
+
+    where = f"{name} on the Hugging Face Hub"
+    try:
+        yield
+    except errors.GatedRepoError:
+        raise CheckpointError(f"{where} is gated: accept its terms there, and run `hf auth login`") from None
+    except errors.RevisionNotFoundError:
+        raise CheckpointError(
+            f"{where} has no revision {revision!r}: give a branch, tag or commit that it has, or leave it out"
+        ) from None
+    except errors.RepositoryNotFoundError:
+        raise NotOnHub(
+            f"{name} is neither on this machine nor on the Hugging Face Hub: check the name; if the model is private, "
+            "run `hf auth login`"
+        ) from None
+    except CheckpointError:
+        raise
+    except Exception as error:
+        if watch and watch.raised is error:
+            raise
+        # httpx's, requests' or the file system's, by the version of huggingface_hub
+        said = str(error).partition("\n")[0] or type(error).__name__
+        raise CheckpointError(
+            f"{where} cannot be downloaded ({said:.300}): check the network and try again; what is complete is kept"
+        ) from error
+
+
+def _parsed(path: Path, where: str) -> Any:
+    import json
+
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"config.json of {where} is not valid JSON ({error}): choose another") from None
+
+
+def _check_space(cache: Path, needed: int, name: str) -> None:
+    there = next(p for p in (cache, *cache.parents) if p.exists())
+    free = shutil.disk_usage(there).free
+    if needed > free:
+        raise CheckpointError(
+            f"{there} has {free / 1e9:.1f} GB free and the download of {name} needs {needed / 1e9:.1f} GB: free some "
+            "space, choose a smaller model, or let HF_HUB_CACHE name a folder on another disk"
+        )
+
+
+def _endpoint() -> str | None:
+    return (os.environ.get("HF_ENDPOINT") or "").rstrip("/") or None
