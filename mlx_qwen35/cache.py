@@ -4,19 +4,41 @@ Knows arrays, lengths and how to go back. Knows no layers, no tokens and no samp
 
     Cache.layers   one KVCache or DeltaState per layer, in the order of the layers
     Cache.offset   positions seen so far, padding included: the same for all rows of a batch
+
+A Cache is also a sequence of its layers, and these have the methods of mlx-lm's caches, so that mlx-lm's tools can use
+it: `state`, `size`, `empty`, `nbytes`, and `merge`, from which on they batch with caches of their own (cache_list.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 
 _STEP = 256  # positions by which a KVCache grows
 
 
-class KVCache:
+class _Layer:
+    """What mlx-lm asks of a cache of any kind."""
+
+    def arrays(self) -> list[mx.array]:
+        raise NotImplementedError
+
+    @property
+    def nbytes(self) -> int:
+        return sum(a.nbytes for a in self.arrays())
+
+    def empty(self) -> bool:
+        return not self.arrays()
+
+    def is_trimmable(self) -> bool:
+        """Never: one layer alone cannot go back. `Cache.restore` does."""
+        return False
+
+
+class KVCache(_Layer):
     """Keys and values [B, Hkv, capacity, D] of one attention layer; the first `offset` positions are held."""
 
     def __init__(self) -> None:
@@ -47,6 +69,20 @@ class KVCache:
     def arrays(self) -> list[mx.array]:
         return [] if self.keys is None else [self.keys, self.values]
 
+    @property
+    def state(self) -> tuple[mx.array | None, mx.array | None, int]:
+        return self.keys, self.values, self.offset
+
+    def size(self) -> int:
+        return self.offset
+
+    @staticmethod
+    def merge(caches: Sequence[KVCache]) -> Any:
+        """mlx-lm's cache of a batch, with a row from each."""
+        from mlx_lm.models.cache import BatchKVCache
+
+        return BatchKVCache.merge(caches)
+
 
 def _grown(held: mx.array | None, new: mx.array, start: int, stop: int) -> mx.array:
     """A buffer for at least `stop` positions whose first `start` are those of `held`."""
@@ -56,21 +92,38 @@ def _grown(held: mx.array | None, new: mx.array, start: int, stop: int) -> mx.ar
     return space if start == 0 else mx.concatenate([held[..., :start, :], space], axis=2)
 
 
-class DeltaState:
+class DeltaState(_Layer):
     """What one gated delta layer carries on; both are None before the first token.
 
-    conv [B, K-1, C]: the last inputs of the convolution. state [B, Hv, Dv, Dk] float32: the recurrent matrix.
+    conv [B, K-1, C]: the last inputs of the convolution. matrix [B, Hv, Dv, Dk] float32: the recurrent state.
     """
 
     def __init__(self) -> None:
         self.conv: mx.array | None = None
-        self.state: mx.array | None = None
+        self.matrix: mx.array | None = None
 
-    def update(self, conv: mx.array, state: mx.array) -> None:
-        self.conv, self.state = conv, state
+    def update(self, conv: mx.array, matrix: mx.array) -> None:
+        self.conv, self.matrix = conv, matrix
 
     def arrays(self) -> list[mx.array]:
-        return [a for a in (self.conv, self.state) if a is not None]
+        return [a for a in (self.conv, self.matrix) if a is not None]
+
+    @property
+    def state(self) -> list[mx.array | None]:
+        return [self.conv, self.matrix]
+
+    def size(self) -> int:
+        return 0  # in positions: it does not grow
+
+    @staticmethod
+    def merge(caches: Sequence[DeltaState]) -> Any:
+        """mlx-lm's cache of a batch, with a row from each."""
+        from mlx_lm.models.cache import ArraysCache
+
+        rows = [ArraysCache(2) for _ in caches]
+        for row, cache in zip(rows, caches, strict=True):
+            row.cache = cache.state
+        return ArraysCache.merge(rows)
 
 
 @dataclass(frozen=True)
@@ -99,9 +152,34 @@ class Cache:
         self.left_padding = mx.array(list(left_padding), mx.int32) if self.longest_padding else None
         self._rewinds: list[int] = []  # offsets that restore() went back to, in order
 
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __getitem__(self, layer: int) -> KVCache | DeltaState:
+        return self.layers[layer]
+
+    def __iter__(self) -> Iterator[KVCache | DeltaState]:
+        return iter(self.layers)
+
+    def __bool__(self) -> bool:
+        """A cache, also where it holds nothing yet."""
+        return True
+
+    def masks(self, length: int) -> tuple[mx.array | None, mx.array | None]:
+        """Which positions are tokens and not padding: of all up to the last of the next `length`, [B, S], and of those
+        `length` alone, [B, length]. None where all are."""
+        if self.left_padding is None:
+            return None, None
+        readable = mx.arange(self.offset + length) >= self.left_padding[:, None]
+        return readable, readable[:, self.offset :] if self.offset < self.longest_padding else None
+
+    def advance(self, length: int) -> None:
+        """The layers have taken `length` more positions."""
+        self.offset += length
+
     def snapshot(self) -> Snapshot:
         """Remember this point; costs no memory but the delta states of this moment."""
-        delta = tuple((c.conv, c.state) if isinstance(c, DeltaState) else None for c in self.layers)
+        delta = tuple((c.conv, c.matrix) if isinstance(c, DeltaState) else None for c in self.layers)
         return Snapshot(self.offset, self.rope_delta, delta, len(self._rewinds))
 
     def restore(self, snapshot: Snapshot) -> None:

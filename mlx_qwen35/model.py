@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import MutableMapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
 from .cache import Cache, DeltaState, KVCache
+from .cache_list import CacheList
 from .config import ModelConfig, TextConfig
 from .errors import PromptError
 from .experts.resident import ResidentExperts
@@ -88,16 +89,25 @@ class Model(nn.Module):
             self.vision = VisionTower(config.vision)
         self._rope = RotaryEmbedding(text.rope)
 
+    @property
+    def model_type(self) -> str:
+        """As config.json calls it; mlx-lm's tools look for it here."""
+        return self.config.raw["model_type"]
+
     def __call__(
-        self, tokens: mx.array, cache: Cache | None = None, media: Sight | AnyMedia | None = None
+        self, tokens: mx.array, cache: Cache | list[Any] | None = None, media: Sight | AnyMedia | None = None
     ) -> mx.array:
-        """tokens [B, T] int -> logits [B, T, vocab]; with a cache the tokens follow those it has seen."""
+        """tokens [B, T] int -> logits [B, T, vocab]; with a cache the tokens follow those it has seen.
+
+        cache: from `make_cache`, or a list of mlx-lm's caches, one a layer, which knows no media.
+        """
         return self.head(self.hidden(tokens, cache, media))
 
     def hidden(
-        self, tokens: mx.array, cache: Cache | None = None, media: Sight | AnyMedia | None = None
+        self, tokens: mx.array, cache: Cache | list[Any] | None = None, media: Sight | AnyMedia | None = None
     ) -> mx.array:
         """tokens [B, T] int -> hidden states after the final norm [B, T, H]."""
+        cache = CacheList(cache) if isinstance(cache, list) else cache
         if tokens.ndim != 2 or tokens.shape[1] == 0:
             raise ValueError(f"tokens must be [batch, length] with at least one token, not {list(tokens.shape)}")
         sight = None
@@ -106,13 +116,7 @@ class Model(nn.Module):
             if sight.shape != tokens.shape:
                 raise ValueError(f"media were placed in {list(sight.shape)} tokens, these are {list(tokens.shape)}")
         length = tokens.shape[1]
-        start = cache.offset if cache is not None else 0
-        # [B, S], [B, T]: masks where there is padding to hide.
-        readable = present = None
-        if cache is not None and cache.left_padding is not None:
-            readable = mx.arange(start + length) >= cache.left_padding[:, None]
-            if start < cache.longest_padding:
-                present = readable[:, start:]
+        readable, present = (None, None) if cache is None else cache.masks(length)
         rope = self._rope(_text_positions(cache, length) if sight is None else sight.positions)
         # An embedding in one of the mx modes comes out in bfloat16, whatever the model computes in.
         x = self.embed_tokens(tokens).astype(self.norm.weight.dtype)
@@ -122,7 +126,7 @@ class Model(nn.Module):
         for layer, state in zip(self.layers, states, strict=True):
             x = layer(x, rope, state, readable, present)
         if cache is not None:
-            cache.offset += length
+            cache.advance(length)
             if sight is not None:
                 cache.rope_delta = _deltas(cache, sight.next_positions)
         return self.norm(x)

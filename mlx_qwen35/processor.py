@@ -6,7 +6,7 @@ Knows nothing of weights, caches or sampling.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from mlx_qwen35.text.messages import (
 from mlx_qwen35.text.placeholders import Placeholders
 from mlx_qwen35.text.template import ChatTemplate
 from mlx_qwen35.text.tokenizer import Tokenizer
+from mlx_qwen35.text.tokenizer_face import TokenizerFace
 from mlx_qwen35.vision.images import prepare_image
 from mlx_qwen35.vision.limits import IMAGE_FILE, VIDEO_FILE, MediaLimits, read_limits
 from mlx_qwen35.vision.media import Media
@@ -47,11 +48,13 @@ class Prompt:
     media: tuple[Media, ...] = ()
 
 
-@dataclass(frozen=True)
-class Processor:
-    """How one checkpoint reads prompts. eos_token_ids: every id that ends a turn, by any file of the checkpoint;
-    generation_config: the file of that name ({} if there is none); context_length: most tokens of a prompt;
-    media_limits: how it wants pictures and videos prepared (None: it has no vision tower)."""
+@dataclass(eq=False)  # not frozen: mlx-lm sets a name of its own on what it takes for a tokenizer
+class Processor(TokenizerFace):
+    """How one checkpoint reads prompts; also what mlx-lm's tools take for a tokenizer (text/tokenizer_face.py).
+
+    eos_token_ids: every id that ends a turn, by any file of the checkpoint; generation_config: the file of that name
+    ({} if there is none); context_length: most tokens of a prompt; media_limits: how it wants pictures and videos
+    prepared (None: it has no vision tower)."""
 
     tokenizer: Tokenizer
     template: ChatTemplate
@@ -87,11 +90,10 @@ class Processor:
             media_limits=read_limits(folder, config.vision) if config.vision else None,
         )
 
-    def encode(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text)
-
-    def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
-        return self.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
+    @property
+    def name_or_path(self) -> str:
+        """Whose tokenizer it is, for mlx-lm."""
+        return str(self.config.raw.get("_name_or_path") or self.config.raw["model_type"])
 
     def prompt(
         self,

@@ -54,7 +54,7 @@ def filled(cache: Cache, length: int, seed: int) -> None:
 
 def contents(cache: Cache) -> list:
     kv, delta = cache.layers
-    held = [kv.keys[..., : kv.offset, :], kv.values[..., : kv.offset, :], delta.conv, delta.state]
+    held = [kv.keys[..., : kv.offset, :], kv.values[..., : kv.offset, :], delta.conv, delta.matrix]
     return [np.array(a) for a in held] + [cache.offset, cache.rope_delta]
 
 
@@ -75,7 +75,7 @@ def test_restore_to_the_empty_beginning():
     snapshot = cache.snapshot()
     filled(cache, 3, 1)
     cache.restore(snapshot)
-    assert cache.offset == 0 and cache.layers[0].offset == 0 and cache.layers[1].state is None
+    assert cache.offset == 0 and cache.layers[0].offset == 0 and cache.layers[1].matrix is None
 
 
 def test_nested_snapshots_and_one_that_was_overwritten():

@@ -172,7 +172,7 @@ def test_bfloat16_stays_bfloat16_but_for_the_delta_state():
     logits = model(mx.array([some_tokens(20)]), cache)
     assert logits.dtype == mx.bfloat16
     delta, attention = cache.layers
-    assert delta.state.dtype == mx.float32
+    assert delta.matrix.dtype == mx.float32
     assert {delta.conv.dtype, attention.keys.dtype, attention.values.dtype} == {mx.bfloat16}
     assert np.abs(np.array(logits.astype(mx.float32))[0] - whole).mean() < 0.1 * whole.std()
 

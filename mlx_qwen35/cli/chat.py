@@ -1,8 +1,4 @@
-"""`chat`: a conversation in the terminal. Knows its messages, its commands and its keys.
-
-Answers are `stream_generate`'s. A finished or stopped answer joins the messages; what was computed for it is kept as
-long as the next prompt goes on from it (timeline.py), and what was seen as long as there is room.
-"""
+"""`chat`: a conversation in the terminal. Knows its commands and its keys; what is said is conversation.py's."""
 
 from __future__ import annotations
 
@@ -11,21 +7,14 @@ import os
 import shlex
 import sys
 from contextlib import suppress
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mlx_qwen35.cli import options
-from mlx_qwen35.cli.interrupt import stop_on_ctrl_c
-from mlx_qwen35.cli.screen import Screen, call_record
-from mlx_qwen35.cli.timeline import Timeline
 from mlx_qwen35.errors import PromptError
-from mlx_qwen35.text.messages import MediaPart
+from mlx_qwen35.screen import Screen
 
 if TYPE_CHECKING:
-    from mlx_qwen35.model import Model
-    from mlx_qwen35.parts import Part
-    from mlx_qwen35.processor import Processor
-    from mlx_qwen35.vision.media import Media
+    from mlx_qwen35.conversation import Conversation
 
 DESCRIPTION = "Talk with a model."
 HELP = (
@@ -33,7 +22,6 @@ HELP = (
     "ends an answer; anything else is a message."
 )
 SHOW = {"/image": "image", "/video": "video"}
-TURN_START = "<|im_start|>"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +33,9 @@ def run(args: argparse.Namespace) -> int:
     tools = options.read_tools(args.tools)
     processor = options.load_processor(args)
     reading = options.reading_options(args)
-    shown = [_read(processor, part, reading) for part in options.media_parts(args)]
+    shown = processor.prepare([{"role": "user", "content": options.media_parts(args)}], **reading)[0]["content"]
+    from mlx_qwen35.conversation import Conversation
+
     talk = Conversation(
         options.load_model(args),
         processor,
@@ -69,7 +59,7 @@ def _converse(talk: Conversation, *, stats: bool) -> None:
         print(HELP, file=sys.stderr)
     given_up = False
     while True:
-        label = "tool result> " if talk.waits_for_tool else "> "
+        label = "tool result> " if talk.calls else "> "
         try:
             line = input(label if at_terminal else "")
         except EOFError:
@@ -103,13 +93,14 @@ def _show(talk: Conversation, kind: str, file: str) -> bool:
     try:
         if not file:
             raise PromptError(f"no file; write /{kind} FILE")
-        medium = talk.show(kind, _unquoted(file))
+        part = talk.read(kind, _unquoted(file), f"/{kind}")
+        talk.shown.append(part)
     except PromptError as error:
         print(f"error: {error}", file=sys.stderr)
     except KeyboardInterrupt:
         return True
     else:
-        print(f"The next message shows this {kind} ({medium.tokens} tokens).", file=sys.stderr)
+        print(f"The next message shows this {kind} ({part[kind].tokens} tokens).", file=sys.stderr)
     return False
 
 
@@ -123,19 +114,13 @@ def _unquoted(file: str) -> str:
     return file
 
 
-def _read(processor: Processor, part: MediaPart, reading: dict[str, Any]) -> dict[str, Any]:
-    """A part of a message with the picture or video itself in place of its source."""
-    (message,) = processor.prepare([{"role": "user", "content": [part]}], **reading)
-    return message["content"][0]
-
-
 def _answer(talk: Conversation, line: str, stats: bool) -> bool:
     """Shows the answer to one line; returns whether Ctrl-C ended it."""
     from mlx_qwen35.generation import statistics
 
     screen = Screen()
     try:
-        last = talk.answer(line, screen)
+        *_, last = talk.answer([talk.question(line)], screen.show)
     except PromptError as error:
         print(f"error: {error}", file=sys.stderr)
         if talk.shown:  # or the next message would fail with it too
@@ -149,108 +134,3 @@ def _answer(talk: Conversation, line: str, stats: bool) -> bool:
     if stats:
         print(statistics(last), file=sys.stderr)
     return last.finish_reason == "cancelled"
-
-
-class Conversation:
-    """Messages, and the timeline that was computed for them. `shown`: pictures and videos of the next message."""
-
-    def __init__(
-        self,
-        model: Model,
-        processor: Processor,
-        *,
-        system: str | None,
-        tools: list[dict[str, Any]],
-        enable_thinking: bool | None,
-        reading: dict[str, Any],
-        settings: dict[str, Any],
-    ) -> None:
-        from mlx_qwen35.vision.features import FeatureStore
-
-        self._model, self._processor = model, processor
-        self._system, self._tools, self._enable_thinking = system, tools, enable_thinking
-        self._reading, self._settings = reading, settings
-        self._features = FeatureStore()
-        self._turn_start = processor.tokenizer.token_id(TURN_START)
-        self.reset()
-
-    def reset(self) -> None:
-        self.messages: list[dict[str, Any]] = []
-        self.shown: list[dict[str, Any]] = []
-        self._timeline = Timeline(self._model)
-
-    @property
-    def waits_for_tool(self) -> bool:
-        return bool(self.messages and self.messages[-1].get("tool_calls"))
-
-    def show(self, kind: str, source: str) -> Media:
-        """Reads what the next message shows."""
-        part = _read(self._processor, MediaPart(kind, source, f"/{kind}"), self._reading)
-        self.shown.append(part)
-        return part[kind]
-
-    def answer(self, line: str, screen: Screen) -> Part:
-        """Answers a line (a user's message, or the result of the tool that the model has called); -> the last part.
-
-        Question and answer join the messages, also where the answer was interrupted after it had begun.
-        """
-        from mlx_qwen35.generation import stream_generate
-
-        content = [*self.shown, {"type": "text", "text": line}] if self.shown else line
-        question = {"role": "tool" if self.waits_for_tool else "user", "content": content}
-        prompt = self._processor.prompt(
-            [*self.messages, question],
-            system=self._system,
-            tools=self._tools or None,
-            enable_thinking=self._enable_thinking,
-        )
-        timeline = self._timeline
-        covered = timeline.go_on(prompt)
-        to_mark = self._last_turn(prompt.tokens) - covered
-        show_progress = self._settings["on_progress"]
-
-        def on_progress(done: int, total: int) -> None:
-            if done == to_mark:
-                timeline.mark()
-            if show_progress:
-                show_progress(done, total)
-
-        parts: list[Part] = []
-        try:
-            with stop_on_ctrl_c() as asked:
-                stream = stream_generate(
-                    self._model,
-                    self._processor,
-                    prompt,
-                    tools=self._tools,
-                    cache=timeline.cache,
-                    covered=covered,
-                    features=self._features,
-                    boundaries=[to_mark],
-                    cancel=asked,
-                    **{**self._settings, "on_progress": on_progress},
-                )
-                for part in stream:
-                    parts.append(replace(part, logprobs=None))  # a megabyte a token
-                    screen.show(part)
-        finally:
-            answered = [part.token for part in parts if part.token is not None]
-            timeline.settle([*prompt.tokens, *answered])
-            if answered:
-                self.messages += [question, _message(parts)]
-                self.shown = []
-        return parts[-1]
-
-    def _last_turn(self, tokens: list[int]) -> int:
-        """Where the turn begins that the model is to write; 0 where it cannot be told."""
-        turns = [at for at, token in enumerate(tokens) if token == self._turn_start]
-        return turns[-1] if turns else 0
-
-
-def _message(parts: list[Part]) -> dict[str, Any]:
-    message: dict[str, Any] = {"role": "assistant", "content": "".join(part.content for part in parts)}
-    if reasoning := "".join(part.reasoning for part in parts):
-        message["reasoning_content"] = reasoning
-    if calls := [call for part in parts for call in part.tool_calls]:
-        message["tool_calls"] = [{"type": "function", "function": call_record(call)} for call in calls]
-    return message

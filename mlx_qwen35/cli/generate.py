@@ -9,8 +9,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mlx_qwen35.cli import options
-from mlx_qwen35.cli.interrupt import stop_on_ctrl_c
-from mlx_qwen35.cli.screen import Screen, call_record, statistics_record
+from mlx_qwen35.interrupt import stop_on_ctrl_c
+from mlx_qwen35.screen import Screen, call_record, statistics_record
 
 if TYPE_CHECKING:
     from mlx_qwen35.parts import Part

@@ -14,13 +14,35 @@ from ..kernels.activation import swiglu
 _SORT_FROM = 64
 
 
-class ExpertLinear(nn.Module):
+class _Expert(nn.Module):
+    """What an adapter of mlx-lm needs to know of a linear map per expert, quantized or not."""
+
+    @property
+    def num_experts(self) -> int:
+        return self.weight.shape[0]
+
+    @property
+    def output_dims(self) -> int:
+        return self.weight.shape[1]
+
+    def to_lora(self, r: int, scale: float, dropout: float) -> nn.Module:
+        """The same map with a low-rank one beside it; mlx-lm's linear_to_lora_layers calls this."""
+        from mlx_lm.tuner.lora import LoRASwitchLinear
+
+        return LoRASwitchLinear.from_base(self, r=r, scale=scale, dropout=dropout)
+
+
+class ExpertLinear(_Expert):
     """One linear map per expert: weight [E, out, in]."""
 
     def __init__(self, num_experts: int, in_size: int, out_size: int):
         super().__init__()
         bound = in_size**-0.5
         self.weight = mx.random.uniform(-bound, bound, (num_experts, out_size, in_size))
+
+    @property
+    def input_dims(self) -> int:
+        return self.weight.shape[2]
 
     def __call__(self, x: mx.array, expert_ids: mx.array, *, sorted_indices: bool) -> mx.array:
         """x [.., 1, in], expert_ids: the leading axes of x, or broadcast with them -> [.., 1, out]."""
@@ -36,7 +58,7 @@ class ExpertLinear(nn.Module):
         return QuantizedExpertLinear(weight, scales, *biases, group_size=group_size, bits=bits, mode=mode)
 
 
-class QuantizedExpertLinear(nn.Module):
+class QuantizedExpertLinear(_Expert):
     """ExpertLinear with the weights of mx.quantize: weight uint32, scales, and biases where the mode is affine."""
 
     def __init__(
@@ -55,6 +77,10 @@ class QuantizedExpertLinear(nn.Module):
             self.biases = biases
         self.group_size, self.bits, self.mode = group_size, bits, mode
         self.freeze()
+
+    @property
+    def input_dims(self) -> int:
+        return self.scales.shape[2] * self.group_size
 
     def __call__(self, x: mx.array, expert_ids: mx.array, *, sorted_indices: bool) -> mx.array:
         return mx.gather_qmm(

@@ -23,14 +23,21 @@ class ShortConv(nn.Module):
         super().__init__()
         self.weight = mx.zeros((channels, kernel, 1))
 
-    def __call__(self, x: mx.array, window: mx.array | None) -> tuple[mx.array, mx.array]:
-        """x [B, T, C], window [B, K-1, C] (the inputs before x; None: zeros) -> y [B, T, C], the next window."""
+    def __call__(
+        self, x: mx.array, window: mx.array | None, ends: mx.array | None = None
+    ) -> tuple[mx.array, mx.array]:
+        """x [B, T, C], window [B, K-1, C] (the inputs before x; None: zeros) -> y [B, T, C], the next window.
+
+        ends [B]: how many of the T go before it, where rows end in padding; None: all.
+        """
         batch, length, channels = x.shape
         before = self.weight.shape[1] - 1
         if window is None:
             window = mx.zeros((batch, before, channels), x.dtype)
         x = mx.concatenate([window, x], axis=1)  # [B, K-1+T, C]
         y = mx.conv1d(x, self.weight, groups=channels)
+        if ends is not None:
+            return y, mx.take_along_axis(x, (ends[:, None] + mx.arange(before))[..., None], axis=1)
         # Contiguous: a plain slice would keep the whole chunk alive.
         return y, mx.contiguous(x[:, length:])
 
@@ -56,36 +63,46 @@ class GatedDeltaNet(nn.Module):
         self.dt_bias = mx.zeros((self.value_heads,))
         self.norm = GatedRMSNorm(self.value_dim, config.rms_norm_eps)
         self.out_proj = nn.Linear(values, hidden, bias=False)
+        self.eval()  # train() chooses another form of the recurrence
 
     def __call__(self, x: mx.array, cache: DeltaState | None = None, present: mx.array | None = None) -> mx.array:
         """x [B, T, H] -> [B, T, H]. cache: of this layer, or None.
 
         present [B, T]: which of these positions are tokens and not padding; None where all are. Padding on the left
-        leaves window and state at zero, because nothing here has a bias.
+        leaves window and state at zero, because nothing here has a bias; padding on the right (mlx-lm's batches have
+        it) leaves them as they were.
         """
         batch, length, _ = x.shape
+        ends = None
         if present is not None:
             x = mx.where(present[..., None], x, 0)
-        u, window = self.conv1d(self.in_proj_qkv(x), cache.conv if cache is not None else None)
+            ends = _ends(present)
+        u, window = self.conv1d(self.in_proj_qkv(x), cache.conv if cache is not None else None, ends)
         u = silu(u).astype(mx.float32)
         keys = self.key_heads * self.key_dim
         q, k, v = mx.split(u, [keys, 2 * keys], axis=-1)
         q = _unit(q.reshape(batch, length, self.key_heads, self.key_dim), scale=self.key_dim**-0.5)
         k = _unit(k.reshape(batch, length, self.key_heads, self.key_dim))
         v = v.reshape(batch, length, self.value_heads, self.value_dim)
-        out, state = gated_delta(
-            q,
-            k,
-            v,
-            decay(self.in_proj_a(x), self.A_log, self.dt_bias),
-            write_strength(self.in_proj_b(x)),
-            cache.state if cache is not None else None,
-        )
+        gamma, beta = decay(self.in_proj_a(x), self.A_log, self.dt_bias), write_strength(self.in_proj_b(x))
+        if present is not None:
+            gamma, beta = mx.where(present[..., None], gamma, 1), mx.where(present[..., None], beta, 0)
+        before = cache.matrix if cache is not None else None
+        out, matrix = gated_delta(q, k, v, gamma, beta, before, differentiable=self.training)
         if cache is not None:
-            cache.update(window, state)
+            cache.update(window, matrix)
         z = self.in_proj_z(x).reshape(batch, length, self.value_heads, self.value_dim)
         out = self.norm(out.astype(x.dtype), z)
         return self.out_proj(out.reshape(batch, length, -1))
+
+
+def _ends(present: mx.array) -> mx.array:
+    """How many of T positions go before the padding at the end of each row, [B]; 0 where all is padding.
+
+    present  . . 1 1 -> 4     1 1 . . -> 2     . . . . -> 0
+    """
+    behind = mx.argmax(present[:, ::-1].astype(mx.int32), axis=1)  # the padding at the end; 0 where all is
+    return mx.where(mx.any(present, axis=1), present.shape[1] - behind, 0)
 
 
 @fused

@@ -51,7 +51,8 @@ def _with_shared(routed: mx.array, shared: mx.array, gate: mx.array) -> mx.array
 def route(logits: mx.array, experts_per_token: int) -> tuple[mx.array, mx.array]:
     """Router logits [N, E] -> (expert ids [N, K], weights [N, K] that add up to 1, in the dtype of logits)."""
     probabilities = mx.softmax(logits.astype(mx.float32), axis=-1)
-    expert_ids = mx.argpartition(-probabilities, experts_per_token - 1, axis=-1)[:, :experts_per_token]
+    ranked = mx.stop_gradient(mx.argpartition(-probabilities, experts_per_token - 1, axis=-1))
+    expert_ids = ranked[:, :experts_per_token]
     weights = mx.take_along_axis(probabilities, expert_ids, axis=-1)
     weights = weights / weights.sum(axis=-1, keepdims=True)
     return expert_ids, weights.astype(logits.dtype)

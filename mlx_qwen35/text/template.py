@@ -41,6 +41,7 @@ class ChatTemplate:
         sources = {"default": source} if isinstance(source, str) else dict(source)
         if "default" not in sources:
             raise CheckpointError(f"{where} has no template named 'default' (only {sorted(sources)})")
+        self.source = sources["default"]
         self._templates = {name: self._compile(text) for name, text in sources.items()}
 
     @classmethod

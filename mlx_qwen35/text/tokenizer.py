@@ -67,6 +67,10 @@ class Tokenizer:
         """The id of one token as the vocabulary spells it, None if there is no such token."""
         return self._rust.token_to_id(token)
 
+    def vocabulary(self) -> dict[str, int]:
+        """Every token as the vocabulary spells it, and its id."""
+        return self._rust.get_vocab()
+
     def is_special(self, token_id: int) -> bool:
         return token_id in self._special_ids
 

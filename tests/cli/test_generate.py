@@ -6,8 +6,7 @@ import weakref
 
 import pytest
 
-from mlx_qwen35 import generation
-from mlx_qwen35.cli import screen
+from mlx_qwen35 import generation, screen
 from mlx_qwen35.sampling import Sampling
 
 CALL = "<tool_call>\n<function=add>\n<parameter=a>\n3\n</parameter>\n</function>\n</tool_call>"

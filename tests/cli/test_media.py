@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mlx_qwen35 import library
-from mlx_qwen35.cli import chat as chat_command
-from mlx_qwen35.cli.chat import Conversation
-from mlx_qwen35.cli.screen import Screen
+from mlx_qwen35 import conversation, library
+from mlx_qwen35.conversation import Conversation
 from mlx_qwen35.generation import stream_generate
 from mlx_qwen35.library import load
 from mlx_qwen35.sampling import Sampling
+from mlx_qwen35.vision.media import Media
 
 COUNT = 6
 
@@ -181,13 +180,19 @@ def talk(loaded) -> Conversation:
     return Conversation(model, processor, system=None, tools=[], enable_thinking=False, reading={}, settings=settings)
 
 
+def show(talk: Conversation, file: str) -> Media:
+    part = talk.read("image", file, "/image")
+    talk.shown.append(part)
+    return part["image"]
+
+
 def answered(talk: Conversation, line: str) -> str:
     """The answer to a line, which has to be the one that comes without anything that was kept."""
     model, processor = talk._model, talk._processor
     content = [*talk.shown, {"type": "text", "text": line}]
     whole = processor.prompt([*talk.messages, {"role": "user", "content": content}], enable_thinking=False)
     wanted = "".join(part.text for part in stream_generate(model, processor, whole, **talk._settings))
-    talk.answer(line, Screen(io.StringIO()))
+    talk.answer([talk.question(line)], lambda part: None)
     assert talk.messages[-1]["role"] == "assistant" and talk.shown == []
     assert talk.messages[-1]["content"] == wanted.strip()
     return wanted
@@ -199,15 +204,15 @@ def test_a_picture_is_encoded_once_whichever_turn_asks(talk, media, encoded):
         count, encoded[:] = len(encoded), []
         return count - len(shown)  # the answer without anything kept encodes them all
 
-    shown = [talk.show("image", str(media / "one.png"))]
+    shown = [show(talk, str(media / "one.png"))]
     assert encodings("what is it") == 1
     assert encodings("and now") == 0
-    shown.append(talk.show("image", str(media / "tall.png")))
+    shown.append(show(talk, str(media / "tall.png")))
     assert encodings("and this") == 1
-    shown.append(talk.show("image", str(media / "one.png")))  # read again
+    shown.append(show(talk, str(media / "one.png")))  # read again
     assert encodings("once more") == 0
     talk.reset()
-    shown = [talk.show("image", str(media / "tall.png"))]
+    shown = [show(talk, str(media / "tall.png"))]
     assert encodings("after a reset") == 0
 
 
@@ -215,7 +220,7 @@ def test_equal_sizes_swapped_between_chats_are_two_answers(talk, media):
     answers = []
     for name in ("one.png", "other.png", "one.png", "other.png"):
         talk.reset()
-        talk.show("image", str(media / name))
+        show(talk, str(media / name))
         answers.append((answered(talk, "what is it"), answered(talk, "and again")))
     assert answers[0] == answers[2] != answers[1] == answers[3]
     assert answers[0][0] != answers[1][0]
@@ -226,7 +231,7 @@ def test_a_message_given_up_inside_a_picture_is_asked_again(talk, media, encoded
     settings, total = talk._settings, len(whole([{"role": "user", "content": "what is it"}]).tokens) + 8
     for stop in range(5, total, 5):
         talk.reset()
-        shown = talk.show("image", str(media / "one.png"))
+        shown = show(talk, str(media / "one.png"))
 
         class Pressed:
             done = 0
@@ -236,9 +241,9 @@ def test_a_message_given_up_inside_a_picture_is_asked_again(talk, media, encoded
 
         pressed = Pressed()
         with monkeypatch.context() as patch:
-            patch.setattr(chat_command, "stop_on_ctrl_c", lambda pressed=pressed: _as_context(pressed))
+            patch.setattr(conversation, "stop_on_ctrl_c", lambda pressed=pressed: _as_context(pressed))
             talk._settings = settings | {"on_progress": lambda done, total, p=pressed: setattr(p, "done", done)}
-            last = talk.answer("what is it", Screen(io.StringIO()))
+            *_, last = talk.answer([talk.question("what is it")], lambda part: None)
         talk._settings = settings
         assert last.finish_reason == "cancelled" and talk.messages == []
         assert [part["image"] for part in talk.shown] == [shown] and talk._timeline.cache.offset >= stop

@@ -78,4 +78,4 @@ def test_state_is_float32_and_in_the_documented_shapes():
     state = DeltaState()
     net(mx.array(inputs(5))[None], state)
     assert state.conv.shape == (1, 3, 2 * 2 * 8 + 6 * 12)
-    assert state.state.shape == (1, 6, 12, 8) and state.state.dtype == mx.float32
+    assert state.matrix.shape == (1, 6, 12, 8) and state.matrix.dtype == mx.float32

@@ -21,17 +21,26 @@ _METAL_HEADS = {(16, 16), (16, 32), (16, 48), (16, 64), (24, 24), (32, 32)}
 
 
 def gated_delta(
-    q: mx.array, k: mx.array, v: mx.array, decay: mx.array, beta: mx.array, state: mx.array | None = None
+    q: mx.array,
+    k: mx.array,
+    v: mx.array,
+    decay: mx.array,
+    beta: mx.array,
+    state: mx.array | None = None,
+    *,
+    differentiable: bool = False,
 ) -> tuple[mx.array, mx.array]:
     """Run the recurrence over T tokens from `state` (None: zeros); reference.py defines it and is its twin.
 
     q, k: [B, T, Hk, Dk]; v: [B, T, Hv, Dv]; decay in (0, 1], beta: [B, T, Hv]; state: [B, Hv, Dv, Dk]. All float32, and
     that matters: MLX's kernel takes the decay in the dtype of q, and in bfloat16 a decay of 0.999 is 1.
+    differentiable: gradients will be asked for. MLX finds those of its own form token by token: at 512 tokens the plain
+    form's come in a sixth of the time (on the CPU).
     Returns (o [B, T, Hv, Dv], state after the last token), float32.
     """
     if state is None:
         state = mx.zeros((q.shape[0], v.shape[2], v.shape[3], k.shape[3]), mx.float32)
-    form = _OWN if has_own_form(q.shape[2:], v.shape[2:]) else plain_gated_delta
+    form = _OWN if not differentiable and has_own_form(q.shape[2:], v.shape[2:]) else plain_gated_delta
     output, state = form(q, k, v, decay, beta, state)
     return output, state
 

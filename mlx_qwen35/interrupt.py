@@ -11,8 +11,14 @@ from types import FrameType
 
 @contextmanager
 def stop_on_ctrl_c() -> Iterator[threading.Event]:
-    """The first Ctrl-C sets the event, so that the work can end in good order; the second interrupts it."""
+    """The first Ctrl-C sets the event, so that the work can end in good order; the second interrupts it.
+
+    Python gives signals to the main thread only: on another one the event is never set.
+    """
     asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         if asked.is_set():

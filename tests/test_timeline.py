@@ -5,12 +5,13 @@ import numpy as np
 import pytest
 
 from mlx_qwen35.cache import Cache
-from mlx_qwen35.cli.timeline import Timeline
 from mlx_qwen35.generation import prefill, stream_generate
 from mlx_qwen35.library import load
 from mlx_qwen35.processor import Prompt
 from mlx_qwen35.sampling import Sampling
+from mlx_qwen35.timeline import Timeline
 from tests.seeing_model import prompt_of, seeing_model, some_media
+from tests.speakers import checkpoint  # noqa: F401
 
 ONE = some_media("image", 4, 6, seed=1)
 OTHER = some_media("image", 4, 6, seed=4)
@@ -18,7 +19,7 @@ TALL = some_media("image", 8, 4, seed=2)
 FILM = some_media("video", 2, 4, 6, seed=3)
 
 
-def test_a_kept_timeline_answers_as_a_new_one(checkpoint):
+def test_a_kept_timeline_answers_as_a_new_one(checkpoint):  # noqa: F811
     model, processor = load(checkpoint)
     timeline, messages = Timeline(model), []
     for question in ("hello", "the other", "and more"):
