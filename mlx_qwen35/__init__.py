@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from mlx_qwen35.config import ModelConfig
     from mlx_qwen35.errors import CheckpointError, PromptError, Qwen35Error
     from mlx_qwen35.generation import Completion, Part, generate, generate_batch, stream_generate
-    from mlx_qwen35.library import load, load_model, load_processor
+    from mlx_qwen35.library import list_models, load, load_model, load_processor
     from mlx_qwen35.model import Model
     from mlx_qwen35.processor import Processor, Prompt
     from mlx_qwen35.sampling import Sampling
@@ -33,6 +33,7 @@ __all__ = [
     "convert",
     "generate",
     "generate_batch",
+    "list_models",
     "load",
     "load_model",
     "load_processor",
@@ -53,6 +54,7 @@ _HOME = {
     "convert": "checkpoint.convert",
     "generate": "generation",
     "generate_batch": "generation",
+    "list_models": "library",
     "load": "library",
     "load_model": "library",
     "load_processor": "library",

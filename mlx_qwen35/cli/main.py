@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from mlx_qwen35 import __version__
-from mlx_qwen35.cli import chat, convert, generate
+from mlx_qwen35.cli import chat, convert, generate, ls
 from mlx_qwen35.errors import Qwen35Error
 
 INTERRUPTED = 130
@@ -21,11 +21,11 @@ PIPE_CLOSED = 141
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="mlx-qwen35", description="Run Qwen3.5 on MLX: generate, chat, convert.", allow_abbrev=False
+        prog="mlx-qwen35", description="Run Qwen3.5 on MLX.", allow_abbrev=False
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (generate, chat, convert):
+    for module in (generate, chat, convert, ls):
         name = module.__name__.rpartition(".")[2]
         description = module.DESCRIPTION
         command = commands.add_parser(name, help=description, description=description, allow_abbrev=False)

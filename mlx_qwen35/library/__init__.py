@@ -1,6 +1,7 @@
 """Which model is meant by a name, what lies on this machine, and what fits. Knows nothing of how it computes."""
 
 from mlx_qwen35.library.finding import demo_folder, find
+from mlx_qwen35.library.listing import LocalModel, list_models
 from mlx_qwen35.library.loading import load, load_model, load_processor
 
-__all__ = ["demo_folder", "find", "load", "load_model", "load_processor"]
+__all__ = ["LocalModel", "demo_folder", "find", "list_models", "load", "load_model", "load_processor"]

@@ -106,7 +106,7 @@ def _in_lmstudio(name: str, variant: str | None) -> list[Stored]:
     bases = {base.lower() for key, of in keys.items() if name in (key, key.rpartition("/")[2]) for base in of}
     virtual = [stored for stored in models if stored.name.lower() in bases]
     if virtual:
-        return _with_variant(virtual, variant, name)
+        return _with_variant(virtual, variant, name.rpartition("/")[2])
     if "/" in name and name in keys:
         raise CheckpointError(
             f"{name} is in LM Studio's catalogue, but none of its downloads is in {lmstudio.models_folder()}: download "
@@ -116,7 +116,10 @@ def _in_lmstudio(name: str, variant: str | None) -> list[Stored]:
 
 
 def _named(name: str, variant: str | None, models: list[Stored]) -> list[Stored]:
-    """The models of that name, or, where there are none, those that a quantization in their name sets apart."""
+    """The models of that name, or, where there are none, those that a quantization in their name sets apart.
+
+    Where none is of that variant: an error, or none, if with its publisher it may be a revision on the Hub.
+    """
     publisher, _, model = name.lower().rpartition("/")
     models = [s for s in models if not publisher or s.name.lower().startswith(publisher + "/")]
     if variant is None:
@@ -130,7 +133,7 @@ def _with_variant(models: list[Stored], variant: str | None, name: str) -> list[
     if variant is None or not models:
         return models
     found = [stored for stored in models if variant.lower() in stored.variants]
-    if not found:
+    if not found and "/" not in name:
         raise CheckpointError(f"{name} is not here as @{variant}. Here are:{_listed(models)}")
     return found
 

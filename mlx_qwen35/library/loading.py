@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mlx_qwen35.checkpoint.adapters import load_adapter, read_adapter
 from mlx_qwen35.checkpoint.load import load_model, read_config
 from mlx_qwen35.library.finding import find
 from mlx_qwen35.processor import Processor
@@ -26,6 +27,7 @@ def load(
     *,
     dtype: mx.Dtype | str | None = None,
     context_length: int | None = None,
+    adapter_path: str | Path | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Model, Processor]:
     """The model and the processor (tokenizer, chat template, defaults) of a checkpoint.
@@ -33,15 +35,18 @@ def load(
     ref: a name or a folder, as `find` understands it; None is the small trained demo inside this package. What is not
     on this machine is downloaded. dtype: to compute in; None is float32 on the CPU and bfloat16 on a GPU.
     context_length: the most tokens to allow, at most what the checkpoint allows.
+    adapter_path: a LoRA adapter to put on the model, a folder as mlx-lm's trainer writes it (`fuse` merges it).
     on_progress: called with (bytes done, bytes in all), of the download where there is one, then of the weights, each
     beginning with (0, ..). What it raises ends the work, and so does Ctrl-C; nothing is left in memory then, and on the
     disk only files that are complete.
     Raises CheckpointError if nothing has that name or something in it is missing, damaged or not supported.
     """
+    adapter = None if adapter_path is None else read_adapter(adapter_path)
     folder = find(ref, on_progress=on_progress)
     # The small files first: a tokenizer that is missing should not be found out after minutes of weights.
     processor = load_processor(folder, context_length=context_length)
-    return load_model(folder, dtype=dtype, context_length=context_length, on_progress=on_progress), processor
+    model = load_model(folder, dtype=dtype, context_length=context_length, on_progress=on_progress)
+    return model if adapter is None else load_adapter(model, adapter), processor
 
 
 def load_processor(

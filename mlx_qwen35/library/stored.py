@@ -7,6 +7,7 @@ learn how many bits the weights have. Knows nothing of where folders are kept.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -59,7 +60,10 @@ class Stored:
     @property
     def is_gguf(self) -> bool:
         """Whether the folder has llama.cpp's files and none that this package reads."""
-        return any(self.folder.glob("*.gguf")) and not any(self.folder.glob("*.safetensors"))
+        try:
+            return any(self.folder.glob("*.gguf")) and not any(self.folder.glob("*.safetensors"))
+        except OSError:
+            return False
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -74,10 +78,10 @@ def read_json(path: Path) -> dict[str, Any]:
 def subfolders(folder: Path) -> Iterator[Path]:
     """The folders in a folder by name, without hidden ones; none where it cannot be listed."""
     try:
-        here = sorted(folder.iterdir())
+        here = sorted(entry.name for entry in os.scandir(folder) if not entry.name.startswith(".") and entry.is_dir())
     except OSError:
         return
-    yield from (path for path in here if not path.name.startswith(".") and path.is_dir())
+    yield from (folder / name for name in here)
 
 
 def _from_config(folder: Path) -> Iterator[str]:

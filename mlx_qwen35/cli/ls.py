@@ -1,0 +1,26 @@
+"""`ls`: every Qwen3.5 on this machine. Knows flags and output forms; the work is `library.list_models`'s."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+
+DESCRIPTION = "List every Qwen3.5 on this machine, with the names to load them by."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folders", nargs="*", metavar="FOLDER", help="look here too: a checkpoint, or folders of them")
+    parser.add_argument("--json", action="store_true", help="a JSON list in place of the table")
+
+
+def run(args: argparse.Namespace) -> int:
+    from mlx_qwen35.library.listing import list_models, table
+
+    models = list_models(*args.folders)
+    if args.json:
+        records = [{**asdict(model), "folder": str(model.folder), "complete": model.complete} for model in models]
+        print(json.dumps(records, ensure_ascii=False, indent=2))
+    else:
+        print(table(models))
+    return 0

@@ -1,0 +1,141 @@
+"""Every Qwen3.5 on this machine.
+
+Knows where to look, what is worth a line, and the columns of the table. What a folder holds is survey's to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlx_qwen35.config import MOE_TYPES
+from mlx_qwen35.errors import CheckpointError
+from mlx_qwen35.library import hub_cache, lmstudio
+from mlx_qwen35.library.finding import DEMO, demo_folder
+from mlx_qwen35.library.stored import Stored, subfolders
+from mlx_qwen35.library.survey import is_ours, survey
+
+
+@dataclass(frozen=True)
+class LocalModel:
+    """A Qwen3.5 on this machine, or what should be one. What nothing is known of is None.
+
+    name: to load it by; place: "LM Studio", "Hugging Face cache", "folder" or "the package"; nbytes: of its weight
+    files; quantization: "4-bit", "mxfp4", "fp8", "bf16", ..., with group_size where it has groups; bits_per_weight: as
+    stored, scales included; context_length: tokens; problem: why it cannot be loaded; missing: shards not there.
+    """
+
+    name: str
+    folder: Path
+    place: str
+    architecture: str | None
+    nbytes: int
+    parameters: int | None
+    quantization: str | None
+    group_size: int | None
+    bits_per_weight: float | None
+    vision: bool | None
+    mtp: bool | None
+    context_length: int | None
+    missing: tuple[str, ...]
+    problem: str | None
+
+    @property
+    def complete(self) -> bool:
+        """Whether files and config.json are all there and belong together."""
+        return self.problem is None
+
+
+def list_models(*folders: str | Path) -> list[LocalModel]:
+    """The demo, LM Studio's models, the Hugging Face cache, and what lies in `folders`.
+
+    folders: a checkpoint each, or folders of them, two levels deep. Reads headers only; what is damaged or incomplete
+    is listed with the reason.
+
+    Models of other families are left out, unless their config.json is missing and their name says Qwen3.5.
+    """
+    seen: set[Path] = set()
+    names: set[str] = set()
+    models = []
+    for stored in _candidates([Path(folder).expanduser() for folder in folders]):
+        place = stored.folder.resolve()
+        if place in seen or not is_ours(stored.folder, stored.name):
+            continue
+        seen.add(place)
+        name = stored.name if stored.name.lower() not in names else str(stored.folder)
+        names.add(stored.name.lower())
+        models.append(_described(name, stored))
+    return models
+
+
+def table(models: list[LocalModel]) -> str:
+    """Aligned columns, with the reason under each model that cannot be loaded."""
+    if not models:
+        return "No Qwen3.5 on this machine."
+    rows = [("NAME", "SIZE", "WEIGHTS", "BITS", "SEES", "MTP", "CONTEXT", "PLACE")]
+    rows += [
+        (
+            model.name,
+            f"{model.nbytes / 1e9:.2f} GB" if model.nbytes >= 1e8 else f"{model.nbytes / 1e6:.1f} MB",
+            model.quantization or "?",
+            f"{model.bits_per_weight:.2f}" if model.bits_per_weight else "?",
+            _mark(model.vision),
+            _mark(model.mtp),
+            f"{model.context_length:,}" if model.context_length else "?",
+            model.place,
+        )
+        for model in models
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    right = (1, 3, 6)
+    lines = []
+    for row, model in zip(rows, [None, *models], strict=True):
+        cells = (c.rjust(w) if n in right else c.ljust(w) for n, (c, w) in enumerate(zip(row, widths, strict=True)))
+        lines.append("  ".join(cells).rstrip())
+        if model and model.problem:
+            lines.append(f"    cannot be loaded: {model.problem}")
+    return "\n".join(lines)
+
+
+def _candidates(folders: list[Path]) -> Iterator[Stored]:
+    try:
+        yield Stored(DEMO, demo_folder(), "the package")
+    except CheckpointError:
+        pass
+    yield from lmstudio.models()
+    yield from hub_cache.models()
+    for folder in folders:
+        if not folder.is_dir():
+            raise CheckpointError(f"{folder} is no folder: give folders of checkpoints")
+        for path in (folder, *subfolders(folder), *(inner for sub in subfolders(folder) for inner in subfolders(sub))):
+            if (path / "config.json").exists() or any(path.glob("*.safetensors")) or any(path.glob("*.gguf")):
+                yield Stored(str(path), path, "folder")
+
+
+def _described(name: str, stored: Stored) -> LocalModel:
+    found = survey(stored.folder)
+    config = found.source.config if found.source else found.config
+    problem = found.problem
+    if stored.is_gguf:
+        problem = f"{stored.folder} holds GGUF files, which are llama.cpp's: get the same model as MLX or safetensors"
+    return LocalModel(
+        name=name,
+        folder=stored.folder,
+        place=stored.place,
+        architecture=None if config is None else "moe" if config.model_type in MOE_TYPES else "dense",
+        nbytes=found.nbytes,
+        parameters=found.parameters or None,
+        quantization=None if found.quantization == "?" else found.quantization,
+        group_size=found.spec.group_size if found.spec else None,
+        bits_per_weight=found.bits_per_weight,
+        vision=found.vision if config else None,
+        mtp=found.mtp_bytes > 0 if found.source else None,
+        context_length=config.text.max_position_embeddings if config else None,
+        missing=found.missing,
+        problem=problem,
+    )
+
+
+def _mark(known: bool | None) -> str:
+    return "?" if known is None else "yes" if known else "no"

@@ -1,0 +1,134 @@
+"""What a checkpoint folder says of itself in its headers: geometry, quantization, what is missing.
+
+Knows how to ask checkpoint's readers and how to go on where they refuse. Reads no weight and raises nothing for a
+folder's faults.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from mlx_qwen35.checkpoint.files import missing_shards, read_header
+from mlx_qwen35.checkpoint.gptq import Gptq
+from mlx_qwen35.checkpoint.inventory import text_tensors, vision_tensors
+from mlx_qwen35.checkpoint.source import Source, open_source
+from mlx_qwen35.config import DENSE_TYPES, MOE_TYPES, ModelConfig, QuantSpec
+from mlx_qwen35.errors import CheckpointError
+from mlx_qwen35.library.stored import read_json
+
+MTP_FILE = Path("mtp") / "weights.safetensors"
+_FAMILY = re.compile(r"qwen3[._-]?[56](?!\d)", re.IGNORECASE)
+_DTYPES = {"BF16": "bf16", "F16": "fp16", "F32": "fp32"}
+
+
+@dataclass(frozen=True)
+class Survey:
+    """config: None where config.json cannot be read; source: None where files are missing or do not fit it; problem:
+    why, in words; missing: shards that are not there."""
+
+    folder: Path
+    config: ModelConfig | None
+    source: Source | None
+    problem: str | None
+    missing: tuple[str, ...] = ()
+
+    @property
+    def vision(self) -> bool:
+        """Whether it can see: by its files where they can be read, else by config.json."""
+        config = self.source.config if self.source else self.config
+        return config is not None and config.vision is not None
+
+    @cached_property
+    def nbytes(self) -> int:
+        """Of all weight files on the disk, MTP included."""
+        total = 0
+        for path in (*self.folder.glob("*.safetensors"), self.folder / MTP_FILE):
+            with suppress(OSError):
+                total += path.stat().st_size
+        return total
+
+    @cached_property
+    def mtp_bytes(self) -> int:
+        """Of the MTP layer, in the shards or beside them; 0: there is none, or the files cannot be read."""
+        if self.source is None:
+            return 0
+        beside = self.folder / MTP_FILE
+        entries = list(self.source.files.entries.values())
+        if beside.exists():
+            entries += read_header(beside)[0].values()
+        return sum(entry.nbytes for entry in entries if entry.name.startswith("mtp."))
+
+    @cached_property
+    def parameters(self) -> int:
+        """Weights of the text model and the vision tower, as many as they were before any quantization."""
+        config = self.source.config if self.source else self.config
+        return parameters(config) if config else 0
+
+    @property
+    def bits_per_weight(self) -> float | None:
+        """As stored: scales and what is not quantized count too."""
+        if self.source is None:
+            return None
+        return 8 * sum(part.nbytes for part in self.source.parts.values()) / self.parameters
+
+    @cached_property
+    def spec(self) -> QuantSpec | None:
+        """The MLX quantization of most of the weights; None where most have none."""
+        if self.source is None:
+            default = self.config.quantization if self.config else None
+            return default.default if default else None
+        counts: Counter[QuantSpec | None] = Counter()
+        for name, shape in text_tensors(self.source.config).items():
+            counts[self.source.specs.get(name.removesuffix(".weight"))] += math.prod(shape)
+        return counts.most_common(1)[0][0]
+
+    @property
+    def quantization(self) -> str:
+        """In words: "4-bit", "mxfp4", "gptq 4-bit", "fp8", "bf16", ...; "?" where it is not known."""
+        foreign = self.config.source_quantization if self.config else None
+        if foreign is not None:
+            bits = f" {foreign.get('bits')}-bit" if isinstance(self.source and self.source.foreign, Gptq) else ""
+            return f"{foreign.get('quant_method')}{bits}"
+        if self.spec is not None:
+            return f"{self.spec.bits}-bit" if self.spec.mode == "affine" else self.spec.mode
+        if self.source is None:
+            return "?"
+        sizes: Counter[str] = Counter()
+        for part in self.source.parts.values():
+            sizes[part.dtype] += part.nbytes
+        return _DTYPES.get(sizes.most_common(1)[0][0], "?")
+
+
+def survey(folder: Path) -> Survey:
+    """Look into a folder; a damaged one is a Survey with a problem."""
+    config, missing = None, ()
+    try:
+        config = ModelConfig.from_folder(folder)
+        missing = tuple(missing_shards(folder))
+        found = Survey(folder, config, open_source(folder, config), None)
+        found.mtp_bytes  # noqa: B018  - reads a header more
+        return found
+    except CheckpointError as error:
+        return Survey(folder, config, None, str(error), missing)
+    except OSError as error:
+        return Survey(folder, config, None, f"{folder} cannot be read ({error}): check its permissions", missing)
+
+
+def is_ours(folder: Path, name: str) -> bool:
+    """Whether a folder is meant as a Qwen3.5: by its config.json, or, where that says nothing, by its name."""
+    model_type = read_json(folder / "config.json").get("model_type")
+    if isinstance(model_type, str):
+        return model_type in DENSE_TYPES + MOE_TYPES
+    return bool(_FAMILY.search(name))
+
+
+def parameters(config: ModelConfig) -> int:
+    """Weights of the text model and the vision tower."""
+    shapes = text_tensors(config) | vision_tensors(config)
+    return sum(math.prod(shape) for shape in shapes.values())
