@@ -36,6 +36,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="a folder, or a name as LM Studio or the Hugging Face Hub has it (default: the demo inside the package)",
     )
+    group.add_argument("--adapter-path", metavar="FOLDER", help="a LoRA adapter, as mlx-lm's trainer writes it")
     group.add_argument("--dtype", choices=DTYPES, help="compute in it (default: float32 on a CPU, bfloat16 on a GPU)")
     group.add_argument("--context-length", type=int, metavar="N", help="the most tokens of prompt and answer together")
 
@@ -100,10 +101,13 @@ def load_processor(args: argparse.Namespace) -> Processor:
 def load_model(args: argparse.Namespace) -> Model:
     """The model that goes with it: its weights are read only now, when prompts and pictures have been."""
     from mlx_qwen35 import library
+    from mlx_qwen35.checkpoint.adapters import load_adapter, read_adapter
 
     progress = progress_of(args, "Loading", "bytes")
+    adapter = None if args.adapter_path is None else read_adapter(args.adapter_path)
     folder = library.find(args.model)
-    return library.load_model(folder, dtype=args.dtype, context_length=args.context_length, on_progress=progress)
+    model = library.load_model(folder, dtype=args.dtype, context_length=args.context_length, on_progress=progress)
+    return model if adapter is None else load_adapter(model, adapter)
 
 
 def check_sampling(args: argparse.Namespace) -> None:

@@ -1,0 +1,300 @@
+"""LoRA adapters: a folder as mlx-lm's trainer writes it, put on a model, merged into its weights, or written.
+
+Knows adapter_config.json, the names in adapters.safetensors and the arithmetic of low-rank updates. Knows nothing of
+training: that is mlx-lm's.
+
+    lora    y = W x + scale * B A x
+    dora    the same, each row of the sum brought to a learned length m
+    full    whole weights of some layers, which replace those of the model
+
+The names are mlx-lm's ("language_model.model.layers.0.self_attn.q_proj.lora_a"), or those of this package's modules,
+which mlx-lm's trainer writes when it trains a model of ours.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten, tree_unflatten
+
+from mlx_qwen35.checkpoint.names import TARGET
+from mlx_qwen35.checkpoint.quantize import pack, unpack
+from mlx_qwen35.config import QuantSpec
+from mlx_qwen35.errors import CheckpointError
+from mlx_qwen35.experts.resident import ExpertLinear, QuantizedExpertLinear
+from mlx_qwen35.model import Model
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapters.safetensors"
+KINDS = ("lora", "dora", "full")
+_LEAVES = ("lora_a", "lora_b", "m")
+_EXPERTS = (ExpertLinear, QuantizedExpertLinear)
+_EMBEDDINGS = (nn.Embedding, nn.QuantizedEmbedding)
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What a folder holds.
+
+    tensors: by our module, then by leaf (lora_a, lora_b, m); of kind "full": by our weight, {"": whole}.
+    rank, scale, dropout: as trained; rank is None for "full".
+    """
+
+    folder: Path
+    kind: str
+    tensors: dict[str, dict[str, mx.array]]
+    rank: int | None = None
+    scale: float = 1.0
+    dropout: float = 0.0
+
+
+def read_adapter(folder: str | Path) -> Adapter:
+    """Raises CheckpointError if a file is missing or damaged, or is no adapter that mlx-lm writes."""
+    folder = Path(folder).expanduser()
+    config = _config(folder)
+    kind = config.get("fine_tune_type", "lora")
+    if kind not in KINDS:
+        raise CheckpointError(f"{folder / CONFIG}: fine_tune_type is {kind!r}; it must be one of {', '.join(KINDS)}")
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise CheckpointError(f"{folder} has no {WEIGHTS}: give the folder that mlx-lm's trainer wrote")
+    try:
+        values = mx.load(str(path))
+        mx.eval(values)
+    except (RuntimeError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); copy the adapter again") from error
+    tensors: dict[str, dict[str, mx.array]] = {}
+    for name, value in values.items():
+        module, leaf = _ours(name, kind)
+        tensors.setdefault(module, {})[leaf] = value
+    if not tensors:
+        raise CheckpointError(f"{path} is empty: train the adapter again")
+    if kind == "full":
+        return Adapter(folder, kind, tensors)
+    for module, leaves in tensors.items():
+        due = _LEAVES if kind == "dora" else _LEAVES[:2]
+        wrong = sorted({*due} ^ {*leaves})
+        if wrong:
+            state = "is missing" if wrong[0] in due else f"is nothing that a {kind} adapter has"
+            raise CheckpointError(f"{path}: {module}.{wrong[0]} {state}; train or copy the adapter again")
+    return Adapter(folder, kind, tensors, *_parameters(config, folder))
+
+
+def load_adapter(model: Model, adapter: str | Path | Adapter) -> Model:
+    """Puts an adapter (or that of a folder) on a model, in place, and returns it. The model may be quantized.
+
+    Raises CheckpointError, and leaves the model as it was, if tensors do not fit it; the first are named.
+    """
+    adapter = adapter if isinstance(adapter, Adapter) else read_adapter(adapter)
+    if any(hasattr(module, "lora_a") for module in model.modules()):
+        raise CheckpointError("the model has an adapter already; fuse it, or load the model again")
+    if adapter.kind == "full":
+        return _replace_weights(model, adapter)
+    modules = dict(model.named_modules())
+    found: dict[str, nn.Module] = {}
+    wrong = []
+    for name, leaves in adapter.tensors.items():
+        module = modules.get(name)
+        shapes = _shapes(module, adapter)
+        if shapes is None:
+            wrong.append(f"{name}: the model has no linear map of this name")
+            continue
+        wrong += [
+            f"{name}.{leaf} is {list(value.shape)}, the model needs {list(shapes[leaf])}"
+            for leaf, value in leaves.items()
+            if value.shape != shapes[leaf]
+        ]
+        found[name] = module
+    _refuse(wrong, adapter)
+    model.update_modules(tree_unflatten([(name, _adapted(found[name], adapter, name)) for name in found]))
+    return model
+
+
+def fuse(model: Model) -> Model:
+    """Merges the adapter that a model carries into its weights, in place, and returns it: no adapter is left.
+
+    Computed in float32. A quantized weight is dequantized, changed and quantized again as it was: that rounds, and what
+    the adapter changes by less than half a step of the grid is lost. Fuse into an unquantized model where that counts.
+    """
+    fused = []
+    for name, module in model.named_modules():
+        if not hasattr(module, "lora_a"):
+            continue
+        base = module.embedding if hasattr(module, "embedding") else module.linear
+        spec = QuantSpec(base.bits, base.group_size, base.mode) if hasattr(base, "bits") else None
+        held = {kind: base[kind] for kind in ("weight", "scales", "biases") if base.get(kind) is not None}
+        weight = unpack(held, spec) if spec else base.weight.astype(mx.float32)
+        leaves = {leaf: module[leaf] for leaf in _LEAVES if leaf in module}
+        weight = merged(weight, leaves, module.scale, embedding=hasattr(module, "embedding"))
+        packed = pack(weight, spec) if spec else {"weight": weight}
+        for kind, value in packed.items():
+            base[kind] = value.astype(held[kind].dtype)
+        mx.eval([base[kind] for kind in packed])
+        fused.append((name, base))
+    model.update_modules(tree_unflatten(fused))
+    return model
+
+
+def merged(
+    weight: mx.array, leaves: Mapping[str, mx.array], scale: float, *, embedding: bool = False
+) -> mx.array:
+    """A float32 weight [.., out, in] with its low-rank update; [E, out, in] for experts, [vocab, H] for an embedding.
+
+    lora_a, lora_b: [in, r] and [r, out], for experts [E, r, in] and [E, out, r], for an embedding [vocab, r], [r, H].
+    """
+    a, b = (leaves[leaf].astype(mx.float32) for leaf in ("lora_a", "lora_b"))
+    if weight.ndim == 3:
+        update = b @ a
+    else:
+        update = a @ b if embedding else (a @ b).T
+    weight = weight + scale * update
+    if "m" in leaves:
+        weight = (leaves["m"].astype(mx.float32) / mx.linalg.norm(weight, axis=1))[:, None] * weight
+    return weight
+
+
+def save_adapter(model: Model, folder: str | Path, *, base: str | Path = "") -> Path:
+    """Writes the adapter that a model carries (mlx-lm's trainer has put it there) as mlx-lm reads it; -> the folder.
+
+    base: what adapter_config.json says the model was. Raises CheckpointError if the model has no LoRA or DoRA layers.
+    """
+    layers = {name: module for name, module in model.named_modules() if hasattr(module, "lora_a")}
+    if not layers:
+        raise CheckpointError("the model has no adapter; train one with mlx-lm's linear_to_lora_layers and train")
+    folder = Path(folder).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {
+        f"{_published(name)}.{leaf}": module[leaf]
+        for name, module in layers.items()
+        for leaf in _LEAVES
+        if leaf in module
+    }
+    mx.save_safetensors(str(folder / WEIGHTS), tensors, {"format": "mlx"})
+    one = next(iter(layers.values()))
+    dora = any("m" in module for module in layers.values())
+    numbers = [int(name.split(".")[1]) for name in layers if name.startswith("layers.")]
+    config = {
+        "fine_tune_type": "dora" if dora else "lora",
+        "model": str(base),
+        "num_layers": len(model.layers) - min(numbers, default=len(model.layers)),
+        "lora_parameters": {
+            "rank": one.lora_a.shape[1],
+            "scale": one.scale,
+            "dropout": 1 - one.dropout._p_1,
+            "keys": sorted({_key(_published(name)) for name in layers}),
+        },
+    }
+    (folder / CONFIG).write_text(json.dumps(config, indent=4) + "\n", encoding="utf-8")
+    return folder
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    if (folder / "adapter_model.safetensors").exists():
+        raise CheckpointError(f"{folder} is an adapter of PEFT; only those of mlx-lm's trainer are read")
+    try:
+        config = json.loads((folder / CONFIG).read_bytes())
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder} has no {CONFIG}: give the folder that mlx-lm's trainer wrote") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{folder / CONFIG} cannot be read ({error}); copy the adapter again") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{folder / CONFIG} holds no JSON object; copy the adapter again")
+    return config
+
+
+def _parameters(config: Mapping[str, Any], folder: Path) -> tuple[int, float, float]:
+    """rank, scale and dropout of adapter_config.json."""
+    given = config.get("lora_parameters")
+    given = given if isinstance(given, dict) else {}
+    values = given.get("rank"), given.get("scale"), given.get("dropout", 0.0)
+    for name, value in zip(("rank", "scale", "dropout"), values, strict=True):
+        whole = name != "rank" or isinstance(value, int)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not whole:
+            raise CheckpointError(f"{folder / CONFIG}: lora_parameters.{name} is {value!r}; write the number it had")
+    return values
+
+
+def _ours(name: str, kind: str) -> tuple[str, str]:
+    """-> (our module, leaf) of an adapter's tensor, or (our tensor, "") of a whole weight."""
+    (ours,) = (TARGET.ours(name) or (name,))[:1]
+    if kind == "full":
+        return ours, ""
+    module, _, leaf = ours.rpartition(".")
+    return module, leaf
+
+
+def _published(module: str) -> str:
+    """mlx-lm's name of one of our modules."""
+    return TARGET.source(f"{module}.weight").names[0].removesuffix(".weight")
+
+
+def _key(published: str) -> str:
+    """How mlx-lm's lora_parameters.keys name a module: from its layer on, or whole."""
+    head, layers, rest = published.partition(".layers.")
+    return rest.partition(".")[2] if layers else head
+
+
+def _shapes(module: nn.Module | None, adapter: Adapter) -> dict[str, tuple[int, ...]] | None:
+    """What each leaf of an adapter on this module has to be; None where it can have none."""
+    rank = adapter.rank
+    if isinstance(module, _EXPERTS) and adapter.kind == "lora":
+        count, outer, inner = module.num_experts, module.output_dims, module.input_dims
+        return {"lora_a": (count, rank, inner), "lora_b": (count, outer, rank)}
+    if isinstance(module, (nn.Linear, nn.QuantizedLinear, *_EMBEDDINGS)):
+        outer, inner = module.weight.shape
+        if hasattr(module, "bits"):
+            inner = module.scales.shape[1] * module.group_size
+        if isinstance(module, _EMBEDDINGS):
+            return {"lora_a": (outer, rank), "lora_b": (rank, inner), "m": (outer,)}
+        return {"lora_a": (inner, rank), "lora_b": (rank, outer), "m": (outer,)}
+    return None
+
+
+def _adapted(base: nn.Module, adapter: Adapter, name: str) -> nn.Module:
+    """mlx-lm's layer around ours, with the adapter's tensors in it."""
+    layer = _wrapper(base, adapter.kind)(base, r=adapter.rank, dropout=adapter.dropout, scale=adapter.scale)
+    for leaf, value in adapter.tensors[name].items():
+        layer[leaf] = value
+    layer.eval()
+    return layer
+
+
+def _wrapper(base: nn.Module, kind: str) -> Callable[..., nn.Module]:
+    from mlx_lm.tuner.dora import DoRAEmbedding, DoRALinear
+    from mlx_lm.tuner.lora import LoRAEmbedding, LoRALinear, LoRASwitchLinear
+
+    if isinstance(base, _EXPERTS):
+        return LoRASwitchLinear.from_base
+    if isinstance(base, _EMBEDDINGS):
+        return DoRAEmbedding.from_base if kind == "dora" else LoRAEmbedding.from_base
+    return DoRALinear.from_base if kind == "dora" else LoRALinear.from_base
+
+
+def _replace_weights(model: Model, adapter: Adapter) -> Model:
+    own = dict(tree_flatten(model.parameters()))
+    new, wrong = [], []
+    for name, leaves in adapter.tensors.items():
+        value, had = leaves[""], own.get(name)
+        if had is None:
+            wrong.append(f"{name}: the model has no weight of this name")
+        elif value.shape != had.shape or not mx.issubdtype(had.dtype, mx.floating):
+            wrong.append(f"{name} is {list(value.shape)} {value.dtype}, the model's {list(had.shape)} {had.dtype}")
+        else:
+            new.append((name, value.astype(had.dtype)))
+    _refuse(wrong, adapter)
+    model.load_weights(new, strict=False)
+    return model
+
+
+def _refuse(wrong: list[str], adapter: Adapter) -> None:
+    if wrong:
+        more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise CheckpointError(
+            f"the adapter {adapter.folder} was trained on another model: {'; '.join(wrong[:3])}{more}. Give it with "
+            "the model that its adapter_config.json names"
+        )
