@@ -130,7 +130,7 @@ def _plan(
         wanted = {name: (shape, (*FLOATS, fp8.CODES) if isinstance(foreign, Fp8) and linear else FLOATS)}
         path = layout.source(name).names[0].removesuffix(".weight") if layout.kind == MLX else None
         if path and linear and f"{path}.scales" in entries:
-            spec = _spec(config, path)
+            spec = spec_of(config, path)
             if spec is None:
                 problems.append(
                     f"{path}.scales is there, but config.json's quantization does not say how {path} is quantized"
@@ -161,7 +161,7 @@ def _plan(
     return parts, specs, problems
 
 
-def _spec(config: ModelConfig, path: str) -> QuantSpec | None:
+def spec_of(config: ModelConfig, path: str) -> QuantSpec | None:
     """How config.json says that the module at `path` (as the file writes it) is quantized."""
     if config.quantization is None:
         return None

@@ -1,28 +1,32 @@
-"""Writing a checkpoint folder: shards whose tensors are filled in pieces, and a folder that appears only when complete.
+"""Writing a checkpoint's files: safetensors whose tensors are filled in any order, their index, JSON.
 
-Knows the safetensors format and how folders are replaced. Knows nothing of models or of what the tensors mean. All
-names, dtypes and shapes are known before the first byte is written, so memory holds one piece of one tensor.
+Knows the safetensors format. Knows nothing of models or of what the tensors mean. All names, dtypes and shapes are
+known before the first byte is written, so that every piece of every tensor has its place from the start.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
-import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 import mlx.core as mx
 
 from mlx_qwen35.checkpoint.files import INDEX
+from mlx_qwen35.errors import CheckpointError
 
 SHARD_BYTES = 5 << 30
 _SIZES = {"U32": 4, "F32": 4, "F16": 2, "BF16": 2, "U8": 1}
 TAGS = {mx.uint32: "U32", mx.float32: "F32", mx.float16: "F16", mx.bfloat16: "BF16", mx.uint8: "U8"}
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class WriteError(CheckpointError):
+    """The disk refused what was to be written; what was written before is good, and a conversion can go on later."""
 
 
 @dataclass(frozen=True)
@@ -38,56 +42,93 @@ class TensorSpec:
         return math.prod(self.shape) * _SIZES[self.dtype]
 
 
-class SafetensorsWriter:
-    """One safetensors file, filled piece by piece. Leaving the `with` block checks that nothing was left out."""
+class SafetensorsFile:
+    """One safetensors file on disk: where each of its tensors lies, known before any is there.
 
-    def __init__(self, path: Path, specs: Iterable[TensorSpec]):
+    Threads may write different places of it at the same time. Nothing is open between calls of open() and close().
+    """
+
+    def __init__(self, path: Path, specs: Iterable[TensorSpec], metadata: dict[str, str] | None = None, align: int = 8):
         # Wide elements first keeps every tensor aligned to its element, as the format's own library does.
-        self._specs = sorted(specs, key=lambda spec: (-_SIZES[spec.dtype], spec.name))
+        ordered = sorted(specs, key=lambda spec: (-_SIZES[spec.dtype], spec.name))
+        self.path = path
+        self._header, begin = _header(ordered, metadata or {"format": "mlx"}, align)
+        self._place: dict[str, tuple[int, int]] = {}
+        for spec in ordered:
+            self._place[spec.name] = begin, spec.nbytes
+            begin += spec.nbytes
+        self.nbytes = begin
+        self._handle = -1
+
+    def open(self) -> None:
+        """Create the file with its header, or go on with one that is there."""
+        with _named(self.path):
+            self.path.parent.mkdir(exist_ok=True)
+            self._handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+            write_at(self._handle, self._header, 0)
+
+    def write(self, name: str, data: memoryview, offset: int) -> None:
+        """Put bytes into a tensor, `offset` bytes from its start; raises WriteError where the disk refuses them."""
+        start, size = self._place[name]
+        if offset + data.nbytes > size:
+            raise ValueError(f"{name}: more bytes than announced")
+        with _named(self.path):
+            write_at(self._handle, data, start + offset)
+
+    def read(self, name: str, offset: int, count: int) -> bytes:
+        """`count` bytes of a tensor from `offset`; fewer where the file ends before."""
+        return os.pread(self._handle, count, self._place[name][0] + offset)
+
+    def close(self) -> None:
+        if self._handle >= 0:
+            os.close(self._handle)
+            self._handle = -1
+
+    def sync(self) -> None:
+        """Return when the disk has it all; raises WriteError if it does not."""
+        with _named(self.path):
+            os.fsync(self._handle)
+
+
+def _header(specs: list[TensorSpec], metadata: dict[str, str], align: int) -> tuple[bytes, int]:
+    """The first bytes of a file, and where its data begins: a multiple of `align`."""
+    header: dict[str, object] = {"__metadata__": metadata}
+    end = 0
+    for spec in specs:
+        header[spec.name] = {"dtype": spec.dtype, "shape": list(spec.shape), "data_offsets": [end, end + spec.nbytes]}
+        end += spec.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % align)
+    return len(text).to_bytes(8, "little") + text, 8 + len(text)
+
+
+def write_at(handle: int, data: bytes | memoryview, offset: int) -> None:
+    """All of `data` at `offset` of an open file."""
+    view = memoryview(data)
+    while view:
+        count = os.pwrite(handle, view[: 1 << 30], offset)
+        offset, view = offset + count, view[count:]
+
+
+class _named:
+    """Turns an OSError within the block into one that names the file and says what to do."""
+
+    def __init__(self, path: Path):
         self._path = path
-        header: dict[str, object] = {"__metadata__": {"format": "mlx"}}
-        end = 0
-        for spec in self._specs:
-            header[spec.name] = {
-                "dtype": spec.dtype, "shape": list(spec.shape), "data_offsets": [end, end + spec.nbytes],
-            }  # fmt: skip
-            end += spec.nbytes
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
-        self._next: dict[str, int] = {}
-        self._end: dict[str, int] = {}
-        begin = 8 + len(text)
-        for spec in self._specs:
-            self._next[spec.name], begin = begin, begin + spec.nbytes
-            self._end[spec.name] = begin
-        self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        self._write(len(text).to_bytes(8, "little") + text, 0)
 
-    def append(self, name: str, piece: mx.array) -> None:
-        """Write the next rows of a tensor."""
-        mx.eval(piece)
-        if piece.dtype == mx.bfloat16:
-            piece = piece.view(mx.uint16)  # the buffer protocol has no bfloat16
-        data = memoryview(mx.contiguous(piece).flatten())
-        if self._next[name] + data.nbytes > self._end[name]:
-            raise ValueError(f"{name}: more rows than announced")
-        self._write(data.cast("B"), self._next[name])
-        self._next[name] += data.nbytes
+    def __enter__(self) -> None:
+        pass
 
-    def __enter__(self) -> SafetensorsWriter:
-        return self
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError):
+            raise write_error(error, self._path) from error
 
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        os.close(self._handle)
-        short = [name for name in self._next if self._next[name] != self._end[name]]
-        if kind is None and short:
-            raise ValueError(f"{self._path}: {', '.join(short)} were not written to their end")
 
-    def _write(self, data: bytes | memoryview, offset: int) -> None:
-        view = memoryview(data)
-        while view:
-            count = os.pwrite(self._handle, view[: 1 << 30], offset)
-            offset, view = offset + count, view[count:]
+def write_error(error: OSError, path: Path) -> WriteError:
+    """What to say of a write to `path` that failed."""
+    if error.errno in _FULL:
+        return WriteError(f"the disk is full: {path} cannot be written to its end ({error.strerror}). Free some space")
+    return WriteError(f"{path} cannot be written ({error.strerror or error}): check the disk and its permissions")
 
 
 def plan_shards(groups: Iterable[list[TensorSpec]], limit: int = SHARD_BYTES) -> dict[str, list[TensorSpec]]:
@@ -115,33 +156,5 @@ def write_index(folder: Path, shards: dict[str, list[TensorSpec]]) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-@contextmanager
-def complete_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
-    """A hidden folder beside `target` to write into; it takes that name when the block ends and vanishes if it fails.
-
-    A folder of that name is replaced only if `overwrite`, and only once the new one is complete.
-    """
-    parent = target.parent
-    parent.mkdir(parents=True, exist_ok=True)
-    partial = parent / f".{target.name}.partial-{os.getpid()}"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
-        yield partial
-        if overwrite and target.exists():
-            old = parent / f".{target.name}.replaced-{os.getpid()}"
-            target.rename(old)
-            try:
-                partial.rename(target)
-            except BaseException:
-                old.rename(target)
-                raise
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            partial.rename(target)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+    with _named(path):
+        path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -9,8 +9,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_qwen35.checkpoint import convert as converting
-from mlx_qwen35.checkpoint import fp8
+from mlx_qwen35.checkpoint import fp8, pipeline, task
 from mlx_qwen35.checkpoint.convert import convert
 from mlx_qwen35.checkpoint.files import open_file, open_folder, read, read_header
 from mlx_qwen35.checkpoint.load import load_model
@@ -115,7 +114,7 @@ def test_convert_to_4_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layo
     """Bit for bit what the dequantized float32 weights give, their scales in the model's dtype; in small pieces too."""
     meant = write_fp8(tmp_path / "a", "moe", layout)
     values = published(meant) if layout != "hf" else dict(loaded(n, v) for n, v in relayout(meant, "mlx").items())
-    monkeypatch.setattr(converting, "_PIECE_BYTES", 20_000)
+    monkeypatch.setattr(task, "PIECE_BYTES", 20_000)
     seen: list[tuple[int, int]] = []
     out = convert(
         tmp_path / "a", tmp_path / "b", group_size=32, dtype="bfloat16",
@@ -143,7 +142,8 @@ def test_convert_to_4_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layo
 
 
 def test_memory_does_not_grow_with_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(converting, "_PIECE_BYTES", 1 << 17)
+    monkeypatch.setattr(task, "PIECE_BYTES", 1 << 17)
+    monkeypatch.setattr(pipeline, "workers", lambda: 1)
     peaks = []
     for experts in (8, 32):
         write_fp8(tmp_path / f"a{experts}", num_experts=experts)

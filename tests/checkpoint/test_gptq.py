@@ -9,7 +9,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_qwen35.checkpoint import convert as converting
+from mlx_qwen35.checkpoint import task
 from mlx_qwen35.checkpoint.convert import convert
 from mlx_qwen35.checkpoint.files import open_folder, read
 from mlx_qwen35.checkpoint.load import load_model
@@ -61,7 +61,7 @@ def test_logits(tmp_path: Path) -> None:
 def test_integers_are_carried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, bits: int) -> None:
     """At their own bits and in their own groups, whatever groups the rest gets; in small pieces too."""
     meant = published(write_gptq(tmp_path / "a", kind, bits=bits))
-    monkeypatch.setattr(converting, "_PIECE_BYTES", 10_000)
+    monkeypatch.setattr(task, "PIECE_BYTES", 10_000)
     out = convert(tmp_path / "a", tmp_path / "b", bits=bits, group_size=64, dtype="float32")
     found = dequantized(load_model(out))
     for name in ("gate_proj", "up_proj", "down_proj"):

@@ -1,0 +1,73 @@
+"""A piece of a conversion: some rows of a tensor and the file that they go to.
+
+Knows how they get there and how to see whether they did. Pieces have nothing to do with each other: threads may take
+them in any order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlx_qwen35.checkpoint.plan import Plan
+from mlx_qwen35.checkpoint.task import Task
+from mlx_qwen35.checkpoint.write import SafetensorsFile
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows start..stop of a task's tensors."""
+
+    task: Task
+    start: int
+    stop: int
+    file: SafetensorsFile
+
+    @property
+    def name(self) -> str:
+        return f"{self.task.name}:{self.start}"
+
+    @property
+    def nbytes(self) -> int:
+        """In the source; of all pieces of a tensor together as many as it has."""
+        whole, rows = self.task.nbytes, self.task.rows
+        return whole * self.stop // rows - whole * self.start // rows
+
+    def write(self) -> list[str]:
+        """Make it and put it in its place; the checksums of what was written."""
+        made = self.task.make(self.start, self.stop)
+        sums = []
+        for kind, spec in self.task.specs().items():
+            self.file.write(spec.name, made[kind], spec.nbytes * self.start // self.task.rows)
+            sums.append(checksum(made[kind]))
+        return sums
+
+    def found(self) -> list[str]:
+        """The checksums of what lies in its place."""
+        sums = []
+        for spec in self.task.specs().values():
+            begin, end = (spec.nbytes * row // self.task.rows for row in (self.start, self.stop))
+            sums.append(checksum(self.file.read(spec.name, begin, end - begin)))
+        return sums
+
+
+def checksum(data: bytes | memoryview) -> str:
+    return hashlib.sha256(data).hexdigest()[:32]
+
+
+def safetensors_files(plan: Plan, folder: Path) -> dict[str, SafetensorsFile]:
+    """The files of a plan, in `folder`; none is touched yet."""
+    return {name: SafetensorsFile(folder / name, specs) for name, specs in plan.files.items()}
+
+
+def pieces(plan: Plan, files: Mapping[str, SafetensorsFile]) -> Iterator[Piece]:
+    """All pieces of a plan, in the order of their tasks."""
+    home = {spec.name: files[name] for name, specs in plan.files.items() for spec in specs}
+    for task in plan.tasks:
+        file = home[next(iter(task.specs().values())).name]
+        for start, stop in task.pieces():
+            yield Piece(task, start, stop, file)
+
+

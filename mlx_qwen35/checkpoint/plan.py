@@ -1,0 +1,261 @@
+"""What a conversion writes: which tensors in which form, in which files, and the config.json that says so.
+
+Knows our tensors, those beside the text model, and what the written folder must look like (docs/CHECKPOINTS.md). Reads
+headers only and writes nothing.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from mlx_qwen35.checkpoint import files, fp8
+from mlx_qwen35.checkpoint.files import Entry
+from mlx_qwen35.checkpoint.fp8 import Fp8
+from mlx_qwen35.checkpoint.gptq import Gptq
+from mlx_qwen35.checkpoint.inventory import KEPT_FLOAT32, Shape, is_linear, text_tensors, vision_tensors
+from mlx_qwen35.checkpoint.names import MLX, TARGET, Layout, find_layout
+from mlx_qwen35.checkpoint.part import make_part
+from mlx_qwen35.checkpoint.source import AnyPart, Source, spec_of
+from mlx_qwen35.checkpoint.task import Task
+from mlx_qwen35.checkpoint.write import TensorSpec, plan_shards
+from mlx_qwen35.config import QuantSpec
+from mlx_qwen35.errors import CheckpointError
+
+MTP_FILE = Path("mtp") / "weights.safetensors"
+_DTYPES = {"F32": mx.float32, "F16": mx.float16, "BF16": mx.bfloat16}
+_SECTIONS = ("quantization", "quantization_config")
+
+Assignment = Mapping[str, QuantSpec | None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A conversion. main: the tasks of the shards, text model and vision tower; mtp: those of mtp/weights.safetensors.
+
+    default: the quantization that config.json names first; None: nothing is quantized. dtype: of what is not, where
+    one was asked for.
+    """
+
+    origin: Source
+    default: QuantSpec | None
+    dtype: mx.Dtype | None
+    text: tuple[Task, ...]
+    vision: tuple[Task, ...]
+    mtp: tuple[Task, ...]
+
+    @property
+    def main(self) -> tuple[Task, ...]:
+        return self.text + self.vision
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        return self.main + self.mtp
+
+    @cached_property
+    def shards(self) -> dict[str, list[TensorSpec]]:
+        """File name -> its tensors."""
+        return plan_shards(list(task.specs().values()) for task in self.main)
+
+    @cached_property
+    def files(self) -> dict[str, list[TensorSpec]]:
+        """The same, with the MTP file."""
+        beside = [spec for task in self.mtp for spec in task.specs().values()]
+        return self.shards | ({str(MTP_FILE): beside} if beside else {})
+
+    @property
+    def nbytes(self) -> int:
+        """Of all tensors in the target."""
+        return sum(spec.nbytes for specs in self.files.values() for spec in specs)
+
+    def config(self) -> dict[str, Any]:
+        """The source's config.json, with what the conversion changes."""
+        config = copy.deepcopy(self.origin.config.raw)
+        inner = config.get("text_config") or config
+        for section in (config, inner):
+            for key in _SECTIONS:
+                section.pop(key, None)
+            if self.dtype is not None:
+                for key in ("dtype", "torch_dtype"):
+                    if key in section:
+                        section[key] = str(self.dtype).removeprefix("mlx.core.")
+        # mlx-lm reads this in text_config only.
+        inner["tie_word_embeddings"] = self.origin.config.text.tie_word_embeddings
+        if not self.vision:
+            config.pop("vision_config", None)
+        if self.default is not None:
+            quantization: dict[str, Any] = _as_json(self.default)
+            for task in self.main:
+                # Of the tower nobody expects anything else than that it is not quantized.
+                deviates = task.has or (is_linear(task.name, task.shape) and not task.name.startswith("vision."))
+                if deviates and task.has != self.default:
+                    path = TARGET.source(task.name).names[0].removesuffix(".weight")
+                    quantization[path] = _as_json(task.has) if task.has else False
+            config["quantization"] = quantization
+            config["quantization_config"] = copy.deepcopy(quantization)
+        return config
+
+    def is_done_already(self) -> bool:
+        """Whether the source has every tensor under its name, in its form and where it belongs."""
+        origin = self.origin
+        if origin.layout.kind != MLX or not all(task.carried for task in self.tasks):
+            return False
+        there = _forms(origin.files.entries.values())
+        if (origin.folder / MTP_FILE).exists():
+            there |= _forms(files.open_file(origin.folder / MTP_FILE).entries.values())
+        plain = [
+            {key: value for key, value in config.items() if key not in (*_SECTIONS, "text_config")}
+            for config in (origin.config.raw, self.config())
+        ]
+        return plain[0] == plain[1] and there == _forms(spec for specs in self.files.values() for spec in specs)
+
+
+def make_plan(
+    origin: Source, assignment: Assignment | None, default: QuantSpec | None, dtype: mx.Dtype | None
+) -> Plan:
+    """The conversion of a source. assignment: module -> how it is quantized, for the linear modules of the text model;
+    None leaves all of them unquantized. Raises CheckpointError for tensors beside the text model that do not fit."""
+    shapes = text_tensors(origin.config)
+    text = [_text_task(origin, name, shape, assignment, default, dtype) for name, shape in shapes.items()]
+    tower = vision_tensors(origin.config)
+    vision = [_vision_task(origin, name, shape, default, dtype) for name, shape in tower.items()]
+    beside = origin.beside()
+    if not vision and any(not name.startswith("mtp.") for name in beside):
+        raise CheckpointError(
+            f"{origin.folder} holds vision tensors, but config.json has no vision_config: restore the published one"
+        )
+    entries, layout = _mtp_entries(origin, {n: origin.files.entries[n] for n in beside if n.startswith("mtp.")})
+    return Plan(origin, default, dtype, tuple(text), tuple(vision), tuple(_mtp_tasks(origin, entries, layout, dtype)))
+
+
+def _text_task(
+    origin: Source,
+    name: str,
+    shape: Shape,
+    assignment: Assignment | None,
+    default: QuantSpec | None,
+    wanted: mx.Dtype | None,
+) -> Task:
+    module = name.removesuffix(".weight")
+    had, parts = _parts_of(origin, name)
+    has = assignment[module] if assignment is not None and is_linear(name, shape) else None
+    if had and default and isinstance(origin.foreign, Gptq):
+        meant = has or default
+        if (had.bits, had.mode) == (meant.bits, meant.mode):
+            has = had  # other groups would not make it better, only other
+    own = _own_dtype(parts, had)
+    kept = name.endswith(KEPT_FLOAT32) and own == mx.float32
+    return Task(name, parts, shape, had, has, own if kept or wanted is None else wanted)
+
+
+def _vision_task(
+    origin: Source, name: str, shape: Shape, default: QuantSpec | None, wanted: mx.Dtype | None
+) -> Task:
+    """The tower stays as it is; only a conversion that leaves nothing quantized dequantizes it too."""
+    had, parts = _parts_of(origin, name)
+    return Task(name, parts, shape, had, had if default else None, wanted or _own_dtype(parts, had))
+
+
+def _parts_of(origin: Source, name: str) -> tuple[QuantSpec | None, dict[str, AnyPart]]:
+    """How one of our tensors is quantized in the source, and what holds it there."""
+    module = name.removesuffix(".weight")
+    had = origin.specs.get(module) if name.endswith(".weight") else None
+    if had is None:
+        return None, {"weight": origin.parts[name]}
+    kinds = [kind for kind in ("weight", "scales", "biases") if f"{module}.{kind}" in origin.parts]
+    return had, {kind: origin.parts[f"{module}.{kind}"] for kind in kinds}
+
+
+def _own_dtype(parts: Mapping[str, AnyPart], had: QuantSpec | None) -> mx.Dtype:
+    if had is None:
+        return _DTYPES[parts["weight"].dtype]
+    return _DTYPES.get(parts["scales"].dtype, mx.bfloat16)  # the mx modes' scales do not say what the weight once had
+
+
+def _mtp_entries(origin: Source, shards: dict[str, Entry]) -> tuple[dict[str, Entry], Layout]:
+    """MTP tensors, which may lie in the shards or in mtp/weights.safetensors, and how they are named."""
+    path = origin.folder / MTP_FILE
+    if not path.exists():
+        return shards, origin.layout
+    if shards:
+        raise CheckpointError(f"{origin.folder} has MTP tensors in its shards and in {MTP_FILE}: keep one of them")
+    found = files.open_file(path)
+    stray = [name for name in found.entries if not name.startswith("mtp.")]
+    if stray:
+        raise CheckpointError(f"{path} holds {stray[0]}, which is no MTP tensor: download or convert it again")
+    # Its own marker says how it is written; the name added says nothing, but find_layout() wants a text model.
+    return found.entries, find_layout([*found.entries, "model.norm.weight"], found.formats.values(), str(path))
+
+
+def _mtp_tasks(
+    origin: Source, entries: Mapping[str, Entry], layout: Layout, wanted: mx.Dtype | None
+) -> Iterable[Task]:
+    """They go over unquantized: one layer, and nobody would know how it is quantized."""
+    experts = origin.config.text.moe.num_experts if origin.config.text.moe else 0
+    plain = [name for name in entries if not name.endswith(fp8.SUFFIX)]
+    ours = dict.fromkeys(name for published in plain for name in layout.ours(published))
+    parts = {name: _mtp_part(origin, name, entries, layout, experts) for name in ours}
+    used = {entry.name for part in parts.values() for entry in part.entries}
+    over = next((entry for name, entry in entries.items() if name not in used), None)
+    if over:
+        raise CheckpointError(f"{over} is left over beside the text model: download the files again")
+    for name, part in parts.items():
+        if name.endswith((".scales", ".biases")):
+            continue
+        module = name.removesuffix(".weight")
+        if f"{module}.scales" in parts:
+            kinds = [kind for kind in ("weight", "scales", "biases") if f"{module}.{kind}" in parts]
+            group = {kind: parts[f"{module}.{kind}"] for kind in kinds}
+            spec = spec_of(origin.config, module)
+            shape = _unpacked_shape(group, spec)
+            yield Task(name, group, shape, spec, None, wanted or _own_dtype(group, spec))
+        elif part.dtype in _DTYPES:
+            yield Task(name, {"weight": part}, part.shape, None, None, wanted or _DTYPES[part.dtype])
+        else:
+            raise CheckpointError(
+                f"{part.entries[0]} has dtype {part.dtype}, and its scales are missing: download the files again"
+            )
+
+
+def _mtp_part(
+    origin: Source, name: str, entries: Mapping[str, Entry], layout: Layout, experts: int
+) -> AnyPart:
+    part: AnyPart | str = make_part(name, dict(entries), layout, experts)
+    if isinstance(part, str):
+        raise CheckpointError(f"{origin.folder}: {part} is missing beside its neighbours: download the files again")
+    mixed = next((entry for entry in part.entries if entry.dtype != part.dtype), None)
+    if mixed:
+        raise CheckpointError(f"{mixed} has dtype {mixed.dtype}, its neighbours {part.dtype}: download it again")
+    if part.dtype == fp8.CODES and isinstance(origin.foreign, Fp8):
+        scaled = fp8.with_scales(part, entries, origin.foreign)
+        if isinstance(scaled, str):
+            raise CheckpointError(f"{origin.folder}: {scaled}. Download the files again")
+        return scaled
+    return part
+
+
+def _unpacked_shape(parts: Mapping[str, AnyPart], spec: QuantSpec | None) -> Shape:
+    """What a quantized tensor had been, if config.json says how it was quantized and its shapes agree."""
+    weight, scales = parts["weight"], parts["scales"]
+    width = scales.shape[-1] * spec.group_size if spec else 0
+    whole = (spec is not None) and (len(parts) == 3) == (spec.mode == "affine")
+    if not whole or weight.dtype != "U32" or weight.shape != (*scales.shape[:-1], width * spec.bits // 32):
+        raise CheckpointError(
+            f"{weight.entries[0]} is quantized, and config.json's quantization does not say so, or says it otherwise: "
+            "restore the config.json that came with it, or take the unquantized checkpoint"
+        )
+    return (*scales.shape[:-1], width)
+
+
+def _forms(tensors: Iterable[Entry | TensorSpec]) -> set[tuple[str, str, Shape]]:
+    return {(tensor.name, tensor.dtype, tuple(tensor.shape)) for tensor in tensors}
+
+
+def _as_json(spec: QuantSpec) -> dict[str, Any]:
+    return {"group_size": spec.group_size, "bits": spec.bits, "mode": spec.mode}
