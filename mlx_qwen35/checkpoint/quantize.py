@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import mlx.core as mx
 
+from mlx_qwen35.checkpoint import rounding
 from mlx_qwen35.checkpoint.inventory import Shape
 from mlx_qwen35.config import BITS, GROUP_SIZES, QuantSpec
 from mlx_qwen35.errors import CheckpointError
@@ -53,13 +54,25 @@ def module_spec(module: str, shape: Shape, default: QuantSpec) -> QuantSpec | No
 
 
 def pack(
-    weight: mx.array, spec: QuantSpec, *, importance: mx.array | None = None, search: bool = False
+    weight: mx.array,
+    spec: QuantSpec,
+    *,
+    dtype: mx.Dtype | None = None,
+    importance: mx.array | None = None,
+    search: bool = False,
 ) -> dict[str, mx.array]:
-    """[.., in] floats -> {"weight": uint32, "scales": .., "biases": .. where affine}; scales in the weight's dtype.
+    """[.., in] floats -> {"weight": uint32, "scales": .., "biases": .. where affine}.
 
-    search: look for better scales than mx.quantize's. importance [.., in]: how much each input counts for that.
+    dtype: of affine scales and biases; None is the weight's. search: look for scales and biases that lose less than
+    mx.quantize's, which takes longer; only affine has them. importance, as rounding.quantize() takes it, is for that.
     """
-    arrays = mx.quantize(weight, spec.group_size, spec.bits, mode=spec.mode)
+    dtype = dtype or weight.dtype
+    if search and spec.mode == "affine":
+        arrays = rounding.quantize(weight, spec.group_size, spec.bits, dtype, importance)
+    else:
+        arrays = mx.quantize(weight, spec.group_size, spec.bits, mode=spec.mode)
+        if spec.mode == "affine":
+            arrays = arrays[0], arrays[1].astype(dtype), arrays[2].astype(dtype)
     return dict(zip(("weight", "scales", "biases"), arrays, strict=False))
 
 
