@@ -1,15 +1,49 @@
 """Allotment: the bits of each module for a size that the whole checkpoint is to have.
 
-Knows how large a module is in each of MLX's formats, and how far it is from the source in each. Knows nothing of how
-a checkpoint is written.
+Knows how large a module is in each of MLX's affine formats, how far it then is from the source, and how much that
+matters for a module of its role. Reads samples only: a few experts, a few stretches of rows, one tensor at a time.
+Knows nothing of how a checkpoint is written.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 
+import mlx.core as mx
+
+from mlx_qwen35.checkpoint.gptq import GptqPart
+from mlx_qwen35.checkpoint.inventory import Shape, is_linear, text_tensors
+from mlx_qwen35.checkpoint.names import TARGET
+from mlx_qwen35.checkpoint.quantize import pack, packed, unpack
+from mlx_qwen35.checkpoint.recipes import fitted, role
 from mlx_qwen35.checkpoint.source import Source
-from mlx_qwen35.config import QuantSpec
+from mlx_qwen35.config import BITS, QuantSpec
+from mlx_qwen35.errors import CheckpointError
+
+# What an error of 1 % in all modules of a role does to the answers, relative to the experts': measured on the demo by
+# `benchmarks/quality.py --sensitivity` (docs/QUANTIZATION.md). A module of many layers has its share of it.
+SENSITIVITY = {"experts": 1.0, "mlp": 1.0, "shared_expert": 0.1, "attention": 6.0, "delta_net": 5.0, "embedding": 5.0,
+               "head": 3.0}  # fmt: skip
+
+_PLACES = 4  # stretches of rows, or experts, of which a sample is made
+_SAMPLE = 1 << 16  # values of a sample
+_HEADER = 90  # bytes of a safetensors header for a tensor, besides its name, at most
+_INDEX = 70  # bytes of the index for a tensor, besides its name
+_OVERRIDE = 110  # bytes of config.json for a module, besides its name
+_MARGIN = 1 << 13  # what is around them
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """A form that a module may have. loss: what it adds to that of the whole."""
+
+    spec: QuantSpec | None
+    nbytes: int
+    loss: float
 
 
 def fit(
@@ -18,12 +52,166 @@ def fit(
     *,
     beside: int = 0,
     group_size: int = 64,
+    importance: Mapping[str, mx.array] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, QuantSpec | None]:
     """How each linear module of the text model is to be quantized so that the checkpoint has at most `target_bytes`.
 
     beside: the bytes of what is written besides the text model: vision and MTP tensors, copied files. group_size: of
-    affine quantization. on_progress: called with (modules measured, modules in all).
+    affine quantization. importance: module -> how much each of its inputs counts [.., in], as calibration.gather()
+    gives it. on_progress: called with (modules measured, modules in all).
+    Router, gates, in_proj_a and in_proj_b get 8 bits; the others what is left, where a byte saves the most. None: left
+    as it is in the source.
     Raises CheckpointError, with the figures, where even the smallest form is larger.
     """
-    raise NotImplementedError
+    shapes = text_tensors(origin.config)
+    modules = {n.removesuffix(".weight"): shape for n, shape in shapes.items() if is_linear(n, shape)}
+    plain = sum(_plain_bytes(origin, name, shape) for name, shape in shapes.items() if not is_linear(name, shape))
+    fixed = beside + plain + _around(origin, shapes)
+    peers = Counter(role(module) for module in modules)
+    choices = {}
+    for number, (module, shape) in enumerate(modules.items()):
+        weight = SENSITIVITY.get(role(module), 0.0) / peers[role(module)]
+        if module == "embed_tokens" and origin.config.text.tie_word_embeddings:
+            weight += SENSITIVITY["head"]
+        counts = (importance or {}).get(module)
+        choices[module] = list(_choices(origin, module, shape, group_size, weight, counts))
+        if on_progress:
+            on_progress(number + 1, len(modules))
+    least = fixed + sum(min(choice.nbytes for choice in found) for found in choices.values())
+    if least > target_bytes:
+        raise CheckpointError(
+            f"{_size(target_bytes)} is too small for {origin.folder}: with every module in its smallest form it has "
+            f"{_size(least)}, {_size(beside)} of it beside the text model. Give at least {least} bytes"
+        )
+    return {module: choice.spec for module, choice in allot(choices, target_bytes - fixed).items()}
+
+
+def allot(choices: Mapping[str, list[_Choice]], room: int) -> dict[str, _Choice]:
+    """For each module one of its choices, so that they fit into `room` bytes together and lose little.
+
+    From the smallest form of each, the step that saves most loss a byte comes first: steps along the convex hull of a
+    module's choices, on which each is worth less than the one before. A step that does not fit ends its module.
+    """
+    hulls = {module: _hull(found) for module, found in choices.items()}
+    taken = {module: hull[0] for module, hull in hulls.items()}
+    room -= sum(choice.nbytes for choice in taken.values())
+    steps = [
+        (-_slope(before, after), number, module)
+        for module, hull in hulls.items()
+        for number, (before, after) in enumerate(zip(hull, hull[1:], strict=False))
+    ]
+    ended = set()
+    for _, number, module in sorted(steps):
+        before, after = hulls[module][number : number + 2]
+        if module in ended or after.nbytes - before.nbytes > room:
+            ended.add(module)
+            continue
+        taken[module] = after
+        room -= after.nbytes - before.nbytes
+    return taken
+
+
+def _hull(choices: list[_Choice]) -> list[_Choice]:
+    """From the smallest on, those choices that no mixture of two others beats."""
+    hull: list[_Choice] = []
+    for choice in sorted(choices, key=lambda c: (c.nbytes, c.loss)):
+        if hull and choice.loss >= hull[-1].loss:
+            continue
+        while len(hull) > 1 and _slope(hull[-2], hull[-1]) <= _slope(hull[-1], choice):
+            hull.pop()
+        hull.append(choice)
+    return hull
+
+
+def _slope(small: _Choice, large: _Choice) -> float:
+    return (small.loss - large.loss) / (large.nbytes - small.nbytes)
+
+
+def _choices(
+    origin: Source, module: str, shape: Shape, group_size: int, weight: float, counts: mx.array | None
+) -> Iterator[_Choice]:
+    had = origin.specs.get(module)
+    width = 4 if _dtype(origin, module) == "F32" else 2
+    bits = (8,) if role(module) == "steering" else BITS["affine"]
+    found = (fitted(QuantSpec(number, group_size, "affine"), shape) for number in bits)
+    specs = [spec for spec in found if spec]
+    if had and had.bits >= bits[0]:
+        # What goes over as it is loses nothing; in other groups it would only be another form of as many bits.
+        specs = [had, *(spec for spec in specs if (spec.bits, spec.mode) != (had.bits, had.mode))]
+    if role(module) == "steering":
+        specs = specs[:1]
+    if had is None and (role(module) != "steering" or not specs):
+        yield _Choice(None, math.prod(shape) * width, 0.0)
+    if specs and specs != [had]:
+        sample, counts = _sample(origin, module, shape, counts)
+        norm = _error(sample, None, counts) or 1.0
+    for spec in specs:
+        lost = 0.0
+        if spec != had:
+            made = unpack(pack(sample, spec, importance=counts, search=True), spec)
+            lost = weight * _error(sample, made, counts) / norm
+        yield _Choice(spec, _packed_bytes(shape, spec, width), lost)
+
+
+def _error(sample: mx.array, made: mx.array | None, counts: mx.array | None) -> float:
+    difference = mx.square(sample.astype(mx.float32) - (0 if made is None else made))
+    return (difference if counts is None else difference * counts).sum().item()
+
+
+def _sample(
+    origin: Source, module: str, shape: Shape, counts: mx.array | None
+) -> tuple[mx.array, mx.array | None]:
+    """Rows [N, in] of a weight, in the dtype that it has, and how much their inputs count, where that is known."""
+    had = origin.specs.get(module)
+    kinds = ("weight", "scales", "biases") if had else ("weight",)
+    parts = {kind: origin.parts[f"{module}.{kind}"] for kind in kinds if f"{module}.{kind}" in origin.parts}
+    rows, stacked = shape[0], len(shape) == 3
+    if isinstance(parts["weight"], GptqPart) and not stacked:
+        stretches = [(0, rows)]  # its rows are the file's columns, all of which are read for any
+    else:
+        places = min(_PLACES, rows)
+        count = 1 if stacked else max(1, min(rows // places, _SAMPLE // places // shape[-1]))
+        starts = (place * (rows - count) // max(1, places - 1) for place in range(places))
+        stretches = [(start, start + count) for start in starts]
+    found, told = [], []
+    for start, stop in stretches:
+        made = {kind: part.finish(part.fetch(start, stop), None) for kind, part in parts.items()}
+        x = unpack(made, had) if had else made["weight"]
+        here = counts if counts is None or not stacked else counts[start:stop]
+        here = None if here is None else mx.broadcast_to(here, x.shape)
+        step = max(1, x.size * len(stretches) // _SAMPLE)
+        for kept, array in ((found, x), (told, here)):
+            if array is not None:
+                kept.append(mx.contiguous(array.reshape(-1, shape[-1])[::step]))
+        mx.eval(found, told)
+    return mx.concatenate(found), mx.concatenate(told) if told else None
+
+
+def _dtype(origin: Source, module: str) -> str:
+    part = origin.parts.get(f"{module}.scales") or origin.parts[f"{module}.weight"]
+    return part.dtype
+
+
+def _packed_bytes(shape: Shape, spec: QuantSpec, width: int) -> int:
+    sizes = {"U32": 4, "U8": 1}
+    return sum(math.prod(s) * sizes.get(tags[0], width) for s, tags in packed(shape, spec).values())
+
+
+def _plain_bytes(origin: Source, name: str, shape: Shape) -> int:
+    return math.prod(shape) * (4 if origin.parts[name].dtype == "F32" else 2)
+
+
+def _around(origin: Source, shapes: Mapping[str, Shape]) -> int:
+    """Bytes of headers, index and config.json, at most."""
+    total = _MARGIN + len(json.dumps(origin.config.raw, indent=2))
+    for name, shape in shapes.items():
+        written = len(TARGET.source(name).names[0])
+        tensors = 3 if is_linear(name, shape) else 1
+        total += tensors * (2 * written + _HEADER + _INDEX)
+        total += 2 * (written + _OVERRIDE) if is_linear(name, shape) else 0
+    return total
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.2f} MB"
