@@ -42,7 +42,7 @@ def test_the_reference_was_asked_about_every_skill(curriculum):
 
 
 def test_every_skill_was_learned():
-    assert min(accuracy()["accuracy"].values()) >= 0.93
+    assert min(accuracy()["accuracy"].values()) >= 0.95
     assert min(accuracy()["first_draft_accepted"].values()) >= 0.6
 
 

@@ -144,9 +144,11 @@ def count_of(image: Image.Image, shown: list[Thing], spots: list[tuple[int, int]
 
 
 def differ(rng: random.Random) -> Case:
-    """Two pictures alike but for one thing: which of them has it?"""
+    """Two pictures alike but for one thing, of another colour and shape in each: which of them has it?"""
     size = rng.choice(SIZES[3:])
     shared, one, other = things(rng, 3)
+    while one[0] == other[0] or one[1] == other[1]:
+        shared, one, other = things(rng, 3)
     spot, changing = fields(rng, 2)
     background = blank(rng, *size)
     place(rng, background, shared, *spot)
@@ -186,6 +188,27 @@ def two(rng: random.Random) -> Case:
     rng.shuffle(asked)
     asked[0].follow_ups.extend(asked[1:3])
     return asked[0]
+
+
+def told(rng: random.Random) -> Case:
+    """A list of things as it is thought of a picture, and one of them to be found in it: `where` and `differ` without
+    a picture, and with things that are easily taken for each other."""
+    (colour, other_colour), (shape, other_shape) = rng.sample([*COLOURS], 2), rng.sample(SHAPES, 2)
+    asked, *more = (colour, shape), (colour, other_shape), (other_colour, shape), (other_colour, other_shape)
+    if rng.random() < 0.5:
+        shown = [asked, *rng.sample(more, rng.choice((1, 2, 2)))]
+        spots = fields(rng, len(shown))
+        thought, answer = seen(shown, spots, placed=True), f"{name_of(asked)} {field_name(*spots[0])}"
+        question = f"Where is the {name_of(asked)}?"
+    else:
+        shared, one = rng.sample(more, 2)
+        pictures = [[shared, asked], [shared, one]]
+        rng.shuffle(pictures)
+        listed = [", ".join(map(name_of, rng.sample(picture, 2))) for picture in pictures]
+        thought = f"first: {listed[0]}; second: {listed[1]}"
+        question = f"Which picture has a {name_of(asked)}?"
+        answer = "the first" if asked in pictures[0] else "the second"
+    return Case("told", media(f"{thought}. {question}"), answer, thought, key=f"{thought}{question}")
 
 
 DIRECTIONS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}  # (rows, columns) a step
@@ -239,4 +262,4 @@ PICTURE_SKILLS: dict[str, Maker] = {  # scored on held-out questions
     "differ": differ,
     "video": moves,
 }
-PICTURE_PRACTICE: dict[str, Maker] = {"two": two}
+PICTURE_PRACTICE: dict[str, Maker] = {"two": two, "told": told}

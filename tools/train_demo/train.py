@@ -36,8 +36,8 @@ from transformers.models.qwen3_5_moe import modeling_qwen3_5_moe as reference
 
 LOG = Path(__file__).with_name("log.jsonl")
 SKILLS = {**TEXT_SKILLS, **PICTURE_SKILLS, **UNSCORED, **PICTURE_PRACTICE}
-SHARE = {"small_sum": 0.3, "talk": 0.25, "tools": 0.7, "tool_answer": 0.3, "arithmetic": 4.0, "recall": 1.5}
-SHARE |= {"json": 1.5, "sort": 1.5, "what": 1.0, "where": 10.0, "differ": 2.0, "two": 0.5, "video": 1.5}
+SHARE = {"small_sum": 0.3, "talk": 0.25, "tools": 0.7, "tool_answer": 1.5, "arithmetic": 4.0, "recall": 1.5}
+SHARE |= {"json": 1.5, "sort": 3.0, "what": 1.5, "where": 7.0, "differ": 12.0, "two": 0.5, "told": 3.0, "video": 1.5}
 PROMPT_WEIGHT, BALANCE_WEIGHT, MTP_WEIGHT = 0.03, 0.01, 0.3
 AVERAGED_OVER = 200  # steps
 DRAFTS_FROM = 0.6  # of the run: the prediction head learns quickly once the model knows what it says
