@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from mlx_qwen35.config import ModelConfig
     from mlx_qwen35.errors import CheckpointError, PromptError, Qwen35Error
     from mlx_qwen35.generation import Completion, Part, generate, generate_batch, stream_generate
-    from mlx_qwen35.library import list_models, load, load_model, load_processor
+    from mlx_qwen35.library import Plan, estimate, list_models, load, load_model, load_processor
     from mlx_qwen35.model import Model
     from mlx_qwen35.processor import Processor, Prompt
     from mlx_qwen35.sampling import Sampling
@@ -25,12 +25,14 @@ __all__ = [
     "Model",
     "ModelConfig",
     "Part",
+    "Plan",
     "Processor",
     "Prompt",
     "PromptError",
     "Qwen35Error",
     "Sampling",
     "convert",
+    "estimate",
     "generate",
     "generate_batch",
     "list_models",
@@ -46,12 +48,14 @@ _HOME = {
     "Model": "model",
     "ModelConfig": "config",
     "Part": "generation",
+    "Plan": "library",
     "Processor": "processor",
     "Prompt": "processor",
     "PromptError": "errors",
     "Qwen35Error": "errors",
     "Sampling": "sampling",
     "convert": "checkpoint.convert",
+    "estimate": "library",
     "generate": "generation",
     "generate_batch": "generation",
     "list_models": "library",

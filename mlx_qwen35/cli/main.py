@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from mlx_qwen35 import __version__
-from mlx_qwen35.cli import chat, convert, generate, ls
+from mlx_qwen35.cli import chat, convert, estimate, generate, ls
 from mlx_qwen35.errors import Qwen35Error
 
 INTERRUPTED = 130
@@ -25,7 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (generate, chat, convert, ls):
+    for module in (generate, chat, convert, ls, estimate):
         name = module.__name__.rpartition(".")[2]
         description = module.DESCRIPTION
         command = commands.add_parser(name, help=description, description=description, allow_abbrev=False)

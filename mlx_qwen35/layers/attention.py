@@ -15,7 +15,7 @@ from .norm import RMSNorm
 from .rope import rotate
 
 # Scores of one layer that may exist at once. MLX materialises them for head_dim 256 when more than 8 rows ask.
-_MOST_SCORES = 2**26
+MOST_SCORES = 2**26
 _FUSED_ROWS = 8
 
 
@@ -67,7 +67,7 @@ def causal_attention(
     values: mx.array,
     readable: mx.array | None = None,
     *,
-    most_scores: int = _MOST_SCORES,
+    most_scores: int = MOST_SCORES,
 ) -> mx.array:
     """Attention of the last T of S positions: queries [B, Hq, T, D], keys and values [B, Hkv, S, D] -> [B, Hq, T, D].
 

@@ -1,0 +1,121 @@
+"""How many bytes a model takes in memory: weights by role, cache, and what a prompt needs while it is read.
+
+Knows geometry, quantizations and the sizes of our own intermediate arrays. Reads nothing and asks no device.
+
+The working memory of a prefill is modelled: the arrays of one layer that exist at once, counted in values a token. The
+counts were fitted to mx.get_peak_memory() on the CPU in float32, over layers of many shapes, and are meant to be above
+it: tests allow 1 to 2.5 times what is measured. A GPU fuses more and needs less, which has not been measured.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from mlx_qwen35.checkpoint.inventory import KEPT_FLOAT32, Shape, text_tensors, vision_tensors
+from mlx_qwen35.checkpoint.quantize import packed
+from mlx_qwen35.config import ModelConfig, QuantSpec, TextConfig
+from mlx_qwen35.kernels.gated_delta import has_own_form
+from mlx_qwen35.layers.attention import MOST_SCORES
+
+CHUNK_SIZE = 2048  # tokens of a prompt that go through the model at once; generation.py's own
+CACHE_STEP = 256  # positions by which a KVCache grows; cache.py's own
+_SPARE = 1.2
+_FLOAT_TAGS = ("F32", "F16", "BF16")
+
+
+@dataclass(frozen=True)
+class WeightBytes:
+    """Bytes of the weights in memory. experts: the routed ones; trunk: all other layers; embedding: with the head.
+
+    mtp: on the disk; it is not read yet and does not count.
+    """
+
+    experts: int
+    trunk: int
+    embedding: int
+    vision: int
+    mtp: int
+
+    @property
+    def total(self) -> int:
+        return self.experts + self.trunk + self.embedding + self.vision
+
+
+def weight_bytes(
+    config: ModelConfig, specs: Mapping[str, QuantSpec | None], itemsize: int, mtp: int = 0
+) -> WeightBytes:
+    """specs: our module names -> their quantization; itemsize: bytes of the dtype to compute in, as of scales."""
+    roles = {"experts": 0, "trunk": 0, "embedding": 0, "vision": 0}
+    for name, shape in (text_tensors(config) | vision_tensors(config)).items():
+        roles[_role(name)] += tensor_bytes(name, shape, specs.get(name.removesuffix(".weight")), itemsize)
+    return WeightBytes(**roles, mtp=mtp)
+
+
+def tensor_bytes(name: str, shape: Shape, spec: QuantSpec | None, itemsize: int) -> int:
+    """Of one of our weights in memory."""
+    if spec is None:
+        return math.prod(shape) * (4 if name.endswith(KEPT_FLOAT32) else itemsize)
+    sizes = {"U32": 4, "U8": 1} | dict.fromkeys(_FLOAT_TAGS, itemsize)
+    return sum(math.prod(part) * sizes[tags[0]] for part, tags in packed(shape, spec).values())
+
+
+def cache_bytes(config: ModelConfig, itemsize: int) -> tuple[int, int]:
+    """(bytes a token, bytes whatever the length) of a Cache of one sequence."""
+    text = config.text
+    attention = text.layer_types.count("full_attention")
+    deltas = len(text.layer_types) - attention
+    state = 4 * text.linear_num_value_heads * text.linear_value_head_dim * text.linear_key_head_dim
+    window = itemsize * (text.linear_conv_kernel_dim - 1) * _channels(text)
+    return attention * 2 * text.num_key_value_heads * text.head_dim * itemsize, deltas * (state + window)
+
+
+def working_bytes(config: ModelConfig, tokens: int, itemsize: int, *, gpu: bool) -> int:
+    """What reading a prompt of `tokens` takes at most beside weights and cache; pictures are not in it."""
+    text = config.text
+    chunk = min(tokens, CHUNK_SIZE)
+    hidden = text.hidden_size
+    layer = 0
+    if "full_attention" in text.layer_types:
+        queries, keys = text.num_attention_heads * text.head_dim, text.num_key_value_heads * text.head_dim
+        scores = min(text.num_attention_heads * chunk * tokens, max(MOST_SCORES, 8 * text.num_attention_heads * tokens))
+        layer = itemsize * (chunk * (9 * queries + 2 * keys) + scores)
+    if "linear_attention" in text.layer_types:
+        layer = max(layer, _delta_bytes(text, chunk, gpu))
+    if text.moe is None:
+        feed_forward = 6 * (text.intermediate_size or 0)
+    else:
+        moe = text.moe
+        feed_forward = moe.experts_per_token * (4 * hidden + 3 * moe.intermediate_size)
+        feed_forward += 6 * moe.shared_intermediate_size + 3 * moe.num_experts + 10 * hidden
+    layer = max(layer, itemsize * chunk * feed_forward)
+    logits = 4 * 8 * text.vocab_size  # of one token, and what a sampler makes of them
+    return int(_SPARE * (layer + itemsize * chunk * 10 * hidden + logits))
+
+
+def _delta_bytes(text: TextConfig, chunk: int, gpu: bool) -> int:
+    """Of a delta net's recurrence, which is float32 throughout."""
+    heads, keys, values = text.linear_num_value_heads, text.linear_key_head_dim, text.linear_value_head_dim
+    count = 3 * _channels(text) + 3 * heads * values
+    own = has_own_form((text.linear_num_key_heads, keys), (heads, values), gpu=gpu)
+    if own and not gpu:
+        count += 2 * heads * values * keys  # MLX's form on the CPU keeps states of every token of the chunk
+    elif not own:
+        count += heads * (10 * keys + 7 * values + 4 * 16)
+    return 4 * (chunk * count + 8 * heads * values * keys)
+
+
+def _channels(text: TextConfig) -> int:
+    return (
+        2 * text.linear_num_key_heads * text.linear_key_head_dim
+        + text.linear_num_value_heads * text.linear_value_head_dim
+    )
+
+
+def _role(name: str) -> str:
+    if name.startswith("vision."):
+        return "vision"
+    if ".mlp.experts." in name:
+        return "experts"
+    return "embedding" if name.startswith(("embed_tokens.", "lm_head.")) else "trunk"

@@ -1,0 +1,140 @@
+"""What a model takes and whether it fits: figures, and how they are shown.
+
+Knows sums and words. How the figures come about is estimate.py's and footprint.py's.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from mlx_qwen35.library.footprint import CACHE_STEP, WeightBytes
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+_SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[kmgt]?i?)b?", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a model needs in memory, all weights resident. All sizes in bytes, all lengths in tokens.
+
+    name: what was asked for; quantization: in words; dtype: computed in. weights: by role. loading: what reading them
+    takes besides, for a moment. cache_per_token, cache_constant: of one conversation. working: to read a prompt of
+    context_length. longest_context: the most that fits into memory, 0 if none does; most_context: that the model has.
+    memory: what there is, and memory_source where that was found. converted: the same as a conversion to 4 bits would
+    have it, where this is not MLX's quantization yet.
+    """
+
+    name: str
+    quantization: str
+    dtype: str
+    parameters: int
+    weights: WeightBytes
+    loading: int
+    cache_per_token: int
+    cache_constant: int
+    context_length: int
+    working: int
+    longest_context: int
+    most_context: int
+    memory: int
+    memory_source: str
+    converted: Plan | None = None
+
+    @property
+    def cache(self) -> int:
+        """At context_length."""
+        return cache_at(self.context_length, self.cache_per_token, self.cache_constant)
+
+    @property
+    def needed(self) -> int:
+        """At context_length."""
+        return self.weights.total + max(self.cache + self.working, self.loading)
+
+    @property
+    def fits(self) -> bool:
+        """Whether context_length tokens fit into memory."""
+        return self.needed <= self.memory
+
+    @property
+    def missing(self) -> int:
+        """By how much they do not; 0 where they fit."""
+        return max(0, self.needed - self.memory)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: the fields and what follows from them."""
+        record = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        record["weights"] = {**vars(self.weights), "total": self.weights.total}
+        record |= {name: getattr(self, name) for name in ("cache", "needed", "fits", "missing")}
+        record["converted"] = self.converted.as_dict() if self.converted else None
+        return record
+
+    def __str__(self) -> str:
+        weights = self.weights
+        roles = ", ".join(
+            f"{name} {_size(getattr(weights, name))}"
+            for name in ("experts", "trunk", "embedding", "vision")
+            if getattr(weights, name)
+        )
+        lines = [
+            f"{self.name}: {_count(self.parameters)} parameters, {self.quantization}, computed in {self.dtype}",
+            _line("weights", weights.total, roles),
+            _line("cache", self.cache, f"{_size(self.cache_per_token)} a token and {_size(self.cache_constant)}"),
+            _line("prompt", self.working, "at most, while one is read"),
+            _line("needed", self.needed, f"for {self.context_length:,} tokens"),
+            _line("memory", self.memory, self.memory_source),
+            self._verdict(),
+        ]
+        if weights.mtp:
+            lines.insert(2, _line("MTP", weights.mtp, "on the disk; it is not read"))
+        if self.converted:
+            lines.append(
+                f"  Converted to 4 bits (`mlx-qwen35 convert {self.name} TARGET -q`): weights "
+                f"{_size(self.converted.weights.total)}.{self.converted._verdict()}"
+            )
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(str(self))}</pre>"
+
+    def _verdict(self) -> str:
+        if not self.longest_context:
+            return f"  Does not fit: {_size(self.missing)} more memory is needed for {self.context_length:,} tokens."
+        whole = self.longest_context == self.most_context
+        most = f"{self.longest_context:,} tokens" + (", all that the model has" if whole else "")
+        if not self.fits:
+            lack = f"{self.context_length:,} tokens do not fit: {_size(self.missing)} more memory is needed"
+            return f"  {lack}; up to {most} do."
+        return f"  Fits, up to {most}."
+
+
+def cache_at(tokens: int, per_token: int, constant: int) -> int:
+    """Bytes of a cache that holds `tokens`: it grows in steps."""
+    return constant + per_token * -(-tokens // CACHE_STEP) * CACHE_STEP
+
+
+def parse_size(text: str | int) -> int:
+    """A size in bytes: a number, or a text such as "24GB" (10^9) or "24 GiB" (2^30). Raises ValueError otherwise."""
+    if isinstance(text, int) and not isinstance(text, bool) and text > 0:
+        return text
+    found = _SIZE.fullmatch(text.strip()) if isinstance(text, str) else None
+    if not found or found["unit"].lower() == "i" or not float(found["number"]):
+        raise ValueError(f"{text!r} is no size: write bytes, or a number and KB, MB, GB, TB (KiB, MiB, GiB, TiB)")
+    return int(float(found["number"]) * _UNITS[found["unit"].lower()])
+
+
+def _line(label: str, size: int, remark: str) -> str:
+    return f"  {label:8} {_size(size):>9}   {remark}"
+
+
+def _size(size: int) -> str:
+    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "KB")):
+        if size >= unit:
+            return f"{size / unit:.1f} {name}"
+    return f"{size} B"
+
+
+def _count(parameters: int) -> str:
+    return f"{parameters / 1e9:.1f} B" if parameters >= 1e9 else f"{parameters / 1e6:.1f} M"

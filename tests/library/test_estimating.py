@@ -1,0 +1,199 @@
+"""What a model is said to take, against what it takes; and what is said to fit."""
+
+import gc
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+
+import mlx_qwen35
+from mlx_qwen35.cache import _STEP
+from mlx_qwen35.checkpoint.convert import convert
+from mlx_qwen35.cli.main import main
+from mlx_qwen35.errors import CheckpointError
+from mlx_qwen35.generation import CHUNK_SIZE, prefill
+from mlx_qwen35.library import estimate, estimating, find, footprint, load_model
+from mlx_qwen35.library.plan import parse_size
+from tests.fake_hub import Hub
+from tests.machine import Machine, checkpoint, gguf
+
+QUANTIZABLE = {
+    "hidden_size": 256, "intermediate_size": 512, "linear_num_value_heads": 8, "linear_value_head_dim": 32,
+    "linear_key_head_dim": 32, "linear_num_key_heads": 4, "num_attention_heads": 8, "num_key_value_heads": 2,
+    "vocab_size": 512,
+}  # fmt: skip
+PUBLISHED = ["0.8B", "2B", "4B", "9B", "27B", "35B-A3B", "122B-A10B", "397B-A17B"]
+
+
+def a_checkpoint(kind: str, folder: Path) -> Path | None:
+    if kind == "demo":
+        return None
+    if kind in ("dense", "moe"):
+        return checkpoint(folder, kind=kind)
+    source = checkpoint(folder.with_name("source"), text=QUANTIZABLE)
+    return convert(source, folder, mode="mxfp4") if kind == "mxfp4" else convert(source, folder, bits=4)
+
+
+@pytest.mark.parametrize("kind", ["demo", "dense", "moe", "4-bit", "mxfp4"])
+def test_against_what_is_measured(tmp_path: Path, kind: str) -> None:
+    """Weights within 1 %, the cache exactly, the prompt from 1 to 2.5 times what it takes."""
+    ref = a_checkpoint(kind, tmp_path / "model")
+    gc.collect()
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    model = load_model(find(ref))
+    gc.collect()
+    weights = mx.get_active_memory() - before
+    for tokens in (100, 700):
+        plan = estimate(ref, context_length=tokens)
+        assert plan.weights.total == pytest.approx(weights, rel=0.01)
+        mx.clear_cache()
+        base = mx.get_active_memory()
+        mx.reset_peak_memory()
+        cache = model.make_cache()
+        mx.eval(prefill(model, [1 + at % 50 for at in range(tokens)], cache))
+        peak = mx.get_peak_memory() - base
+        assert plan.cache == cache.nbytes
+        assert peak <= plan.cache + plan.working <= 2.5 * peak
+
+
+def test_sizes_that_belong_to_others() -> None:
+    assert (footprint.CHUNK_SIZE, footprint.CACHE_STEP) == (CHUNK_SIZE, _STEP)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_sizes(shared_dir: Path, tmp_path: Path, name: str) -> None:
+    """From config.json alone: the parameters that the name says, and 4 bits in a quarter and a bit."""
+    config = json.loads((shared_dir / "model_data" / "configs" / f"Qwen3.5-{name}.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    plan = estimate(tmp_path, "600GB", dtype="bfloat16")
+    billions = float(name.split("B")[0])
+    assert plan.parameters == pytest.approx(billions * 1e9, rel=0.15)
+    assert plan.weights.total == pytest.approx(2 * plan.parameters, rel=0.001)
+    assert (plan.weights.experts > 0.8 * plan.weights.total) == ("-A" in name)
+    assert 0.26 < plan.converted.weights.total / plan.weights.total < 0.5
+    assert plan.quantization == "not quantized" and plan.dtype == "bfloat16"
+    # 35B: 10 attention layers x 2 x 2 heads x 256 x 2 bytes
+    assert name != "35B-A3B" or plan.cache_per_token == 20480
+
+
+def test_the_longest_context_is_the_longest(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "model", text={"max_position_embeddings": 1_000_000})
+    plan = estimate(folder, "500MB")
+    assert plan.fits and plan.missing == 0 and plan.context_length == plan.longest_context
+    assert 4096 < plan.longest_context < plan.most_context == 1_000_000
+    longer = estimate(folder, "500MB", plan.longest_context + 1)
+    assert not longer.fits and longer.longest_context == plan.longest_context
+    assert longer.missing == longer.needed - 5 * 10**8 > 0
+    assert "do not fit" in str(longer) and f"up to {plan.longest_context:,} tokens do" in str(longer)
+    assert estimate(folder, plan.needed).longest_context >= plan.longest_context
+    more = estimate(folder, "510MB")
+    assert more.longest_context > plan.longest_context
+
+
+def test_what_does_not_fit_at_all(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "model")
+    plan = estimate(folder, 1000)
+    assert not plan.fits and plan.longest_context == 0 and plan.context_length == 4096
+    assert plan.missing == plan.needed - 1000
+    assert re.search(r"Does not fit: \d.* more memory is needed for 4,096 tokens", str(plan))
+
+
+def test_the_memory_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = estimate()
+    assert plan.memory > 2**28 and plan.memory_source
+    monkeypatch.setattr(mx.metal, "is_available", lambda: True)
+    monkeypatch.setattr(mx, "device_info", lambda: {"max_recommended_working_set_size": 17 * 2**30})
+    assert estimate().memory == 17 * 2**30
+    assert "recommended working set" in str(estimate())
+
+
+def test_as_converted(tmp_path: Path) -> None:
+    source = checkpoint(tmp_path / "source", text=QUANTIZABLE)
+    four = convert(source, tmp_path / "four", bits=4)
+    plan = estimate(source)
+    assert plan.converted.weights == estimate(source, bits=4).weights == estimate(four).weights
+    assert estimate(source, bits=8).weights.total > estimate(source, bits=4).weights.total
+    assert estimate(four).converted is None  # it is what it would be
+    assert "mlx-qwen35 convert" in str(plan) and "mlx-qwen35 convert" not in str(estimate(four))
+
+
+def test_the_demo_says_everything() -> None:
+    plan = estimate(memory="8GB")
+    said = str(plan)
+    for word in ("demo", "experts", "trunk", "embedding", "vision", "MTP", "a token", "memory", "given", "Fits"):
+        assert word in said
+    assert plan.weights.mtp > 0  # on the disk, and no part of what is needed
+    assert plan.weights.total == sum((plan.weights.experts, plan.weights.trunk, plan.weights.embedding,
+                                      plan.weights.vision))  # fmt: skip
+    assert plan._repr_html_() == f"<pre>{said}</pre>"
+    assert replace(plan, name="<b>")._repr_html_().startswith("<pre>&lt;b&gt;")
+
+
+def test_from_the_hub_without_a_download(machine: Machine, hub: Hub) -> None:
+    source = checkpoint(machine.home / "source", text=QUANTIZABLE)
+    four = convert(source, machine.home / "four", bits=4)
+    for name, folder in (("Qwen/Qwen3.5-tiny", source), ("me/Qwen3.5-tiny-4bit", four)):
+        hub.publish(name, folder)
+        assert estimate(name).weights == estimate(folder).weights
+    assert hub.gets == ["config.json"] * 2
+    assert not (machine.home / ".cache").exists()
+    machine.monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(CheckpointError, match="HF_HUB_OFFLINE"):
+        estimate("Qwen/Qwen3.5-tiny")
+
+
+def test_an_incomplete_download_will_do(machine: Machine) -> None:
+    whole = machine.lmstudio("me/whole", shards=2)
+    cut = machine.cached("me/cut", shards=2)
+    (cut / "model-00002-of-00002.safetensors").unlink()
+    assert estimate(cut).weights == estimate(whole).weights
+
+
+def test_refusals(machine: Machine) -> None:
+    folder = checkpoint(machine.home / "model")
+    for memory in ("much", "", "24 i", "-3GB", "0", 0, -1, True, "1e9"):
+        with pytest.raises(ValueError, match="is no size"):
+            estimate(folder, memory)
+    for context in (0, -1, 4097):
+        with pytest.raises(ValueError, match="this model has 1 to 4096 tokens"):
+            estimate(folder, context_length=context)
+    with pytest.raises(CheckpointError, match="no affine quantization"):
+        estimate(folder, bits=7)
+    (folder / "model.safetensors").write_bytes(b"x")
+    with pytest.raises(CheckpointError, match="has 1 bytes"):
+        estimate(folder)
+    with pytest.raises(CheckpointError, match="llama.cpp"):
+        estimate(gguf(machine.home / "gguf"))
+
+
+@pytest.mark.parametrize(
+    "text, size",
+    [("24GB", 24e9), ("24 GiB", 24 * 2**30), ("1.5g", 1.5e9), ("100", 100), ("2tb", 2e12), ("7kb", 7000), (5, 5)],
+)
+def test_sizes(text: str | int, size: float) -> None:
+    assert parse_size(text) == size
+
+
+def test_the_command(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+    machine.lmstudio("me/Qwen3.5-tiny")
+    assert main(["estimate", "qwen3.5-tiny", "--memory", "1GB", "--context-length", "1000"]) == 0
+    assert "needed" in capsys.readouterr().out
+    assert main(["estimate", "qwen3.5-tiny", "--memory", "1GB", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["memory"] == 10**9 and record["fits"] and record["weights"]["total"] > record["weights"]["trunk"]
+    assert record["converted"]["weights"]["total"]
+    for wrong in (["--memory", "lots"], ["--context-length", "0"], ["--q-bits", "7"]):
+        assert main(["estimate", "qwen3.5-tiny", *wrong]) == 2
+        assert capsys.readouterr().err.startswith("error: ")
+    assert main(["estimate", "qwen3.5-none"]) == 2
+
+
+def test_no_weight_is_read(machine: Machine) -> None:
+    folder = checkpoint(machine.home / "model", kind="moe")
+    machine.monkeypatch.setattr("mlx_qwen35.checkpoint.files.read", lambda *a, **k: pytest.fail("a weight is read"))
+    assert estimate(folder).weights.total
+    assert mlx_qwen35.estimate is estimating.estimate
