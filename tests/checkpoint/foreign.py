@@ -143,14 +143,15 @@ def write_gptq(
     change: Callable[[Written], Any] | None = None,
     tag: str = "F16",
     order: bool = True,
+    sizes: Mapping[str, Any] | None = None,
     **section: Any,
 ) -> Tensors:
     """A GPTQ checkpoint whose routed experts, or whose MLPs where it is dense, are integers; returns what they mean.
 
-    tag: of the scales. order: with g_idx. section: changes of quantization_config.
+    tag: of the scales. order: with g_idx. sizes: changes of text_config. section: changes of quantization_config.
     """
     how = GPTQ | section
-    config = config_of(kind, how)
+    config = config_of(kind, how, **sizes or {})
     bits, group, zero = how["bits"], how["group_size"], 1 << how["bits"] - 1
     stored = zero - (how.get("checkpoint_format", "gptq") == "gptq")
     written: Written = {}
