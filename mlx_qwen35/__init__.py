@@ -8,18 +8,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mlx_qwen35.checkpoint.adapters import fuse, load_adapter, save_adapter
     from mlx_qwen35.checkpoint.convert import convert
     from mlx_qwen35.config import ModelConfig
     from mlx_qwen35.errors import CheckpointError, PromptError, Qwen35Error
     from mlx_qwen35.generation import Completion, Part, generate, generate_batch, stream_generate
     from mlx_qwen35.library import Plan, estimate, list_models, load, load_model, load_processor
     from mlx_qwen35.model import Model
+    from mlx_qwen35.notebook import Chat, ProgressBar, Reply
     from mlx_qwen35.processor import Processor, Prompt
     from mlx_qwen35.sampling import Sampling
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Chat",
     "CheckpointError",
     "Completion",
     "Model",
@@ -27,22 +30,28 @@ __all__ = [
     "Part",
     "Plan",
     "Processor",
+    "ProgressBar",
     "Prompt",
     "PromptError",
     "Qwen35Error",
+    "Reply",
     "Sampling",
     "convert",
     "estimate",
+    "fuse",
     "generate",
     "generate_batch",
     "list_models",
     "load",
+    "load_adapter",
     "load_model",
     "load_processor",
+    "save_adapter",
     "stream_generate",
 ]
 
 _HOME = {
+    "Chat": "notebook",
     "CheckpointError": "errors",
     "Completion": "generation",
     "Model": "model",
@@ -50,18 +59,23 @@ _HOME = {
     "Part": "generation",
     "Plan": "library",
     "Processor": "processor",
+    "ProgressBar": "notebook",
     "Prompt": "processor",
     "PromptError": "errors",
     "Qwen35Error": "errors",
+    "Reply": "notebook",
     "Sampling": "sampling",
     "convert": "checkpoint.convert",
     "estimate": "library",
+    "fuse": "checkpoint.adapters",
     "generate": "generation",
     "generate_batch": "generation",
     "list_models": "library",
     "load": "library",
+    "load_adapter": "checkpoint.adapters",
     "load_model": "library",
     "load_processor": "library",
+    "save_adapter": "checkpoint.adapters",
     "stream_generate": "generation",
 }
 

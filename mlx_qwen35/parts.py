@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
+from mlx_qwen35.text.markdown import reply_markdown
 from mlx_qwen35.text.reply import ContentDelta, Event, ReasoningDelta, ReplyParser, ToolCall
 from mlx_qwen35.text.stop import StopStrings
 from mlx_qwen35.text.tokenizer import Detokenizer
@@ -59,7 +60,7 @@ class Part(_Split):
 
     text: str
     token: int | None
-    logprobs: mx.array | None
+    logprobs: mx.array | None = field(repr=False)
     events: tuple[Event, ...]
     prompt_tokens: int
     prompt_tps: float
@@ -79,6 +80,9 @@ class Completion(_Split):
     events: tuple[Event, ...]
     prompt_tokens: int
     finish_reason: str
+
+    def _repr_markdown_(self) -> str:
+        return reply_markdown(self.reasoning, self.content, self.tool_calls)
 
 
 class AnswerText:

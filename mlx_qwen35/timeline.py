@@ -49,6 +49,7 @@ class Timeline:
             length = shared
         elif self._mark and self._mark[0] <= shared and self._mark[0] < len(prompt.tokens):
             length, snapshot = self._mark
+            self.tokens = []  # a cache that is halfway back, if this is interrupted, stands for nothing
             self.cache.restore(snapshot)
         else:
             length, self._mark = 0, None
