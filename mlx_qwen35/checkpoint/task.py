@@ -27,7 +27,7 @@ from mlx_qwen35.checkpoint.write import TAGS, TensorSpec
 from mlx_qwen35.config import QuantSpec
 from mlx_qwen35.errors import CheckpointError
 
-PIECE_BYTES = 16 << 20  # of a source tensor in memory at a time, for each worker
+PIECE_BYTES = 4 << 20  # of a source tensor in memory at a time, for each worker
 # Bits of the exponent, all of which are set in NaN and infinity; and the integers that have as many bits.
 _EXPONENT = {"F32": (0x7F800000, np.uint32), "F16": (0x7C00, np.uint16), "BF16": (0x7F80, np.uint16)}
 _FITS_CACHE = 1 << 19  # values looked at together
