@@ -55,7 +55,7 @@ class Timeline:
             length, self._mark = 0, None
             self.cache = self._model.make_cache()
         # Now the tokens are the beginning of this prompt, and stay it whatever interrupts what follows.
-        self.tokens = self.tokens[:length]
+        self.tokens = prompt.tokens[:length]
         self._shown = places
         return length
 
