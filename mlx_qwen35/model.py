@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import MutableMapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -17,7 +17,7 @@ import numpy as np
 from .cache import Cache, DeltaState, KVCache
 from .cache_list import CacheList
 from .config import ModelConfig, TextConfig
-from .errors import PromptError
+from .errors import PromptError, Qwen35Error
 from .experts.resident import ResidentExperts
 from .layers.attention import GatedAttention
 from .layers.delta_net import GatedDeltaNet
@@ -235,6 +235,31 @@ class Model(nn.Module):
         kinds = self.config.text.layer_types
         layers = [KVCache() if kind == "full_attention" else DeltaState() for kind in kinds]
         return Cache(layers, left_padding=left_padding)
+
+    def unload(self) -> None:
+        """Give the memory of the weights back. The config stays; any other use is an UnloadedError from now on."""
+        self.clear()
+        self.__class__ = UnloadedModel
+        mx.clear_cache()
+
+
+class UnloadedError(Qwen35Error, AttributeError):
+    """A model was used after `unload`."""
+
+
+class UnloadedModel(Model):
+    """What is left of a model. A class of its own, so that no call of a loaded one has to ask."""
+
+    def _refuse(self, *args: Any, **options: Any) -> NoReturn:
+        raise UnloadedError("this model was unloaded and its weights are gone: load it again")
+
+    __call__ = hidden = see = placement = encode_media = head = make_cache = _refuse
+
+    def __getattr__(self, name: str) -> NoReturn:
+        self._refuse()
+
+    def unload(self) -> None:
+        """Nothing is left to give back."""
 
 
 def _text_positions(cache: Cache | None, length: int) -> mx.array:

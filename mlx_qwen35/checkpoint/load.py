@@ -54,21 +54,34 @@ def load_model(
             return {"group_size": spec.group_size, "bits": spec.bits, "mode": spec.mode} if spec else False
 
         nn.quantize(model, class_predicate=spec_of)
-    total = sum(part.nbytes for part in source.parts.values())
-    done = 0
-    weights = []
+    weights: list[tuple[str, mx.array]] = []
+    try:
+        _read(source, compute, on_progress, weights)
+    except BaseException:
+        # Whoever keeps the error keeps this frame, and with it half a model.
+        weights.clear()
+        mx.clear_cache()
+        raise
+    model.load_weights(weights)
+    model.eval()
+    return model
+
+
+def _read(
+    source: Source, compute: mx.Dtype, on_progress: Progress | None, weights: list[tuple[str, mx.array]]
+) -> None:
+    """Append our names and arrays of all parts to `weights`, in the order in which they lie in the files."""
+    total, done = sum(part.nbytes for part in source.parts.values()), 0
     if on_progress:
         on_progress(0, total)
     in_file_order = sorted(source.parts.values(), key=lambda part: (part.entries[0].file, part.entries[0].offset))
     for part, raw in read_parts(in_file_order):
         weight = part.finish(raw, _dtype_of(part, compute))
         weights.append((part.ours, _as_matrix(weight) if part.ours == PATCH_EMBEDDING else weight))
+        del weight, raw
         done += part.nbytes
         if on_progress:
             on_progress(done, total)
-    model.load_weights(weights)
-    model.eval()
-    return model
 
 
 def compute_dtype(dtype: mx.Dtype | str | None) -> mx.Dtype:
