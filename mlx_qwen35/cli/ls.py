@@ -15,12 +15,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from mlx_qwen35.library.listing import list_models, table
+    from mlx_qwen35.library.listing import list_models
 
     models = list_models(*args.folders)
     if args.json:
         records = [{**asdict(model), "folder": str(model.folder), "complete": model.complete} for model in models]
         print(json.dumps(records, ensure_ascii=False, indent=2))
     else:
-        print(table(models))
+        print(models)
     return 0

@@ -7,6 +7,7 @@ and what to say where it fits several models or none. Knows nothing of what weig
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from mlx_qwen35.checkpoint.files import missing_shards
 from mlx_qwen35.config import ModelConfig
 from mlx_qwen35.errors import CheckpointError
 from mlx_qwen35.library import hub, hub_cache, lmstudio
-from mlx_qwen35.library.stored import Stored
+from mlx_qwen35.library.stored import Stored, expanded
 
 DEMO = "demo"
 _NAME = re.compile(r"(?P<name>[\w-][\w.-]*(?:/[\w-][\w.-]*)?)(?:@(?P<at>[\w.][\w./-]*))?")
@@ -51,12 +52,12 @@ def find(ref: str | Path | None, *, on_progress: Callable[[int, int], None] | No
 
 def look_up(ref: str | Path | None) -> Stored | HubName:
     """The same without the network. Raises CheckpointError also where HF_HUB_OFFLINE forbids what is left to do."""
-    if ref is None or (ref == DEMO and not Path(DEMO).is_dir()):
+    if ref is None or (ref == DEMO and not os.path.isdir(DEMO)):
         return Stored(DEMO, demo_folder(), "the package")
-    folder = Path(ref).expanduser()
-    if str(ref).strip() and folder.is_dir():
+    folder = expanded(ref)
+    if str(ref).strip() and os.path.isdir(folder):
         return Stored(str(ref), folder, "folder")
-    if folder.exists():
+    if os.path.isfile(folder):
         kind = ", llama.cpp's," if folder.suffix == ".gguf" else ""
         raise CheckpointError(f"{folder} is a file{kind}: give the folder that holds config.json and the weights")
     named = _NAME.fullmatch(ref) if isinstance(ref, str) else None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from mlx_qwen35.library.stored import Stored, subfolders
+from mlx_qwen35.library.stored import Stored, expanded, subfolders
 
 PLACE = "Hugging Face cache"
 DEFAULT_REVISION = "main"
@@ -83,4 +83,4 @@ def _refs(repository: Path) -> dict[str, str]:
 
 
 def _expanded(path: str) -> Path:
-    return Path(os.path.expandvars(path)).expanduser()
+    return expanded(os.path.expandvars(path))

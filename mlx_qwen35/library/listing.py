@@ -5,7 +5,9 @@ Knows where to look, what is worth a line, and the columns of the table. What a 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import html
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from mlx_qwen35.config import MOE_TYPES
 from mlx_qwen35.errors import CheckpointError
 from mlx_qwen35.library import hub_cache, lmstudio
 from mlx_qwen35.library.finding import DEMO, demo_folder
-from mlx_qwen35.library.stored import Stored, subfolders
+from mlx_qwen35.library.stored import Stored, expanded, subfolders
 from mlx_qwen35.library.survey import is_ours, survey
 
 
@@ -47,7 +49,17 @@ class LocalModel:
         return self.problem is None
 
 
-def list_models(*folders: str | Path) -> list[LocalModel]:
+class LocalModels(list[LocalModel]):
+    """A list that is shown as a table."""
+
+    def __str__(self) -> str:
+        return table(self)
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(table(self))}</pre>"
+
+
+def list_models(*folders: str | Path) -> LocalModels:
     """The demo, LM Studio's models, the Hugging Face cache, and what lies in `folders`.
 
     folders: a checkpoint each, or folders of them, two levels deep. Reads headers only; what is damaged or incomplete
@@ -57,8 +69,8 @@ def list_models(*folders: str | Path) -> list[LocalModel]:
     """
     seen: set[Path] = set()
     names: set[str] = set()
-    models = []
-    for stored in _candidates([Path(folder).expanduser() for folder in folders]):
+    models = LocalModels()
+    for stored in _candidates([expanded(folder) for folder in folders]):
         place = stored.folder.resolve()
         if place in seen or not is_ours(stored.folder, stored.name):
             continue
@@ -69,7 +81,7 @@ def list_models(*folders: str | Path) -> list[LocalModel]:
     return models
 
 
-def table(models: list[LocalModel]) -> str:
+def table(models: Sequence[LocalModel]) -> str:
     """Aligned columns, with the reason under each model that cannot be loaded."""
     if not models:
         return "No Qwen3.5 on this machine."
@@ -106,7 +118,7 @@ def _candidates(folders: list[Path]) -> Iterator[Stored]:
     yield from lmstudio.models()
     yield from hub_cache.models()
     for folder in folders:
-        if not folder.is_dir():
+        if not os.path.isdir(folder):
             raise CheckpointError(f"{folder} is no folder: give folders of checkpoints")
         for path in (folder, *subfolders(folder), *(inner for sub in subfolders(folder) for inner in subfolders(sub))):
             if (path / "config.json").exists() or any(path.glob("*.safetensors")) or any(path.glob("*.gguf")):

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mlx_qwen35.library.stored import Stored, read_json, subfolders
+from mlx_qwen35.library.stored import Stored, expanded, read_json, subfolders
 
 PLACE = "LM Studio"
 _MOST_HOPS = 4  # from one virtual model to the next
@@ -25,7 +25,7 @@ def home() -> Path:
     except (OSError, UnicodeDecodeError):
         pointed = ""
     if pointed:
-        return Path(pointed).expanduser()
+        return expanded(pointed)
     old = user / ".cache" / "lm-studio"
     return old if old.is_dir() else user / ".lmstudio"
 
@@ -34,7 +34,7 @@ def models_folder() -> Path:
     """The folder of <publisher>/<model>/, whether or not it is there; `downloadsFolder` in settings.json moves it."""
     folder = home()
     moved = read_json(folder / "settings.json").get("downloadsFolder")
-    return Path(moved).expanduser() if isinstance(moved, str) and moved.strip() else folder / "models"
+    return expanded(moved) if isinstance(moved, str) and moved.strip() else folder / "models"
 
 
 def models() -> list[Stored]:

@@ -75,11 +75,17 @@ def read_json(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def expanded(path: str | Path) -> Path:
+    """~ as the user's home, where there is one; any text is a path to this."""
+    text = os.fspath(path)
+    return Path(text if "\0" in text else os.path.expanduser(text))
+
+
 def subfolders(folder: Path) -> Iterator[Path]:
     """The folders in a folder by name, without hidden ones; none where it cannot be listed."""
     try:
         here = sorted(entry.name for entry in os.scandir(folder) if not entry.name.startswith(".") and entry.is_dir())
-    except OSError:
+    except (OSError, ValueError):
         return
     yield from (folder / name for name in here)
 
@@ -101,6 +107,7 @@ def _from_config(folder: Path) -> Iterator[str]:
                 return
     for section in sections:
         for key in ("dtype", "torch_dtype"):
-            if section.get(key) in _DTYPES:
-                yield _DTYPES[section[key]]
+            named = section.get(key)
+            if isinstance(named, str) and named in _DTYPES:
+                yield _DTYPES[named]
                 return

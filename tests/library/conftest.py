@@ -17,6 +17,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
 @pytest.fixture
 def hub(machine: Machine) -> Iterator[Hub]:
     served = Hub()
+    machine.monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with serving(served) as address:
         machine.monkeypatch.setenv("HF_ENDPOINT", address)
         yield served

@@ -96,6 +96,7 @@ def test_what_cannot_be_loaded_has_a_reason(machine: Machine) -> None:
         assert re.search(reason, said[name]), (name, said[name])
     shown = table(list(found.values()))
     assert all(problem in shown for problem in said.values())
+    assert str(list_models()) == shown and "me/cut" in list_models()._repr_html_()
 
 
 def test_folders_of_ones_own(machine: Machine) -> None:
