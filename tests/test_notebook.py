@@ -136,6 +136,7 @@ class TestAnswers:
         (call,) = reply.tool_calls
         assert (call.name, call.arguments, reply.text) == ("add", {"a": 3}, "")
         assert '"name": "add"' in screen[0][-1]["text/markdown"]
+        assert screen[0][-1]["text/plain"] == 'add({"a": 3})'
         for results in ((), ("4", "5")):
             with pytest.raises(PromptError, match="results for 1 tool calls"):
                 chat.send_results(*results)

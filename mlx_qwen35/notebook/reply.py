@@ -5,6 +5,7 @@ Knows what was said, and how it looks as Markdown and as text. Knows nothing of 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -54,6 +55,11 @@ class Reply:
     def __str__(self) -> str:
         return self.text
 
+    def plain(self) -> str:
+        """The answer as text: what it says, then what it calls."""
+        calls = [f"{call.name}({json.dumps(call.arguments, ensure_ascii=False)})" for call in self.tool_calls]
+        return "\n".join([*([self.text] if self.text else []), *calls])
+
     def markdown(self, *, thinking: bool = False) -> str:
         """The answer and the table of its statistics. thinking: it goes on, and is still reasoning."""
         shown = [reply_markdown(self.reasoning, self.text, self.tool_calls, thinking=thinking)]
@@ -69,7 +75,7 @@ class Reply:
         return "\n\n".join(part for part in (thumbnails(self.media), self.markdown()) if part)
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
-        return {"text/plain": self.text, "text/markdown": self._repr_markdown_()}
+        return {"text/plain": self.plain(), "text/markdown": self._repr_markdown_()}
 
     def _ipython_display_(self) -> None:
         """The last line of a cell shows its value: not an answer that has been shown there already."""

@@ -92,10 +92,10 @@ class RichView:
             so_far = Reply.from_parts(self._parts)
             thinking = bool(so_far.reasoning) and not so_far.text and not so_far.tool_calls
             going_on = Reply(so_far.text, so_far.reasoning, so_far.tool_calls)
-            self._draw(going_on.markdown(thinking=thinking), so_far.text)
+            self._draw(going_on.markdown(thinking=thinking), so_far.plain())
 
     def end(self, reply: Reply | None) -> None:
-        self._draw("" if reply is None else reply.markdown(), "" if reply is None else reply.text)
+        self._draw("" if reply is None else reply.markdown(), "" if reply is None else reply.plain())
 
     def _due(self) -> bool:
         wait = REDRAW_SECONDS * max(1.0, self._length / REDRAW_CHARACTERS)

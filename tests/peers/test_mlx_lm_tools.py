@@ -262,7 +262,10 @@ class Watch:
         pass
 
 
-def train(model: Any, processor: Any, file: Path, *, kind: str = "lora", steps: int = 8, **options: Any) -> list[float]:
+def train(
+    model: Any, processor: Any, file: Path, *, kind: str = "lora", steps: int = 8, checkpointed: bool = False,
+    **options: Any,
+) -> list[float]:  # fmt: skip
     """Trains the last two layers on one short text, with mlx-lm's own trainer; -> losses."""
     from mlx_lm.tuner.datasets import CacheDataset, ChatDataset
     from mlx_lm.tuner.trainer import TrainingArgs
@@ -281,7 +284,7 @@ def train(model: Any, processor: Any, file: Path, *, kind: str = "lora", steps: 
         CacheDataset(ChatDataset(chats, processor)),
         args=TrainingArgs(
             batch_size=2, iters=steps, steps_per_report=1, max_seq_length=64, adapter_file=str(file),
-            grad_checkpoint=options.pop("grad_checkpoint", False),
+            grad_checkpoint=checkpointed,
         ),
         training_callback=watch,
     )  # fmt: skip
@@ -296,6 +299,39 @@ class TestTraining:
         losses = train(model, processor, tmp_path / "adapters.safetensors")
         assert losses[-1] < 0.7 * losses[0]
         assert mx.abs(model(mx.array([ids(20)])) - before).max() > 1e-3
+
+    def test_lora_of_a_quantized_model_loads_again(self, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+        """QLoRA, with the experts; what the trainer wrote goes back on the model, and over to mlx-lm."""
+        from mlx_lm.tuner.utils import load_adapters
+
+        from mlx_qwen35.checkpoint.adapters import load_adapter, save_adapter
+
+        sizes = {"hidden_size": 64, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 64}
+        config = tiny_config("moe", **LAYERS | sizes)
+        source = write_checkpoint(tmp_path / "hf", config, random_tensors(config, 3))
+        folder = write_text_files(mlx_qwen35.convert(source, tmp_path / "mlx", bits=4, group_size=32))
+        model, processor = mlx_qwen35.load(folder)
+        losses = train(model, processor, tmp_path / "adapters.safetensors")
+        assert losses[-1] < 0.7 * losses[0]
+        wanted = model(mx.array([ids(20)]))
+        theirs = load_adapters(peer.load_model(folder)[0], str(save_adapter(model, tmp_path / "adapter")))
+        theirs.eval()
+        assert mx.abs(theirs(mx.array([ids(20)])) - wanted).max() < 2e-3
+        again = load_adapter(mlx_qwen35.load_model(folder), tmp_path / "adapter")
+        assert mx.array_equal(again(mx.array([ids(20)])), wanted)
+
+    def test_with_checkpointed_gradients(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Less memory, the same losses. mlx-lm changes the class of the layers for that."""
+        from mlx_qwen35.model import DecoderLayer
+
+        monkeypatch.setattr(DecoderLayer, "__call__", DecoderLayer.__call__)  # put back afterwards
+        config = tiny_config("dense", **LAYERS, intermediate_size=96)
+        folder = write_text_files(write_checkpoint(tmp_path / "hf", config, random_tensors(config, 3)))
+        losses = [
+            train(*mlx_qwen35.load(folder), tmp_path / "adapters.safetensors", steps=3, checkpointed=checkpointed)
+            for checkpointed in (False, True)
+        ]
+        np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
 
     def test_gradients_are_mlx_lms(self, loaded: SimpleNamespace, folder: Path) -> None:
         """Of every weight, by way of the same loss: the whole model can be trained."""
