@@ -21,6 +21,7 @@ import numpy as np
 from mlx_qwen35 import convert, load_model
 from mlx_qwen35.checkpoint.recipes import RECIPES
 from mlx_qwen35.config import BITS, GROUP_SIZES
+from mlx_qwen35.errors import CheckpointError
 from mlx_qwen35.vision import Media
 from tests.checkpoints import KEPT_FLOAT32
 from tests.peers import written
@@ -110,13 +111,23 @@ def prompts(config: dict[str, Any], vision: bool) -> tuple[Prompt, Prompt | None
 
 def check(source: Source, target: Target, folder: Path) -> Path:
     """One cell. Raises AssertionError, or whatever convert() or a loader raises."""
-    out = convert(source.folder, folder, **target.arguments)
+    try:
+        out = convert(source.folder, folder, **target.arguments)
+    except CheckpointError as error:
+        assert "is already an MLX checkpoint with what was asked for" in str(error) and source.raw is not None
+        assert set(source.packed.values()) - {(8, 64, "affine")} <= {target.spec}
+        return source.folder
+    check_files(out, source, target)
+    check_answers(out, source.vision)
+    return out
+
+
+def check_files(out: Path, source: Source, target: Target) -> None:
+    """The folder's layout, and every value in it."""
     found = written.check_layout(out, source.folder, mtp=bool(source.mtp), vision=source.vision, asked=target.spec)
     assert bool(found.specs) == target.quantizes
     check_values(found, source, target)
     check_mtp(out, source, target)
-    check_answers(out, found, source.vision)
-    return out
 
 
 def check_values(found: written.Written, source: Source, target: Target) -> None:
@@ -183,8 +194,9 @@ def check_mtp(out: Path, source: Source, target: Target) -> None:
         check_plain(name, found[name], meant, source, target)
 
 
-def check_answers(out: Path, found: written.Written, vision: bool) -> None:
+def check_answers(out: Path, vision: bool) -> None:
     """Logits of NumPy on the dequantized values, and of every loader, in float32."""
+    found = written.read(out)
     values = written.as_published(found.values())
     rope = found.config["text_config"]["rope_parameters"]
     rope["rope_type"] = rope.get("rope_type") or rope["type"]  # mlx-lm renames it in what it writes
