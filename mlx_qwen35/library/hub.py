@@ -144,9 +144,10 @@ class _Watch:
         self._done, self._here = self._done + size, 0
         self._say()
 
-    def bar(self, *args: Any, initial: int = 0, **options: Any) -> _Bar:
-        """What huggingface_hub makes in place of a tqdm for each file."""
-        return _Bar(self.add)
+    @property
+    def bar(self) -> type[_Bar]:
+        """What huggingface_hub takes in place of the class tqdm."""
+        return type("_BarOfThis", (_Bar,), {"watch": self})
 
     def add(self, count: int) -> None:
         self._here += count
@@ -168,11 +169,12 @@ class _Watch:
 class _Bar:
     """The part of tqdm that huggingface_hub calls; only `update` says something."""
 
+    watch: _Watch
     total: int | None = None
     n = 0
 
-    def __init__(self, update: Callable[[int], None]) -> None:
-        self._update = update
+    def __init__(self, *args: Any, **options: Any) -> None:
+        pass
 
     def __enter__(self) -> _Bar:
         return self
@@ -181,7 +183,7 @@ class _Bar:
         pass
 
     def update(self, count: float | None = 1) -> None:
-        self._update(int(count or 0))
+        self.watch.add(int(count or 0))
 
     def _nothing(self, *args: Any, **options: Any) -> None:
         pass

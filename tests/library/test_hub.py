@@ -124,7 +124,7 @@ def test_what_is_raised_in_another_thread_reaches_the_caller(machine: Machine) -
     watch = downloads._Watch(10, refuse)
     interrupts: list[None] = []
     machine.monkeypatch.setattr(downloads._thread, "interrupt_main", lambda: interrupts.append(None))
-    bar = watch.bar(total=10, desc="x")
+    bar = watch.bar(total=10, desc="x", unit_scale=True)
 
     def report() -> None:
         with bar:
@@ -137,6 +137,28 @@ def test_what_is_raised_in_another_thread_reaches_the_caller(machine: Machine) -
     thread.join()
     assert interrupts == [None]
     assert str(watch.raised) == "enough"
+
+
+def test_bytes_that_are_fetched_and_put_together_count_once() -> None:
+    """The Hub's newer storage reports both."""
+    reporting = pytest.importorskip("huggingface_hub.utils._xet_progress_reporting", reason="an older huggingface_hub")
+    if not hasattr(reporting, "XetDownloadProgressReporter"):
+        pytest.skip("this huggingface_hub reports otherwise")
+    seen: list[int] = []
+    watch = downloads._Watch(100, lambda done, total: seen.append(done))
+    options = {"reconstruction_desc": "a", "total": 100, "log_level": 20, "name": "a", "tqdm_class": watch.bar}
+    with reporting.XetDownloadProgressReporter(**options) as progress:
+        for done in (30, 100):
+            progress.update_progress(
+                SimpleNamespace(
+                    total_bytes=100,
+                    total_bytes_completed=done,
+                    total_transfer_bytes_completed=done,
+                    total_bytes_completion_rate=1.0,
+                    total_transfer_bytes_completion_rate=1.0,
+                )  # fmt: skip
+            )
+    assert seen == [0, 30, 100]
 
 
 def test_a_revision(hub: Hub, published: Path) -> None:
