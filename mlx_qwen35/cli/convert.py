@@ -3,44 +3,69 @@
 from __future__ import annotations
 
 import argparse
+import re
+import shlex
+import sys
+from pathlib import Path
 
 from mlx_qwen35.cli.options import DTYPES, OptionError
 from mlx_qwen35.cli.progress import Progress
 
 DESCRIPTION = "Write a checkpoint as an MLX folder, quantized or not."
 MODES = ("affine", "mxfp4", "mxfp8", "nvfp4")
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", nargs="?", metavar="SOURCE", help="the folder of the checkpoint")
+    parser.add_argument("source", nargs="?", metavar="SOURCE", help="the checkpoint: a folder, or a name")
     parser.add_argument("target", nargs="?", metavar="TARGET", help="the folder to write")
     parser.add_argument("--hf-path", metavar="SOURCE", help="the same as SOURCE, under mlx-lm's name")
     parser.add_argument("--mlx-path", metavar="TARGET", help="the same as TARGET, under mlx-lm's name")
+    parser.add_argument(
+        "--lmstudio", metavar="PUBLISHER/NAME", help="write into LM Studio's models folder under this name"
+    )
     parser.add_argument("-q", "--quantize", action="store_true", help="quantize; any --q-... flag means it too")
     parser.add_argument("--q-bits", type=int, metavar="N", help="bits a weight (default: 4)")
     parser.add_argument("--q-group-size", type=int, metavar="N", help="weights that share a scale (default: 64)")
     parser.add_argument("--q-mode", choices=MODES, help="affine (default), or a mode that fixes both")
+    parser.add_argument(
+        "--quant-predicate", metavar="RECIPE", help="bits by the role of each module: default, uniform, mixed_3_6, ..."
+    )
+    parser.add_argument(
+        "--target-size", metavar="SIZE", help="choose the bits so that the checkpoint has at most SIZE, as in 100GB"
+    )
     parser.add_argument("--dtype", choices=DTYPES, help="of what is not quantized (default: as in the source)")
-    parser.add_argument("--overwrite", action="store_true", help="replace TARGET if it exists")
+    parser.add_argument("--overwrite", action="store_true", help="replace TARGET, or what an interruption left of it")
+    parser.add_argument("--resume", action="store_true", help="go on with a conversion that was interrupted")
 
 
 def run(args: argparse.Namespace) -> int:
     source = _one(args.source, args.hf_path, "SOURCE", "--hf-path")
-    target = _one(args.target, args.mlx_path, "TARGET", "--mlx-path")
-    from mlx_qwen35.checkpoint.convert import convert
+    target = _target(args)
+    size = None if args.target_size is None else _bytes(args.target_size)
+    from mlx_qwen35 import library
+    from mlx_qwen35.checkpoint.convert import convert, unfinished
 
-    quantize = args.quantize or any(v is not None for v in (args.q_bits, args.q_group_size, args.q_mode))
+    quantizing = (args.q_bits, args.q_group_size, args.q_mode, args.quant_predicate, size)
     bits = 4 if args.q_bits is None else args.q_bits
-    written = convert(
-        source,
-        target,
-        bits=bits if quantize else None,
-        group_size=64 if args.q_group_size is None else args.q_group_size,
-        mode=args.q_mode or "affine",
-        dtype=args.dtype,
-        overwrite=args.overwrite,
-        on_progress=Progress("Converting", "bytes"),
-    )
+    try:
+        written = convert(
+            library.find(source),
+            target,
+            bits=bits if args.quantize or any(value is not None for value in quantizing) else None,
+            group_size=64 if args.q_group_size is None else args.q_group_size,
+            mode=args.q_mode or "affine",
+            recipe=args.quant_predicate,
+            target_size=size,
+            dtype=args.dtype,
+            overwrite=args.overwrite,
+            resume=args.resume,
+            on_progress=Progress("Converting", "bytes"),
+        )
+    except KeyboardInterrupt:
+        if unfinished(target):
+            print(f"\nInterrupted; what is done stays. Go on with:\n  {_go_on(args)}", file=sys.stderr)
+        raise
     print(written)
     return 0
 
@@ -52,3 +77,36 @@ def _one(positional: str | None, named: str | None, place: str, flag: str) -> st
     if given is None:
         raise OptionError(f"no {place}: `mlx-qwen35 convert SOURCE TARGET`, or give {flag}")
     return given
+
+
+def _target(args: argparse.Namespace) -> str:
+    if args.lmstudio is None:
+        return _one(args.target, args.mlx_path, "TARGET", "--mlx-path")
+    if args.target is not None or args.mlx_path is not None:
+        raise OptionError("TARGET and --lmstudio both say where to write; give one of them")
+    parts = args.lmstudio.split("/")
+    if len(parts) != 2 or not all(re.fullmatch(r"[\w@+-][\w.@+-]*", part) for part in parts):
+        raise OptionError(f"--lmstudio is {args.lmstudio!r}; give two plain names, as in mlx-community/Qwen3.5-4B-4bit")
+    from mlx_qwen35.library import lmstudio
+
+    return str(Path(lmstudio.models_folder(), *parts))
+
+
+def _bytes(text: str) -> int:
+    """"100GB", "4.5 GiB" or a number of bytes."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]I?|)B?", text.strip().upper())
+    size = int(float(found[1]) * _UNITS[found[2]]) if found else 0
+    if not size:
+        raise OptionError(f"--target-size is {text!r}; give a size as in 100GB or 4.5GiB")
+    return size
+
+
+def _go_on(args: argparse.Namespace) -> str:
+    """The command that goes on with this one."""
+    words = ["mlx-qwen35", "convert"]
+    for name, value in vars(args).items():
+        flag = ["-q"] if name == "quantize" else [f"--{name.replace('_', '-')}"]
+        if name in ("run", "resume") or value in (None, False):
+            continue
+        words += [value] if name in ("source", "target") else flag if value is True else [*flag, str(value)]
+    return shlex.join([*words, "--resume"])
