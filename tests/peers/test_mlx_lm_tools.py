@@ -4,6 +4,9 @@ Knows mlx-lm's functions. Skipped, with the reason, where mlx-lm is not installe
 """
 
 import copy
+import importlib.util
+import json
+import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -33,6 +36,7 @@ LAYERS = {
     "linear_num_value_heads": 4,
 }
 FFN = {"dense": {"intermediate_size": 96}, "moe": {"moe_intermediate_size": 32, "shared_expert_intermediate_size": 64}}
+REVERSED = "violin, jacket, queen"
 CHAT = [{"role": "user", "content": "hello"}]
 
 
@@ -205,11 +209,8 @@ class Harness(ModuleType):
 @pytest.fixture
 def scorer(loaded: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> Any:
     """mlx_lm.evaluate's MLXLM around our model."""
-    import sys
-
-    try:
-        import lm_eval  # noqa: F401
-    except ImportError:
+    faked = importlib.util.find_spec("lm_eval") is None
+    if faked:
         for name, module in Harness().modules().items():
             monkeypatch.setitem(sys.modules, name, module)
         monkeypatch.delitem(sys.modules, "mlx_lm.evaluate", raising=False)
@@ -217,7 +218,8 @@ def scorer(loaded: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     monkeypatch.setattr(mlx_lm.evaluate, "load", lambda *arguments, **options: (loaded.model, loaded.endless))
     yield mlx_lm.evaluate.MLXLM("ours", batch_size=2, use_chat_template=False)
-    sys.modules.pop("mlx_lm.evaluate", None)
+    if faked:
+        sys.modules.pop("mlx_lm.evaluate", None)
 
 
 def asked(*arguments: Any) -> SimpleNamespace:
@@ -247,6 +249,48 @@ class TestEvaluate:
         for text, said in zip(("hello the other day", "the", "hello hello the end"), texts, strict=True):
             whole = loaded.processor.decode(greedy(loaded.model, loaded.processor.encode(text), 5))
             assert said in (whole, whole.partition("</think>")[2])
+
+
+    def test_tasks_of_lm_eval(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The harness itself, on the demo: it adds, and knows which list is reversed."""
+        harness = pytest.importorskip("lm_eval", reason="lm_eval is not installed")
+        import mlx_lm.evaluate
+        from lm_eval.api.task import ConfigurableTask
+
+        def task(name: str, rows: list[dict[str, Any]], **config: Any) -> Any:
+            (tmp_path / f"{name}.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+            files = {"data_files": {"test": str(tmp_path / f"{name}.jsonl")}}
+            source = {"dataset_path": "json", "dataset_kwargs": files, "test_split": "test", "doc_to_text": "{{q}}"}
+            return ConfigurableTask(config={"task": name, **source, **config})
+
+        last_number = [{"function": "regex", "regex_pattern": r"(\d+)\s*$"}, {"function": "take_first"}]
+        sums = task(
+            "sums",
+            [{"q": f"What is {a} + {b}?", "a": str(a + b)} for a, b in ((17, 25), (12, 30), (45, 54))],
+            doc_to_target="{{a}}",
+            output_type="generate_until",
+            generation_kwargs={"until": ["\x00"], "max_gen_toks": 64},
+            metric_list=[{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+            filter_list=[{"name": "number", "filter": last_number}],
+        )
+        lists = task(
+            "lists",
+            [{"q": "Reverse these words: queen, jacket, violin", "a": ["queen, jacket, violin", REVERSED], "right": 1}],
+            doc_to_choice="a",
+            doc_to_target="right",
+            output_type="multiple_choice",
+        )
+        model, processor = mlx_qwen35.load()
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        monkeypatch.setattr(mlx_lm.evaluate, "load", lambda *given, **options: (model, processor.for_mlx_lm()))
+        scored = harness.simple_evaluate(
+            model=mlx_lm.evaluate.MLXLM("demo", batch_size=2),
+            tasks=[sums, lists],
+            apply_chat_template=True,
+            bootstrap_iters=0,
+        )
+        assert scored["results"]["sums"]["exact_match,number"] >= 2 / 3
+        assert scored["results"]["lists"]["acc,none"] == 1
 
 
 class Watch:
