@@ -13,7 +13,10 @@ if TYPE_CHECKING:
     from mlx_qwen35.config import ModelConfig
     from mlx_qwen35.errors import CheckpointError, PromptError, Qwen35Error
     from mlx_qwen35.generation import Completion, Part, generate, generate_batch, stream_generate
-    from mlx_qwen35.library import Plan, estimate, list_models, load, load_model, load_processor
+    from mlx_qwen35.library import load, load_model, load_processor
+    from mlx_qwen35.library.estimating import estimate
+    from mlx_qwen35.library.listing import list_models
+    from mlx_qwen35.library.plan import Plan
     from mlx_qwen35.model import Model
     from mlx_qwen35.notebook import Chat, ProgressBar, Reply
     from mlx_qwen35.processor import Processor, Prompt
@@ -57,7 +60,7 @@ _HOME = {
     "Model": "model",
     "ModelConfig": "config",
     "Part": "generation",
-    "Plan": "library",
+    "Plan": "library.plan",
     "Processor": "processor",
     "ProgressBar": "notebook",
     "Prompt": "processor",
@@ -66,11 +69,11 @@ _HOME = {
     "Reply": "notebook",
     "Sampling": "sampling",
     "convert": "checkpoint.convert",
-    "estimate": "library",
+    "estimate": "library.estimating",
     "fuse": "checkpoint.adapters",
     "generate": "generation",
     "generate_batch": "generation",
-    "list_models": "library",
+    "list_models": "library.listing",
     "load": "library",
     "load_adapter": "checkpoint.adapters",
     "load_model": "library",

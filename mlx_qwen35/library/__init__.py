@@ -1,19 +1,9 @@
-"""Which model is meant by a name, what lies on this machine, and what fits. Knows nothing of how it computes."""
+"""Which model is meant by a name, what lies on this machine, and what fits. Knows nothing of how it computes.
 
-from mlx_qwen35.library.estimating import estimate
+What lists and estimates is imported from its own modules: a start needs none of it.
+"""
+
 from mlx_qwen35.library.finding import demo_folder, find
-from mlx_qwen35.library.listing import LocalModel, list_models
 from mlx_qwen35.library.loading import load, load_model, load_processor
-from mlx_qwen35.library.plan import Plan
 
-__all__ = [
-    "LocalModel",
-    "Plan",
-    "demo_folder",
-    "estimate",
-    "find",
-    "list_models",
-    "load",
-    "load_model",
-    "load_processor",
-]
+__all__ = ["demo_folder", "find", "load", "load_model", "load_processor"]

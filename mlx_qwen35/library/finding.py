@@ -6,7 +6,6 @@ and what to say where it fits several models or none. Knows nothing of what weig
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Callable, Iterable
@@ -17,7 +16,7 @@ import mlx_qwen35
 from mlx_qwen35.checkpoint.files import missing_shards
 from mlx_qwen35.config import ModelConfig
 from mlx_qwen35.errors import CheckpointError
-from mlx_qwen35.library import hub, hub_cache, lmstudio
+from mlx_qwen35.library import hub_cache, lmstudio
 from mlx_qwen35.library.stored import Stored, expanded
 
 DEMO = "demo"
@@ -44,6 +43,8 @@ def find(ref: str | Path | None, *, on_progress: Callable[[int, int], None] | No
     found = look_up(ref)
     if isinstance(found, Stored):
         return found.folder
+    from mlx_qwen35.library import hub  # what is here already needs none of it
+
     try:
         return hub.download(found.name, found.revision, on_progress)
     except hub.NotOnHub as error:
@@ -184,6 +185,8 @@ def _listed(models: Iterable[Stored]) -> str:
 
 def _near_misses(ref: str) -> str:
     """Names like this one among what lies here, and what to do."""
+    import difflib
+
     stored = {s.name for s in [*lmstudio.models(), *hub_cache.models()] if not s.is_gguf}
     spelled = {name.lower(): name for name in sorted({*stored, *lmstudio.virtual_models()})}
     spelled |= {name.lower().rpartition("/")[2]: name for name in spelled.values()}

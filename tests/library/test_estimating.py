@@ -15,7 +15,8 @@ from mlx_qwen35.checkpoint.convert import convert
 from mlx_qwen35.cli.main import main
 from mlx_qwen35.errors import CheckpointError
 from mlx_qwen35.generation import CHUNK_SIZE, prefill
-from mlx_qwen35.library import estimate, estimating, find, footprint, load_model
+from mlx_qwen35.library import estimating, find, footprint, load_model
+from mlx_qwen35.library.estimating import estimate
 from mlx_qwen35.library.plan import parse_size
 from tests.fake_hub import Hub
 from tests.machine import Machine, checkpoint, gguf

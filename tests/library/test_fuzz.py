@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_qwen35.errors import CheckpointError
-from mlx_qwen35.library import list_models, lmstudio
+from mlx_qwen35.library import lmstudio
 from mlx_qwen35.library.finding import HubName, look_up
-from mlx_qwen35.library.listing import table
+from mlx_qwen35.library.listing import list_models, table
 from mlx_qwen35.library.stored import Stored
 from tests.checkpoints import tiny_config
 from tests.machine import Machine, checkpoint

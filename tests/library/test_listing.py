@@ -6,12 +6,11 @@ from pathlib import Path
 
 import pytest
 
-import mlx_qwen35
 from mlx_qwen35.checkpoint.convert import convert
 from mlx_qwen35.cli.main import main
 from mlx_qwen35.errors import CheckpointError
-from mlx_qwen35.library import find, list_models, lmstudio
-from mlx_qwen35.library.listing import table
+from mlx_qwen35.library import find, lmstudio
+from mlx_qwen35.library.listing import LocalModel, list_models, table
 from tests.checkpoints import random_tensors, tiny_config, write_checkpoint
 from tests.machine import COMMIT, OTHER_COMMIT, Machine, checkpoint, foreign, gguf
 
@@ -21,7 +20,7 @@ QUANTIZABLE = {
 }  # fmt: skip
 
 
-def listed(*folders: Path) -> dict[str, mlx_qwen35.library.LocalModel]:
+def listed(*folders: Path) -> dict[str, LocalModel]:
     return {model.name: model for model in list_models(*folders)}
 
 
