@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -19,15 +18,10 @@ from mlx_qwen35.checkpoint.gptq import GptqPart
 from mlx_qwen35.checkpoint.inventory import Shape, is_linear, text_tensors
 from mlx_qwen35.checkpoint.names import TARGET
 from mlx_qwen35.checkpoint.quantize import pack, packed, unpack
-from mlx_qwen35.checkpoint.recipes import fitted, role
+from mlx_qwen35.checkpoint.recipes import fitted, role, sensitivities
 from mlx_qwen35.checkpoint.source import Source
 from mlx_qwen35.config import BITS, QuantSpec
 from mlx_qwen35.errors import CheckpointError
-
-# What an error of 1 % in all modules of a role does to the answers, relative to the experts': measured on the demo by
-# `benchmarks/quality.py --sensitivity` (docs/QUANTIZATION.md). A module of many layers has its share of it.
-SENSITIVITY = {"experts": 1.0, "mlp": 1.0, "shared_expert": 0.1, "attention": 6.0, "delta_net": 5.0, "embedding": 5.0,
-               "head": 3.0}  # fmt: skip
 
 _PLACES = 4  # stretches of rows, or experts, of which a sample is made
 _SAMPLE = 1 << 16  # values of a sample
@@ -68,14 +62,11 @@ def fit(
     modules = {n.removesuffix(".weight"): shape for n, shape in shapes.items() if is_linear(n, shape)}
     plain = sum(_plain_bytes(origin, name, shape) for name, shape in shapes.items() if not is_linear(name, shape))
     fixed = beside + plain + _around(origin, shapes)
-    peers = Counter(role(module) for module in modules)
+    weights = sensitivities(modules)
     choices = {}
     for number, (module, shape) in enumerate(modules.items()):
-        weight = SENSITIVITY.get(role(module), 0.0) / peers[role(module)]
-        if module == "embed_tokens" and origin.config.text.tie_word_embeddings:
-            weight += SENSITIVITY["head"]
         counts = (importance or {}).get(module)
-        choices[module] = list(_choices(origin, module, shape, group_size, weight, counts))
+        choices[module] = list(_choices(origin, module, shape, group_size, weights[module], counts))
         if on_progress:
             on_progress(number + 1, len(modules))
     least = fixed + sum(min(choice.nbytes for choice in found) for found in choices.values())

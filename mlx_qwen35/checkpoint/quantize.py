@@ -1,6 +1,6 @@
-"""Quantized tensors: their shapes, who gets how many bits, and packing and unpacking.
+"""Quantized tensors: their shapes, packing and unpacking.
 
-Knows mx.quantize's formats and the roles of our modules. Knows no files.
+Knows mx.quantize's formats. Knows neither which module gets which (recipes.py) nor files.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ from mlx_qwen35.checkpoint.inventory import Shape
 from mlx_qwen35.config import BITS, GROUP_SIZES, QuantSpec
 from mlx_qwen35.errors import CheckpointError
 
-# Tiny, and they steer everything after them: who is chosen, what is kept, how fast it fades. Never under 8 bits.
-_STEERING = ("mlp.gate", "mlp.shared_expert_gate", "linear_attn.in_proj_a", "linear_attn.in_proj_b")
 _FLOATS = ("F32", "F16", "BF16")
 
 
@@ -43,14 +41,6 @@ def default_spec(bits: int, group_size: int, mode: str) -> QuantSpec:
             f"bits {', '.join(map(str, BITS[mode]))}, group_size {', '.join(map(str, GROUP_SIZES[mode]))}"
         )
     return QuantSpec(bits, group_size, mode)
-
-
-def module_spec(module: str, shape: Shape, default: QuantSpec) -> QuantSpec | None:
-    """How a conversion quantizes the weight [.., in] of one of our modules; None leaves it as it is."""
-    spec = default
-    if module.endswith(_STEERING) and default.bits < 8:
-        spec = QuantSpec(8, default.group_size if default.mode == "affine" else 64, "affine")
-    return None if shape[-1] % spec.group_size else spec
 
 
 def pack(

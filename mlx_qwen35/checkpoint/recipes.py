@@ -5,6 +5,8 @@ Knows the roles of our modules and what was measured of them (docs/QUANTIZATION.
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -16,12 +18,17 @@ from mlx_qwen35.errors import CheckpointError
 _MIXED = {f"mixed_{low}_{high}": (low, high) for low, high in ((2, 6), (3, 4), (3, 5), (3, 6), (3, 8), (4, 6), (4, 8))}
 
 RECIPES = {
-    "default": "more bits where they pay most for their size; the experts, or the feed-forward maps, get --q-bits",
-    "uniform": "--q-bits everywhere, as mlx_lm.convert without a recipe",
+    "default": "--q-bits for the experts (or the dense feed-forward maps), more where a byte saves more than there",
+    "uniform": "--q-bits everywhere, rounded to nearest: the form that mlx_lm.convert gives without a recipe",
 } | {
     name: f"mlx-lm's: {low} bits; {high} for the head and, in some layers, v_proj and down_proj"
     for name, (low, high) in _MIXED.items()
 }
+
+# How much an error of all modules of a role, relative to their weights, changes what the model says; the experts' is 1.
+# Measured on the demo (docs/QUANTIZATION.md); dense feed-forward maps are taken to be what all experts are together.
+SENSITIVITY = {"experts": 1.0, "mlp": 1.0, "shared_expert": 0.1, "attention": 6.0, "delta_net": 5.0, "embedding": 5.0,
+               "head": 3.0}  # fmt: skip
 
 # Tiny, and they steer everything after them: who is chosen, what is kept, how fast it fades. Never under 8 bits.
 _STEERING = ("mlp.gate", "mlp.shared_expert_gate", "linear_attn.in_proj_a", "linear_attn.in_proj_b")
@@ -44,7 +51,7 @@ def role(module: str) -> str:
 def assign(
     recipe: str | None, shapes: Mapping[str, Shape], default: QuantSpec, config: ModelConfig
 ) -> dict[str, QuantSpec | None]:
-    """How each linear module of `shapes` (our weight names -> shapes, as text_tensors() gives them) is quantized.
+    """How each linear module of `shapes` (all of text_tensors()) is quantized.
 
     recipe: a name of RECIPES; None is "default". default: what the conversion was asked for; a recipe named mixed_*
     takes its group size only. Where its groups do not divide a module's rows, smaller ones are taken; None: no group of
@@ -56,11 +63,30 @@ def assign(
         raise CheckpointError(f"recipe is {recipe!r}; choose {', '.join(RECIPES)}")
     if recipe in _MIXED and default.mode != "affine":
         raise CheckpointError(f"recipe {recipe} is made of affine bits, and the mode is {default.mode}: give only one")
-    found = {}
-    for name, shape in shapes.items():
-        if is_linear(name, shape) and not name.startswith("vision."):
-            module = name.removesuffix(".weight")
-            found[module] = fitted(_wanted(recipe, module, default, config.text.num_hidden_layers), shape)
+    modules = {name.removesuffix(".weight"): shape for name, shape in shapes.items() if is_linear(name, shape)}
+    more = dict.fromkeys(modules, 0.0)
+    if recipe in _MIXED:
+        low, high = _MIXED[recipe]
+        default = replace(default, bits=low)
+        layers = config.text.num_hidden_layers
+        more = {module: high - low if _is_raised(module, layers) else 0.0 for module in modules}
+    elif recipe == "default":
+        by_role = _more_by_role(modules)
+        more = {module: by_role.get(role(module), 0.0) for module in modules}
+    return {module: fitted(_spec(module, default, more[module]), shape) for module, shape in modules.items()}
+
+
+def searches(recipe: str | None) -> bool:
+    """Whether a recipe looks for better scales than mx.quantize's (quantize.pack's `search`)."""
+    return recipe != "uniform"
+
+
+def sensitivities(modules: Mapping[str, Shape]) -> dict[str, float]:
+    """Each module's share of the sensitivity of its role; 0 for those that steer, whose bits are not up for choice."""
+    peers = Counter(map(role, modules))
+    found = {module: SENSITIVITY.get(role(module), 0.0) / peers[role(module)] for module in modules}
+    if "lm_head" not in modules:
+        found["embed_tokens"] += SENSITIVITY["head"]  # they are the head as well
     return found
 
 
@@ -70,29 +96,37 @@ def fitted(spec: QuantSpec, shape: Shape) -> QuantSpec | None:
     return next((replace(spec, group_size=size) for size in sizes if shape[-1] % size == 0), None)
 
 
-def _wanted(recipe: str, module: str, default: QuantSpec, layers: int) -> QuantSpec:
-    kind = role(module)
-    group = default.group_size if default.mode == "affine" else 64
-    if recipe in _MIXED:
-        low, high = _MIXED[recipe]
-        raised = module == "lm_head" or (module.endswith(("v_proj", "down_proj")) and _spared(_layer(module), layers))
-        default = QuantSpec(high if raised else low, group, "affine")
-    if kind == "steering" and default.bits < 8:
-        return QuantSpec(8, group, "affine")
-    return default
+def _spec(module: str, default: QuantSpec, more: float) -> QuantSpec:
+    """`default` with so many more bits, as far as there are such; under half a bit is none."""
+    if role(module) == "steering":
+        more = max(more, 8 - default.bits, 0.5)
+    if more < 0.5:
+        return default
+    # Of the other modes each has one number of bits: who needs more goes to affine, also from 8 bits of mxfp8.
+    bits = max(bits for bits in BITS["affine"] if bits <= default.bits + more + 0.5)
+    return QuantSpec(bits, default.group_size if default.mode == "affine" else 64, "affine")
 
 
-def _layer(module: str) -> int:
-    return int(module.split(".")[1])
+def _more_by_role(modules: Mapping[str, Shape]) -> dict[str, float]:
+    """How many bits more than the feed-forward maps each role is to have: a byte more then saves the same everywhere.
+
+    A bit more takes an error to a quarter. So if a role of n weights and sensitivity s has b bits, a byte more saves
+    s 4^-b / n: equal for all where b grows with log4(s / n).
+    """
+    sizes: Counter[str] = Counter()
+    worth: Counter[str] = Counter()
+    for (module, shape), sensitivity in zip(modules.items(), sensitivities(modules).values(), strict=True):
+        sizes[role(module)] += math.prod(shape)
+        worth[role(module)] += sensitivity
+    main = "experts" if "experts" in sizes else "mlp"
+    names = SENSITIVITY.keys() & sizes.keys()
+    return {name: math.log(worth[name] / sizes[name] * sizes[main] / worth[main], 4) for name in names}
 
 
-def _spared(layer: int, layers: int) -> bool:
-    """Whether mixed_* spares a layer's v_proj and down_proj: the first and last eighth, and every third between."""
-    eighth = layers // 8
+def _is_raised(module: str, layers: int) -> bool:
+    """Whether mixed_* gives a module its high bits: the head, and v_proj and down_proj of the first and last eighth of
+    the layers and of every third between."""
+    if module == "lm_head" or not module.endswith(("v_proj", "down_proj")):
+        return module == "lm_head"
+    layer, eighth = int(module.split(".")[1]), layers // 8
     return layer < eighth or layer >= 7 * layers // 8 or (layer - eighth) % 3 == 2
-
-
-def more(bits: int, steps: int) -> int:
-    """So many steps up the bits that MLX's affine mode has; the top is 8."""
-    ladder = BITS["affine"]
-    return ladder[min(ladder.index(bits) + steps, len(ladder) - 1)]

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mlx_qwen35.checkpoint import allotment
+from mlx_qwen35.checkpoint import recipes
 from mlx_qwen35.checkpoint.allotment import _Choice, allot, fit
 from mlx_qwen35.checkpoint.convert import convert
 from mlx_qwen35.checkpoint.inventory import is_linear, text_tensors
@@ -112,9 +112,13 @@ def test_sensitive_roles_get_more(source: Path, monkeypatch: pytest.MonkeyPatch)
         found = [s.bits if s else 16 for m, s in fit(origin, middle).items() if role(m) == kind]
         return sum(found) / len(found)
 
-    monkeypatch.setattr(allotment, "SENSITIVITY", dict.fromkeys(allotment.SENSITIVITY, 1.0) | {"attention": 100.0})
+    def set_attention(value: float) -> None:
+        found = {kind: value if "attention" in kind else 1.0 for kind in recipes.SENSITIVITY}
+        monkeypatch.setattr(recipes, "SENSITIVITY", found)
+
+    set_attention(100.0)
     more = bits("attention")
-    monkeypatch.setattr(allotment, "SENSITIVITY", dict.fromkeys(allotment.SENSITIVITY, 1.0) | {"attention": 0.01})
+    set_attention(0.01)
     assert bits("attention") < more - 1
 
 

@@ -70,7 +70,7 @@ def test_values(tmp_path: Path, kind: str, target: dict[str, Any]) -> None:
 def test_folder(tmp_path: Path) -> None:
     """As docs/CHECKPOINTS.md lays it down."""
     source = source_of(tmp_path / "a")
-    out = convert(source, tmp_path / "b")
+    out = convert(source, tmp_path / "b", recipe="uniform")
     assert sorted(path.name for path in out.iterdir()) == sorted(
         ["LICENSE", "chat_template.jinja", "config.json", "generation_config.json", "model.safetensors", INDEX, "mtp",
          "tokenizer.json"]
@@ -143,7 +143,7 @@ def test_quantized_source_is_carried_or_requantized(tmp_path: Path) -> None:
     """The same format goes over bit by bit, another is packed from the exact values of the first."""
     write_quantized(tmp_path / "a", "moe", {"group_size": 64, "bits": 4, "mode": "affine"})
     before = contents(tmp_path / "a")
-    carried = contents(convert(tmp_path / "a", tmp_path / "b"))
+    carried = contents(convert(tmp_path / "a", tmp_path / "b", recipe="uniform"))
     same = [name for name in before if not name.rpartition(".")[0].endswith(STEERING)]
     assert len(same) > 50 and all(np.array_equal(before[name], carried[name]) for name in same)
     plain = load_model(convert(tmp_path / "a", tmp_path / "c", bits=None))

@@ -117,7 +117,7 @@ def test_convert_to_4_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layo
     monkeypatch.setattr(task, "PIECE_BYTES", 20_000)
     seen: list[tuple[int, int]] = []
     out = convert(
-        tmp_path / "a", tmp_path / "b", group_size=32, dtype="bfloat16",
+        tmp_path / "a", tmp_path / "b", group_size=32, recipe="uniform", dtype="bfloat16",
         on_progress=lambda done, total: seen.append((done, total)),
     )  # fmt: skip
     total = sum(entry.nbytes for entry in open_folder(tmp_path / "a").entries.values())
