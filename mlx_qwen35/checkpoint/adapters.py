@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +24,20 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
+from mlx_qwen35.checkpoint.inventory import Shape, is_linear, text_tensors
 from mlx_qwen35.checkpoint.names import TARGET
 from mlx_qwen35.checkpoint.quantize import pack, unpack
-from mlx_qwen35.config import QuantSpec
+from mlx_qwen35.config import ModelConfig, QuantSpec
 from mlx_qwen35.errors import CheckpointError
 from mlx_qwen35.experts.resident import ExpertLinear, QuantizedExpertLinear
 from mlx_qwen35.model import Model
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapters.safetensors"
 KINDS = ("lora", "dora", "full")
+EMBEDDING = "embed_tokens"
 _LEAVES = ("lora_a", "lora_b", "m")
-_EXPERTS = (ExpertLinear, QuantizedExpertLinear)
-_EMBEDDINGS = (nn.Embedding, nn.QuantizedEmbedding)
+
+Update = Callable[[mx.array, int, int], mx.array]
 
 
 @dataclass(frozen=True)
@@ -93,26 +96,50 @@ def load_adapter(model: Model, adapter: str | Path | Adapter) -> Model:
     adapter = adapter if isinstance(adapter, Adapter) else read_adapter(adapter)
     if any(hasattr(module, "lora_a") for module in model.modules()):
         raise CheckpointError("the model has an adapter already; fuse it, or load the model again")
+    check_fit(adapter, model.config)
     if adapter.kind == "full":
         return _replace_weights(model, adapter)
     modules = dict(model.named_modules())
-    found: dict[str, nn.Module] = {}
+    adapted = [(name, _adapted(modules[name], adapter, name)) for name in adapter.tensors]
+    model.update_modules(tree_unflatten(adapted))
+    return model
+
+
+def updates(adapter: Adapter, config: ModelConfig) -> dict[str, Update]:
+    """How each weight that an adapter changes is made from the old one, rows start..stop of it at a time, in float32.
+
+    Raises CheckpointError if the adapter does not fit a model of this config.
+    """
+    check_fit(adapter, config)
+    if adapter.kind == "full":
+        return {name: partial(_replaced, leaves[""]) for name, leaves in adapter.tensors.items()}
+    return {
+        f"{module}.weight": partial(_updated, leaves, adapter.scale, module == EMBEDDING)
+        for module, leaves in adapter.tensors.items()
+    }
+
+
+def check_fit(adapter: Adapter, config: ModelConfig) -> None:
+    """Raises CheckpointError that names the first tensors which do not fit a model of this config."""
+    shapes = text_tensors(config)
     wrong = []
     for name, leaves in adapter.tensors.items():
-        module = modules.get(name)
-        shapes = _shapes(module, adapter)
-        if shapes is None:
-            wrong.append(f"{name}: the model has no linear map of this name")
+        due = _due(name, shapes, adapter)
+        if due is None:
+            what = "weight" if adapter.kind == "full" else "linear map that takes one"
+            wrong.append(f"{name}: the model has no {what} of this name")
             continue
         wrong += [
-            f"{name}.{leaf} is {list(value.shape)}, the model needs {list(shapes[leaf])}"
+            f"{name}{'.' if leaf else ''}{leaf} is {list(value.shape)}, the model needs {list(due[leaf])}"
             for leaf, value in leaves.items()
-            if value.shape != shapes[leaf]
+            if value.shape != due[leaf]
         ]
-        found[name] = module
-    _refuse(wrong, adapter)
-    model.update_modules(tree_unflatten([(name, _adapted(found[name], adapter, name)) for name in found]))
-    return model
+    if wrong:
+        more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise CheckpointError(
+            f"the adapter {adapter.folder} was trained on another model: {'; '.join(wrong[:3])}{more}. Give it with "
+            "the model that its adapter_config.json names"
+        )
 
 
 def fuse(model: Model) -> Model:
@@ -239,20 +266,37 @@ def _key(published: str) -> str:
     return rest.partition(".")[2] if layers else head
 
 
-def _shapes(module: nn.Module | None, adapter: Adapter) -> dict[str, tuple[int, ...]] | None:
-    """What each leaf of an adapter on this module has to be; None where it can have none."""
-    rank = adapter.rank
-    if isinstance(module, _EXPERTS) and adapter.kind == "lora":
-        count, outer, inner = module.num_experts, module.output_dims, module.input_dims
-        return {"lora_a": (count, rank, inner), "lora_b": (count, outer, rank)}
-    if isinstance(module, (nn.Linear, nn.QuantizedLinear, *_EMBEDDINGS)):
-        outer, inner = module.weight.shape
-        if hasattr(module, "bits"):
-            inner = module.scales.shape[1] * module.group_size
-        if isinstance(module, _EMBEDDINGS):
-            return {"lora_a": (outer, rank), "lora_b": (rank, inner), "m": (outer,)}
-        return {"lora_a": (inner, rank), "lora_b": (rank, outer), "m": (outer,)}
-    return None
+def _due(name: str, shapes: Mapping[str, Shape], adapter: Adapter) -> dict[str, Shape] | None:
+    """What each leaf of an adapter's entry has to be; None where there can be no such entry."""
+    if adapter.kind == "full":
+        return {"": shapes[name]} if name in shapes else None
+    weight, rank = f"{name}.weight", adapter.rank
+    if weight not in shapes or not is_linear(weight, shapes[weight]):
+        return None
+    *experts, outer, inner = shapes[weight]
+    if experts and adapter.kind == "dora":  # mlx-lm has none for them
+        return None
+    if experts:
+        return {"lora_a": (*experts, rank, inner), "lora_b": (*experts, outer, rank)}
+    if name == EMBEDDING:
+        return {"lora_a": (outer, rank), "lora_b": (rank, inner), "m": (outer,)}
+    return {"lora_a": (inner, rank), "lora_b": (rank, outer), "m": (outer,)}
+
+
+def _updated(
+    leaves: Mapping[str, mx.array], scale: float, embedding: bool, weight: mx.array, start: int, stop: int
+) -> mx.array:
+    """Rows start..stop of a weight (experts of a stack) with their part of the update."""
+    experts = weight.ndim == 3
+    by_row = ("lora_a", "lora_b") if experts else ("lora_a", "m") if embedding else ("m",)
+    rows = {leaf: value[start:stop] if leaf in by_row else value for leaf, value in leaves.items()}
+    if not experts and not embedding:
+        rows["lora_b"] = rows["lora_b"][:, start:stop]
+    return merged(weight, rows, scale, embedding=embedding)
+
+
+def _replaced(whole: mx.array, weight: mx.array, start: int, stop: int) -> mx.array:
+    return whole[start:stop].astype(mx.float32)
 
 
 def _adapted(base: nn.Module, adapter: Adapter, name: str) -> nn.Module:
@@ -268,33 +312,21 @@ def _wrapper(base: nn.Module, kind: str) -> Callable[..., nn.Module]:
     from mlx_lm.tuner.dora import DoRAEmbedding, DoRALinear
     from mlx_lm.tuner.lora import LoRAEmbedding, LoRALinear, LoRASwitchLinear
 
-    if isinstance(base, _EXPERTS):
+    if isinstance(base, (ExpertLinear, QuantizedExpertLinear)):
         return LoRASwitchLinear.from_base
-    if isinstance(base, _EMBEDDINGS):
+    if isinstance(base, (nn.Embedding, nn.QuantizedEmbedding)):
         return DoRAEmbedding.from_base if kind == "dora" else LoRAEmbedding.from_base
     return DoRALinear.from_base if kind == "dora" else LoRALinear.from_base
 
 
 def _replace_weights(model: Model, adapter: Adapter) -> Model:
     own = dict(tree_flatten(model.parameters()))
-    new, wrong = [], []
-    for name, leaves in adapter.tensors.items():
-        value, had = leaves[""], own.get(name)
-        if had is None:
-            wrong.append(f"{name}: the model has no weight of this name")
-        elif value.shape != had.shape or not mx.issubdtype(had.dtype, mx.floating):
-            wrong.append(f"{name} is {list(value.shape)} {value.dtype}, the model's {list(had.shape)} {had.dtype}")
-        else:
-            new.append((name, value.astype(had.dtype)))
-    _refuse(wrong, adapter)
-    model.load_weights(new, strict=False)
-    return model
-
-
-def _refuse(wrong: list[str], adapter: Adapter) -> None:
-    if wrong:
-        more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+    new = {name: leaves[""] for name, leaves in adapter.tensors.items()}
+    packed = next((name for name in new if not mx.issubdtype(own[name].dtype, mx.floating)), None)
+    if packed:
         raise CheckpointError(
-            f"the adapter {adapter.folder} was trained on another model: {'; '.join(wrong[:3])}{more}. Give it with "
-            "the model that its adapter_config.json names"
+            f"the adapter {adapter.folder} holds all of {packed}, which is quantized in this model: load the "
+            "unquantized model"
         )
+    model.load_weights([(name, value.astype(own[name].dtype)) for name, value in new.items()], strict=False)
+    return model
