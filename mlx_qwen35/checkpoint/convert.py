@@ -26,6 +26,8 @@ from mlx_qwen35.checkpoint.piece import Piece, pieces, safetensors_files
 from mlx_qwen35.checkpoint.plan import MTP_FILE, Plan, make_plan
 from mlx_qwen35.checkpoint.quantize import default_spec
 from mlx_qwen35.checkpoint.source import Source, open_source
+from mlx_qwen35.checkpoint.verify import Verification, check_memory
+from mlx_qwen35.checkpoint.verify import verify as check
 from mlx_qwen35.checkpoint.write import WriteError, write_error, write_index, write_json
 from mlx_qwen35.config import QuantSpec
 from mlx_qwen35.errors import CheckpointError
@@ -49,6 +51,7 @@ def convert(
     dtype: mx.Dtype | str | None = None,
     overwrite: bool = False,
     resume: bool = False,
+    verify: bool | Callable[[Verification], None] = False,
     on_progress: OnProgress | None = None,
 ) -> Path:
     """Write the checkpoint in folder `source` as an MLX checkpoint into folder `target`, and return that.
@@ -60,7 +63,9 @@ def convert(
     dequantized in float32 and packed from that; GPTQ's integers go over as they are, in their own groups, where the
     target is affine with as many bits.
     overwrite: replace an existing `target`, and discard an unfinished conversion to it. resume: go on with an
-    unfinished one, if there is any. on_progress: called with (bytes read, bytes in all).
+    unfinished one, if there is any. verify: read everything back before the target gets its name, and compare weights
+    and logits with the source (verify.py); a function gets the report. on_progress: called with (bytes read, bytes in
+    all).
     Raises CheckpointError for a source that cannot be read or is already what is asked for, weights that are NaN or
     infinite, an existing target, an unfinished conversion to it, another one at the same time, a quantization that MLX
     does not have and a full disk. `target` appears only when it is complete. What an interruption (Ctrl-C, a kill, a
@@ -74,6 +79,8 @@ def convert(
     if not container_of(target).exists():
         _check_target(source, target, overwrite)  # at once; below it is looked at again, with the lock
     origin = open_source(source)
+    if verify:
+        check_memory(origin)
     asked = {
         "quantization": default and [default.bits, default.group_size, default.mode],
         "recipe": recipe,
@@ -92,7 +99,9 @@ def convert(
                     partial.clear()
                     journal.start(_to_json(_assignment(origin, default, recipe, target_size)))
                 plan = make_plan(origin, _from_json(journal.assignment), default, wanted)
-                _convert(plan, partial, journal, on_progress)
+                found = _convert(plan, partial, journal, bool(verify), on_progress)
+                if callable(verify) and found:
+                    verify(found)
                 journal.finish()
                 partial.finish(overwrite)
             partial.discard()
@@ -126,7 +135,9 @@ def _clean_up(error: BaseException, partial: Partial) -> None:
         error.args = (f"{error}. {_GO_ON}",)
 
 
-def _convert(plan: Plan, partial: Partial, journal: Journal, on_progress: OnProgress | None) -> None:
+def _convert(
+    plan: Plan, partial: Partial, journal: Journal, verifying: bool, on_progress: OnProgress | None
+) -> Verification | None:
     """Fill the partial folder; config.json comes last, because a folder without it is no checkpoint to anybody."""
     if plan.is_done_already():
         raise CheckpointError(
@@ -141,22 +152,24 @@ def _convert(plan: Plan, partial: Partial, journal: Journal, on_progress: OnProg
     except OSError as error:
         raise write_error(error, folder) from error
     files = safetensors_files(plan, folder)
-    progress = _Progress(plan, on_progress)
+    progress = _Progress(plan, 3 if verifying else 1, on_progress)
     try:
         for file in files.values():
             file.open()
-        todo = _todo(list(pieces(plan, files)), journal, progress)
+        all_pieces = list(pieces(plan, files))
+        todo = _todo(all_pieces, journal, progress)
         for piece, sums in pipeline.each(todo, Piece.write):
             journal.record(piece.name, sums)
             progress.add(piece.nbytes)
         for file in files.values():
             file.sync()
+        write_index(folder, plan.shards)
+        _copy_files(plan.origin.folder, folder)
+        write_json(folder / "config.json", plan.config())
+        return check(plan, folder, all_pieces, journal.done, progress.add) if verifying else None
     finally:
         for file in files.values():
             file.close()
-    write_index(folder, plan.shards)
-    _copy_files(plan.origin.folder, folder)
-    write_json(folder / "config.json", plan.config())
 
 
 def _todo(all_pieces: list[Piece], journal: Journal, progress: _Progress) -> list[Piece]:
@@ -170,8 +183,8 @@ def _todo(all_pieces: list[Piece], journal: Journal, progress: _Progress) -> lis
 class _Progress:
     """Counts bytes for a callback."""
 
-    def __init__(self, plan: Plan, report: OnProgress | None):
-        self.done, self.total, self.report = 0, sum(task.nbytes for task in plan.tasks), report
+    def __init__(self, plan: Plan, times: int, report: OnProgress | None):
+        self.done, self.total, self.report = 0, times * sum(task.nbytes for task in plan.tasks), report
 
     def begin(self, count: int) -> None:
         """So much was done before."""

@@ -56,6 +56,14 @@ class Task:
         return self.had == self.has
 
     @property
+    def is_same(self) -> bool:
+        """Whether the target computes with the very values of the source."""
+        floats = [part.dtype for part in self.parts.values() if part.dtype in FLOATS]
+        if isinstance(self.parts["weight"], Fp8Part) or any(part.shifted for part in self._plain()):
+            return self.carried and self.dtype == mx.float32
+        return self.carried and all(tag == TAGS[self.dtype] for tag in floats)
+
+    @property
     def nbytes(self) -> int:
         """In the source."""
         return sum(part.nbytes for part in self.parts.values())
@@ -122,6 +130,15 @@ class Task:
                 f"{self.parts['weight'].entries[0]} has values that float16 does not hold: take dtype bfloat16"
             )
         return values
+
+    def values(self, start: int, stop: int) -> mx.array:
+        """Some rows as they count in the source, in float32."""
+        found = {kind: part.finish(part.fetch(start, stop), None) for kind, part in self.parts.items()}
+        weight = unpack(found, self.had) if self.had else found["weight"]
+        return weight.astype(mx.float32)
+
+    def _plain(self) -> list[Part]:
+        return [part for part in self.parts.values() if isinstance(part, Part)]
 
     def _as_it_lies(self, part: AnyPart) -> bool:
         """Whether the target has the very bytes of the source."""

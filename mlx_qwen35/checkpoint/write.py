@@ -79,6 +79,11 @@ class SafetensorsFile:
         """`count` bytes of a tensor from `offset`; fewer where the file ends before."""
         return os.pread(self._handle, count, self._place[name][0] + offset)
 
+    def forget(self) -> None:
+        """Let the next read come from the disk, where the system can be told so."""
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._handle, 0, 0, os.POSIX_FADV_DONTNEED)
+
     def close(self) -> None:
         if self._handle >= 0:
             os.close(self._handle)

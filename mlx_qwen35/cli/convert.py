@@ -36,6 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--dtype", choices=DTYPES, help="of what is not quantized (default: as in the source)")
     parser.add_argument("--overwrite", action="store_true", help="replace TARGET, or what an interruption left of it")
+    parser.add_argument(
+        "--verify", action="store_true", help="read everything back, and compare weights and logits with the source"
+    )
     parser.add_argument("--resume", action="store_true", help="go on with a conversion that was interrupted")
 
 
@@ -60,6 +63,7 @@ def run(args: argparse.Namespace) -> int:
             dtype=args.dtype,
             overwrite=args.overwrite,
             resume=args.resume,
+            verify=(lambda report: print(report, file=sys.stderr)) if args.verify else False,
             on_progress=Progress("Converting", "bytes"),
         )
     except KeyboardInterrupt:

@@ -105,7 +105,7 @@ def test_killed_while_it_replaces(source: Path, whole: dict[str, bytes], tmp_pat
     old = contents(convert(source, tmp_path / "old", bits=8))
     shutil.copytree(tmp_path / "old", tmp_path / "out/b")
     [state] = killed(source, [(tmp_path / "out/b", None)], resume=True, overwrite=True)
-    runs = [(tmp_path / f"{moment}/b", moment) for moment in range(state["calls"] - 20, state["calls"])]
+    runs = [(tmp_path / f"{moment}/b", moment) for moment in range(state["calls"] - 32, state["calls"])]
     for target, _ in runs:
         shutil.copytree(tmp_path / "old", target)
     states = killed(source, runs, resume=True, overwrite=True)

@@ -20,7 +20,7 @@ def calls(monkeypatch):
     calls = []
 
     def convert(source, target, **options):
-        assert options.pop("on_progress")
+        assert options.pop("on_progress") and not options.pop("verify")
         calls.append((source, target, options))
         return target
 
@@ -87,7 +87,8 @@ def test_into_lmstudio(calls, run, monkeypatch):
 
 def test_a_converted_checkpoint_answers_the_same(checkpoint, run, tmp_path):
     target = tmp_path / "converted"
-    assert run("convert", checkpoint, target).status == 0
+    done = run("convert", checkpoint, target, "--verify")
+    assert done.status == 0 and "logits of 64 tokens: equal to the source's" in done.err
     ask = ("-p", "hello", "-n", "8", "--json")
     first, second = (json.loads(run("generate", "--model", folder, *ask).out) for folder in (checkpoint, target))
     assert first["text"] == second["text"]
