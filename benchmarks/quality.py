@@ -159,8 +159,7 @@ def sensitivity(source: Path, exam: Examination, model: Model) -> None:
     kinds: dict[str, list[str]] = {}
     for name, shape in shapes.items():
         if is_linear(name, shape):
-            module = name.removesuffix(".weight")
-            kinds.setdefault(f"{recipes.role(module)}.{module.rpartition('.')[2]}", []).append(name)
+            kinds.setdefault(recipes.kind(name.removesuffix(".weight")), []).append(name)
     print(f"{'kind':<28}{'weights':>9}{'error':>9}{'KL reply':>11}{'KL prompt':>11}{'S reply':>9}{'S prompt':>9}")
     for kind, names in kinds.items():
         errors, changed = [], dict(values)

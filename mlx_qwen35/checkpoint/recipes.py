@@ -18,17 +18,26 @@ from mlx_qwen35.errors import CheckpointError
 _MIXED = {f"mixed_{low}_{high}": (low, high) for low, high in ((2, 6), (3, 4), (3, 5), (3, 6), (3, 8), (4, 6), (4, 8))}
 
 RECIPES = {
-    "default": "--q-bits for the experts (or the dense feed-forward maps), more where a byte saves more than there",
+    "default": "--q-bits for the experts' (or dense) gate_proj and up_proj, more where a byte more saves more",
     "uniform": "--q-bits everywhere, rounded to nearest: the form that mlx_lm.convert gives without a recipe",
 } | {
     name: f"mlx-lm's: {low} bits; {high} for the head and, in some layers, v_proj and down_proj"
     for name, (low, high) in _MIXED.items()
 }
 
-# How much an error of all modules of a role, relative to their weights, changes what the model says; the experts' is 1.
-# Measured on the demo (docs/QUANTIZATION.md); dense feed-forward maps are taken to be what all experts are together.
-SENSITIVITY = {"experts": 1.0, "mlp": 1.0, "shared_expert": 0.1, "attention": 6.0, "delta_net": 5.0, "embedding": 5.0,
-               "head": 3.0}  # fmt: skip
+# Parts in a hundred of what the same relative error in every module changes in what the model says, by kind of module;
+# of kinds in many layers all together. Measured on the demo (docs/QUANTIZATION.md). Dense feed-forward maps, which it
+# does not have, are taken to be what its experts are together.
+SENSITIVITY = {
+    "experts.gate_proj": 0.8, "experts.up_proj": 0.9, "experts.down_proj": 7.2,
+    "mlp.gate_proj": 0.8, "mlp.up_proj": 0.9, "mlp.down_proj": 7.2,
+    "shared_expert.gate_proj": 0.2, "shared_expert.up_proj": 0.3, "shared_expert.down_proj": 0.4,
+    "attention.q_proj": 3.2, "attention.k_proj": 5.8, "attention.v_proj": 3.9, "attention.o_proj": 2.2,
+    "delta_net.in_proj_qkv": 10.4, "delta_net.in_proj_z": 4.4, "delta_net.out_proj": 10.0,
+    "embedding.embed_tokens": 30.8, "head.lm_head": 19.3,
+}  # fmt: skip
+
+_BULK = ("experts", "mlp")  # most of a model
 
 # Tiny, and they steer everything after them: who is chosen, what is kept, how fast it fades. Never under 8 bits.
 _STEERING = ("mlp.gate", "mlp.shared_expert_gate", "linear_attn.in_proj_a", "linear_attn.in_proj_b")
@@ -46,6 +55,11 @@ def role(module: str) -> str:
         if part in module:
             return name
     return {"embed_tokens": "embedding", "lm_head": "head"}[module]
+
+
+def kind(module: str) -> str:
+    """Role and projection, as SENSITIVITY names them."""
+    return f"{role(module)}.{module.rpartition('.')[2]}"
 
 
 def assign(
@@ -71,8 +85,10 @@ def assign(
         layers = config.text.num_hidden_layers
         more = {module: high - low if _is_raised(module, layers) else 0.0 for module in modules}
     elif recipe == "default":
-        by_role = _more_by_role(modules)
-        more = {module: by_role.get(role(module), 0.0) for module in modules}
+        by_kind = _more_by_kind(modules)
+        more = {module: by_kind.get(kind(module), 0.0) for module in modules}
+        if default.mode != "affine":  # the bulk stays in the mode that was asked for
+            more = {module: 0.0 if role(module) in _BULK else value for module, value in more.items()}
     return {module: fitted(_spec(module, default, more[module]), shape) for module, shape in modules.items()}
 
 
@@ -82,11 +98,11 @@ def searches(recipe: str | None) -> bool:
 
 
 def sensitivities(modules: Mapping[str, Shape]) -> dict[str, float]:
-    """Each module's share of the sensitivity of its role; 0 for those that steer, whose bits are not up for choice."""
-    peers = Counter(map(role, modules))
-    found = {module: SENSITIVITY.get(role(module), 0.0) / peers[role(module)] for module in modules}
+    """Each module's share of the sensitivity of its kind; 0 for those that steer, whose bits are not up for choice."""
+    peers = Counter(map(kind, modules))
+    found = {module: SENSITIVITY.get(kind(module), 0.0) / peers[kind(module)] for module in modules}
     if "lm_head" not in modules:
-        found["embed_tokens"] += SENSITIVITY["head"]  # they are the head as well
+        found["embed_tokens"] += SENSITIVITY["head.lm_head"]  # they are the head as well
     return found
 
 
@@ -107,20 +123,21 @@ def _spec(module: str, default: QuantSpec, more: float) -> QuantSpec:
     return QuantSpec(bits, default.group_size if default.mode == "affine" else 64, "affine")
 
 
-def _more_by_role(modules: Mapping[str, Shape]) -> dict[str, float]:
-    """How many bits more than the feed-forward maps each role is to have: a byte more then saves the same everywhere.
+def _more_by_kind(modules: Mapping[str, Shape]) -> dict[str, float]:
+    """How many bits more than all experts (or dense feed-forward maps) together each kind of module is to have, so that
+    a byte more saves the same everywhere.
 
-    A bit more takes an error to a quarter. So if a role of n weights and sensitivity s has b bits, a byte more saves
+    A bit more takes an error to a quarter. So if a kind of n weights and sensitivity s has b bits, a byte more saves
     s 4^-b / n: equal for all where b grows with log4(s / n).
     """
     sizes: Counter[str] = Counter()
     worth: Counter[str] = Counter()
     for (module, shape), sensitivity in zip(modules.items(), sensitivities(modules).values(), strict=True):
-        sizes[role(module)] += math.prod(shape)
-        worth[role(module)] += sensitivity
-    main = "experts" if "experts" in sizes else "mlp"
-    names = SENSITIVITY.keys() & sizes.keys()
-    return {name: math.log(worth[name] / sizes[name] * sizes[main] / worth[main], 4) for name in names}
+        for name in (kind(module), "bulk") if role(module) in _BULK else (kind(module),):
+            sizes[name] += math.prod(shape)
+            worth[name] += sensitivity
+    density = {name: worth[name] / sizes[name] for name in sizes}
+    return {name: math.log(density[name] / density["bulk"], 4) for name in SENSITIVITY.keys() & sizes.keys()}
 
 
 def _is_raised(module: str, layers: int) -> bool:

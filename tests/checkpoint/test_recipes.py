@@ -114,14 +114,14 @@ def test_default(size: str, bits: int) -> None:
 def test_default_of_other_modes(mode: str) -> None:
     """The bulk keeps the mode; who needs more has it in affine."""
     found = assigned("35B", None, USUAL[mode][0], mode)
-    assert {s.mode for m, s in found.items() if m.endswith("experts.up_proj")} == {mode}
+    assert {s.mode for m, s in found.items() if role(m) == "experts"} == {mode}
     assert {s.mode for m, s in found.items() if role(m) in ("attention", "embedding", "head")} == {"affine"}
 
 
 def test_more_where_a_role_matters_more(monkeypatch: pytest.MonkeyPatch) -> None:
     """The table of sensitivities is what decides: 16 times as sensitive is two bits more."""
     before = assigned("27B", None, 2)["lm_head"].bits
-    monkeypatch.setitem(recipes.SENSITIVITY, "head", recipes.SENSITIVITY["head"] / 16)
+    monkeypatch.setitem(recipes.SENSITIVITY, "head.lm_head", recipes.SENSITIVITY["head.lm_head"] / 16)
     assert assigned("27B", None, 2)["lm_head"].bits == max(2, before - 2)
 
 
