@@ -22,6 +22,7 @@ from mlx_qwen35.layers.attention import MOST_SCORES
 CHUNK_SIZE = 2048  # tokens of a prompt that go through the model at once; generation.py's own
 CACHE_STEP = 256  # positions by which a KVCache grows; cache.py's own
 _SPARE = 1.2
+_TILES_AHEAD = 16  # of scores: MLX allocates for what it has queued; 15 to 20 were seen on the CPU
 _FLOAT_TAGS = ("F32", "F16", "BF16")
 
 
@@ -79,7 +80,8 @@ def working_bytes(config: ModelConfig, tokens: int, itemsize: int, *, gpu: bool)
     layer = 0
     if "full_attention" in text.layer_types:
         queries, keys = text.num_attention_heads * text.head_dim, text.num_key_value_heads * text.head_dim
-        scores = min(text.num_attention_heads * chunk * tokens, max(MOST_SCORES, 8 * text.num_attention_heads * tokens))
+        tile = max(MOST_SCORES, 8 * text.num_attention_heads * tokens)
+        scores = min(text.num_attention_heads * chunk * tokens, _TILES_AHEAD * tile)
         layer = itemsize * (chunk * (9 * queries + 2 * keys) + scores)
     if "linear_attention" in text.layer_types:
         layer = max(layer, _delta_bytes(text, chunk, gpu))
@@ -100,7 +102,8 @@ def _delta_bytes(text: TextConfig, chunk: int, gpu: bool) -> int:
     count = 3 * _channels(text) + 3 * heads * values
     own = has_own_form((text.linear_num_key_heads, keys), (heads, values), gpu=gpu)
     if own and not gpu:
-        count += 2 * heads * values * keys  # MLX's form on the CPU keeps states of every token of the chunk
+        # MLX's form on the CPU keeps the state of every token of the chunk: 1 of a few hundred, up to 3 of more.
+        count += int((1 + min(2, chunk / 400)) * heads * values * keys)
     elif not own:
         count += heads * (10 * keys + 7 * values + 4 * 16)
     return 4 * (chunk * count + 8 * heads * values * keys)
