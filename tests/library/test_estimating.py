@@ -40,7 +40,7 @@ def a_checkpoint(kind: str, folder: Path) -> Path | None:
 
 @pytest.mark.parametrize("kind", ["demo", "dense", "moe", "4-bit", "mxfp4"])
 def test_against_what_is_measured(tmp_path: Path, kind: str) -> None:
-    """Weights within 1 %, the cache exactly, the prompt from 1 to 2.5 times what it takes."""
+    """Weights within 1 %, the cache exactly, the prompt from 1 to 4 times what it takes."""
     ref = a_checkpoint(kind, tmp_path / "model")
     gc.collect()
     mx.clear_cache()
@@ -58,7 +58,7 @@ def test_against_what_is_measured(tmp_path: Path, kind: str) -> None:
         mx.eval(prefill(model, [1 + at % 50 for at in range(tokens)], cache))
         peak = mx.get_peak_memory() - base
         assert plan.cache == cache.nbytes
-        assert peak <= plan.cache + plan.working <= 2.5 * peak
+        assert peak <= plan.cache + plan.working <= 4 * peak  # which depends on how far MLX allocates ahead of its work
 
 
 def test_sizes_that_belong_to_others() -> None:
