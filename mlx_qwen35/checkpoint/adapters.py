@@ -73,6 +73,8 @@ def read_adapter(folder: str | Path) -> Adapter:
         raise CheckpointError(f"{path} cannot be read ({error}); copy the adapter again") from error
     tensors: dict[str, dict[str, mx.array]] = {}
     for name, value in values.items():
+        if not mx.all(mx.isfinite(value)).item():
+            raise CheckpointError(f"{path}: {name} holds NaN or infinite values; train the adapter again")
         module, leaf = _ours(name, kind)
         tensors.setdefault(module, {})[leaf] = value
     if not tensors:

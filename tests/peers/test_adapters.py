@@ -237,6 +237,11 @@ class TestErrors:
         self.change(adapter, lambda tensors: tensors.__delitem__(name))
         self.refused(dense, adapter, rf"q_proj\.{leaf} is missing")
 
+    def test_no_numbers(self, dense: Path, adapter: Path) -> None:
+        name = "language_model.model.layers.3.self_attn.q_proj.lora_a"
+        self.change(adapter, lambda tensors: tensors.update({name: tensors[name] / 0}))
+        self.refused(dense, adapter, "q_proj.lora_a holds NaN or infinite")
+
     def test_another_rank_than_it_says(self, dense: Path, adapter: Path) -> None:
         config = json.loads((adapter / "adapter_config.json").read_text())
         config["lora_parameters"]["rank"] = 8
