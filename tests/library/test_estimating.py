@@ -61,6 +61,26 @@ def test_against_what_is_measured(tmp_path: Path, kind: str) -> None:
         assert peak <= plan.cache + plan.working <= 4 * peak  # which depends on how far MLX allocates ahead of its work
 
 
+def test_half_precision(tmp_path: Path) -> None:
+    """Decays stay float32, everything else is cast."""
+    folder = checkpoint(tmp_path / "model")
+    gc.collect()
+    before = mx.get_active_memory()
+    model = load_model(folder, dtype="float16")
+    gc.collect()
+    plan = estimate(folder, dtype="float16")
+    constants = mx.get_active_memory() - before - plan.weights.total  # rotary frequencies
+    assert 0 <= constants < 64
+    cache = model.make_cache()
+    mx.eval(prefill(model, [1, 2, 3], cache))
+    assert estimate(folder, context_length=3, dtype="float16").cache == cache.nbytes
+
+
+@pytest.mark.parametrize("limit", [0, 1, 2, 7, 99, 100, 101])
+def test_the_search_for_the_longest(limit: int) -> None:
+    assert estimating._longest(lambda tokens: tokens, limit, 100) == min(limit, 100)
+
+
 def test_sizes_that_belong_to_others() -> None:
     assert (footprint.CHUNK_SIZE, footprint.CACHE_STEP) == (CHUNK_SIZE, _STEP)
 

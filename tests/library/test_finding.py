@@ -173,6 +173,16 @@ def test_a_cache_elsewhere(machine: Machine, variable: str, inside: str) -> None
     assert find("Qwen/Qwen3.5-4B") == snapshot
 
 
+def test_snapshots_that_main_does_not_mean(machine: Machine) -> None:
+    one = machine.cached("Qwen/Qwen3.5-4B", revision=None)
+    assert find("Qwen/Qwen3.5-4B") == one  # the only one there is
+    other = machine.cached("Qwen/Qwen3.5-4B", commit=OTHER_COMMIT, revision=None)
+    assert look_up("Qwen/Qwen3.5-4B") == HubName("Qwen/Qwen3.5-4B", None)
+    assert find(f"Qwen/Qwen3.5-4B@{COMMIT[:8]}") == one
+    assert find(f"Qwen/Qwen3.5-4B@{OTHER_COMMIT[:8]}") == other
+    assert f"Qwen/Qwen3.5-4B@{OTHER_COMMIT[:8]}" in refusal("qwen3.5-4b")  # which names both
+
+
 def test_an_incomplete_snapshot(machine: Machine) -> None:
     snapshot = machine.cached("Qwen/Qwen3.5-4B", shards=3)
     (snapshot / "model-00002-of-00003.safetensors").unlink()
