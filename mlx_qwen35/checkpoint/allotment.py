@@ -46,14 +46,12 @@ def fit(
     *,
     beside: int = 0,
     group_size: int = 64,
-    importance: Mapping[str, mx.array] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, QuantSpec | None]:
     """How each linear module of the text model is to be quantized so that the checkpoint has at most `target_bytes`.
 
     beside: the bytes of what is written besides the text model: vision and MTP tensors, copied files. group_size: of
-    affine quantization. importance: module -> how much each of its inputs counts [.., in], as calibration.gather()
-    gives it. on_progress: called with (modules measured, modules in all).
+    affine quantization. on_progress: called with (modules measured, modules in all).
     Router, gates, in_proj_a and in_proj_b get 8 bits; the others what is left, where a byte saves the most. None: left
     as it is in the source.
     Raises CheckpointError, with the figures, where even the smallest form is larger.
@@ -65,8 +63,7 @@ def fit(
     weights = sensitivities(modules)
     choices = {}
     for number, (module, shape) in enumerate(modules.items()):
-        counts = (importance or {}).get(module)
-        choices[module] = list(_choices(origin, module, shape, group_size, weights[module], counts))
+        choices[module] = list(_choices(origin, module, shape, group_size, weights[module]))
         if on_progress:
             on_progress(number + 1, len(modules))
     least = fixed + sum(min(choice.nbytes for choice in found) for found in choices.values())
@@ -119,9 +116,7 @@ def _slope(small: _Choice, large: _Choice) -> float:
     return (small.loss - large.loss) / (large.nbytes - small.nbytes)
 
 
-def _choices(
-    origin: Source, module: str, shape: Shape, group_size: int, weight: float, counts: mx.array | None
-) -> Iterator[_Choice]:
+def _choices(origin: Source, module: str, shape: Shape, group_size: int, weight: float) -> Iterator[_Choice]:
     had = origin.specs.get(module)
     width = 4 if _dtype(origin, module) == "F32" else 2
     bits = (8,) if role(module) == "steering" else BITS["affine"]
@@ -135,25 +130,18 @@ def _choices(
     if had is None and (role(module) != "steering" or not specs):
         yield _Choice(None, math.prod(shape) * width, 0.0)
     if specs and specs != [had]:
-        sample, counts = _sample(origin, module, shape, counts)
-        norm = _error(sample, None, counts) or 1.0
+        sample = _sample(origin, module, shape)
+        norm = mx.square(sample.astype(mx.float32)).sum().item() or 1.0
     for spec in specs:
         lost = 0.0
         if spec != had:
-            made = unpack(pack(sample, spec, importance=counts, search=True), spec)
-            lost = weight * _error(sample, made, counts) / norm
+            made = unpack(pack(sample, spec, search=True), spec)
+            lost = weight * mx.square(made - sample.astype(mx.float32)).sum().item() / norm
         yield _Choice(spec, _packed_bytes(shape, spec, width), lost)
 
 
-def _error(sample: mx.array, made: mx.array | None, counts: mx.array | None) -> float:
-    difference = mx.square(sample.astype(mx.float32) - (0 if made is None else made))
-    return (difference if counts is None else difference * counts).sum().item()
-
-
-def _sample(
-    origin: Source, module: str, shape: Shape, counts: mx.array | None
-) -> tuple[mx.array, mx.array | None]:
-    """Rows [N, in] of a weight, in the dtype that it has, and how much their inputs count, where that is known."""
+def _sample(origin: Source, module: str, shape: Shape) -> mx.array:
+    """Rows [N, in] of a weight, in the dtype that it has."""
     had = origin.specs.get(module)
     kinds = ("weight", "scales", "biases") if had else ("weight",)
     parts = {kind: origin.parts[f"{module}.{kind}"] for kind in kinds if f"{module}.{kind}" in origin.parts}
@@ -165,18 +153,14 @@ def _sample(
         count = 1 if stacked else max(1, min(rows // places, _SAMPLE // places // shape[-1]))
         starts = (place * (rows - count) // max(1, places - 1) for place in range(places))
         stretches = [(start, start + count) for start in starts]
-    found, told = [], []
+    found = []
     for start, stop in stretches:
         made = {kind: part.finish(part.fetch(start, stop), None) for kind, part in parts.items()}
         x = unpack(made, had) if had else made["weight"]
-        here = counts if counts is None or not stacked else counts[start:stop]
-        here = None if here is None else mx.broadcast_to(here, x.shape)
         step = max(1, x.size * len(stretches) // _SAMPLE)
-        for kept, array in ((found, x), (told, here)):
-            if array is not None:
-                kept.append(mx.contiguous(array.reshape(-1, shape[-1])[::step]))
-        mx.eval(found, told)
-    return mx.concatenate(found), mx.concatenate(told) if told else None
+        found.append(mx.contiguous(x.reshape(-1, shape[-1])[::step]))
+        mx.eval(found)
+    return mx.concatenate(found)
 
 
 def _dtype(origin: Source, module: str) -> str:

@@ -98,7 +98,8 @@ def convert(
                 if journal.assignment is None:
                     partial.clear()
                     journal.start(_to_json(_assignment(origin, default, recipe, target_size)))
-                plan = make_plan(origin, _from_json(journal.assignment), default, wanted)
+                search = target_size is not None or recipes.searches(recipe)
+                plan = make_plan(origin, _from_json(journal.assignment), default, wanted, search)
                 found = _convert(plan, partial, journal, bool(verify), on_progress)
                 if callable(verify) and found:
                     verify(found)

@@ -117,12 +117,17 @@ class Plan:
 
 
 def make_plan(
-    origin: Source, assignment: Assignment | None, default: QuantSpec | None, dtype: mx.Dtype | None
+    origin: Source,
+    assignment: Assignment | None,
+    default: QuantSpec | None,
+    dtype: mx.Dtype | None,
+    search: bool = False,
 ) -> Plan:
     """The conversion of a source. assignment: module -> how it is quantized, for the linear modules of the text model;
-    None leaves all of them unquantized. Raises CheckpointError for tensors beside the text model that do not fit."""
+    None leaves all of them unquantized. search: for their scales, as quantize.pack() does. Raises CheckpointError for
+    tensors beside the text model that do not fit."""
     shapes = text_tensors(origin.config)
-    text = [_text_task(origin, name, shape, assignment, default, dtype) for name, shape in shapes.items()]
+    text = [_text_task(origin, name, shape, assignment, default, dtype, search) for name, shape in shapes.items()]
     tower = vision_tensors(origin.config)
     vision = [_vision_task(origin, name, shape, default, dtype) for name, shape in tower.items()]
     beside = origin.beside()
@@ -141,17 +146,19 @@ def _text_task(
     assignment: Assignment | None,
     default: QuantSpec | None,
     wanted: mx.Dtype | None,
+    search: bool,
 ) -> Task:
     module = name.removesuffix(".weight")
     had, parts = _parts_of(origin, name)
     has = assignment[module] if assignment is not None and is_linear(name, shape) else None
     if had and default and isinstance(origin.foreign, Gptq):
         meant = has or default
-        if (had.bits, had.mode) == (meant.bits, meant.mode):
+        raised = default.bits == had.bits < meant.bits  # by a recipe, for which there is nothing to be had here
+        if had.mode == meant.mode and (had.bits == meant.bits or raised):
             has = had  # other groups would not make it better, only other
     own = _own_dtype(parts, had)
     kept = name.endswith(KEPT_FLOAT32) and own == mx.float32
-    return Task(name, parts, shape, had, has, own if kept or wanted is None else wanted)
+    return Task(name, parts, shape, had, has, own if kept or wanted is None else wanted, search)
 
 
 def _vision_task(

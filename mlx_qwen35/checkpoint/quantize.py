@@ -44,21 +44,16 @@ def default_spec(bits: int, group_size: int, mode: str) -> QuantSpec:
 
 
 def pack(
-    weight: mx.array,
-    spec: QuantSpec,
-    *,
-    dtype: mx.Dtype | None = None,
-    importance: mx.array | None = None,
-    search: bool = False,
+    weight: mx.array, spec: QuantSpec, *, dtype: mx.Dtype | None = None, search: bool = False
 ) -> dict[str, mx.array]:
     """[.., in] floats -> {"weight": uint32, "scales": .., "biases": .. where affine}.
 
     dtype: of affine scales and biases; None is the weight's. search: look for scales and biases that lose less than
-    mx.quantize's, which takes longer; only affine has them. importance, as rounding.quantize() takes it, is for that.
+    mx.quantize's, which takes longer; only affine has them.
     """
     dtype = dtype or weight.dtype
     if search and spec.mode == "affine":
-        arrays = rounding.quantize(weight, spec.group_size, spec.bits, dtype, importance)
+        arrays = rounding.quantize(weight, spec.group_size, spec.bits, dtype)
     else:
         arrays = mx.quantize(weight, spec.group_size, spec.bits, mode=spec.mode)
         if spec.mode == "affine":

@@ -19,38 +19,31 @@ _SLAB = {mx.cpu: 1 << 16, mx.gpu: 1 << 24}  # values worked on at once: on a CPU
 
 
 def quantize(
-    weight: mx.array, group_size: int, bits: int, dtype: mx.Dtype, importance: mx.array | None = None
+    weight: mx.array, group_size: int, bits: int, dtype: mx.Dtype
 ) -> tuple[mx.array, mx.array, mx.array]:
     """weight [.., in] -> codes packed as mx.quantize packs them, uint32 [.., in * bits / 32], and scales and biases
-    [.., in / group_size] in `dtype`.
-
-    importance: positive, broadcasts with weight: the squared error of each value counts so much.
-    """
-    *outer, width = weight.shape
+    [.., in / group_size] in `dtype`."""
+    outer = weight.shape[:-1]
     scales, biases = (part.astype(dtype).reshape(-1, 1) for part in mx.quantize(weight, group_size, bits)[1:])
     x = weight.reshape(-1, group_size)
-    counts = None if importance is None else mx.broadcast_to(importance, weight.shape).reshape(-1, group_size)
     step = max(1, _SLAB[mx.default_device().type] // group_size)
     found = []
     for start in range(0, len(x), step):
         rows = slice(start, start + step)
-        found.append(_search(x[rows], bits, scales[rows], biases[rows], None if counts is None else counts[rows]))
+        codes, *line = _search(x[rows], bits, scales[rows], biases[rows])
+        found.append((_packed(codes, bits), *line))
         mx.eval(found[-1])
-    codes, scales, biases = (mx.concatenate(parts) for parts in zip(*found, strict=True))
-    groups = (*outer, width // group_size)
-    return _packed(codes.reshape(*outer, width), bits), scales.reshape(groups), biases.reshape(groups)
+    words, scales, biases = (mx.concatenate(parts).reshape(*outer, -1) for parts in zip(*found, strict=True))
+    return words, scales, biases
 
 
-def _search(
-    x: mx.array, bits: int, scale: mx.array, bias: mx.array, counts: mx.array | None
-) -> tuple[mx.array, mx.array, mx.array]:
+def _search(x: mx.array, bits: int, scale: mx.array, bias: mx.array) -> tuple[mx.array, mx.array, mx.array]:
     """x [N, G], scale and bias [N, 1] as MLX has them -> codes [N, G], scale, bias: the best that is found."""
     dtype, top = scale.dtype, (1 << bits) - 1
     x = x.astype(mx.float32)
     low, high = x.min(-1, keepdims=True), x.max(-1, keepdims=True)
     middle, half = (low + high) / 2, (high - low) / 2
-    total = x.shape[-1] if counts is None else _sum(counts)
-    mean = _sum(x, counts) / total
+    mean = x.mean(-1, keepdims=True)
     best = None
 
     def attempt(s: mx.array, b: mx.array) -> tuple[mx.array, mx.array]:
@@ -58,15 +51,15 @@ def _search(
         nonlocal best
         s, b = s.astype(dtype).astype(mx.float32), b.astype(dtype).astype(mx.float32)
         codes = _codes(x, s, b, top)
-        error = _sum(mx.square(codes * s + b - x), counts)
+        error = mx.square(codes * s + b - x).sum(-1, keepdims=True)
         if best is None:
             best = error, s, b
         else:
             better = error < best[0]
             best = tuple(mx.where(better, new, old) for new, old in zip((error, s, b), best, strict=True))
-        middle_code = _sum(codes, counts) / total
+        middle_code = codes.mean(-1, keepdims=True)
         codes = codes - middle_code
-        s = _sum(codes * (x - mean), counts) / mx.maximum(_sum(codes * codes, counts), 1e-12)
+        s = (codes * (x - mean)).sum(-1, keepdims=True) / mx.maximum((codes * codes).sum(-1, keepdims=True), 1e-12)
         return s, mean - s * middle_code
 
     attempt(*attempt(scale, bias))
@@ -78,10 +71,6 @@ def _search(
 
 def _codes(x: mx.array, scale: mx.array, bias: mx.array, top: int) -> mx.array:
     return mx.clip(mx.round((x - bias) / mx.where(scale == 0, 1, scale)), 0, top)
-
-
-def _sum(x: mx.array, counts: mx.array | None = None) -> mx.array:
-    return (x if counts is None else x * counts).sum(-1, keepdims=True)
 
 
 def _packed(codes: mx.array, bits: int) -> mx.array:

@@ -40,7 +40,7 @@ class Task:
 
     parts: {"weight": ..} and, for a quantized source, "scales" and "biases". shape: unquantized. had, has: its
     quantization in the source and in the target. dtype: of the unquantized values in the target, scales and biases
-    included.
+    included. search: as quantize.pack() takes it.
     """
 
     name: str
@@ -49,6 +49,7 @@ class Task:
     had: QuantSpec | None
     has: QuantSpec | None
     dtype: mx.Dtype
+    search: bool = False
 
     @property
     def carried(self) -> bool:
@@ -120,7 +121,7 @@ class Task:
         # What was dequantized is packed from float32: rounding it first would be a second loss.
         if not self.had and not isinstance(self.parts["weight"], Fp8Part):
             weight = weight.astype(self.dtype)
-        found = pack(weight, self.has) if self.has else {"weight": weight}
+        found = pack(weight, self.has, dtype=self.dtype, search=self.search) if self.has else {"weight": weight}
         return {k: a.astype(self.dtype) if TAGS[a.dtype] in FLOATS else a for k, a in found.items()}
 
     def _numpy(self, array: mx.array) -> np.ndarray:

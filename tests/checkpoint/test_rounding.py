@@ -4,6 +4,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from mlx_qwen35.checkpoint import rounding
 from mlx_qwen35.checkpoint.quantize import pack, packed, unpack
 from mlx_qwen35.config import BITS, QuantSpec
 
@@ -15,10 +16,9 @@ def weights(*shape: int, seed: int = 0) -> mx.array:
     return mx.array(values.astype(np.float32)).astype(mx.bfloat16)
 
 
-def errors(weight: mx.array, spec: QuantSpec, counts: mx.array | None = None, **how: object) -> np.ndarray:
+def errors(weight: mx.array, spec: QuantSpec, **how: object) -> np.ndarray:
     """The squared error of each group."""
     difference = mx.square(unpack(pack(weight, spec, **how), spec) - weight.astype(mx.float32))
-    difference = difference if counts is None else difference * counts
     return np.array(difference.reshape(-1, spec.group_size).sum(-1))
 
 
@@ -49,16 +49,6 @@ def test_form(bits: int, dtype: mx.Dtype) -> None:
     assert mx.array_equal(unpack(made, spec), weight.astype(mx.float32))
 
 
-def test_what_counts_is_kept() -> None:
-    """Where a few inputs count more, they come out better than without saying so, at the cost of the others."""
-    spec, weight = QuantSpec(3, 64, "affine"), weights(64, 256)
-    counts = mx.array(np.exp(2 * np.random.RandomState(2).standard_normal(256)).astype(np.float32))
-    told = errors(weight, spec, counts, search=True, importance=counts).sum()
-    untold = errors(weight, spec, counts, search=True).sum()
-    assert told < 0.9 * untold
-    assert errors(weight, spec, search=True).sum() < errors(weight, spec, search=True, importance=counts).sum()
-
-
 @pytest.mark.parametrize("value", [0.0, 0.375, -3.0])
 def test_a_group_of_one_value(value: float) -> None:
     spec = QuantSpec(4, 32, "affine")
@@ -66,8 +56,6 @@ def test_a_group_of_one_value(value: float) -> None:
 
 
 def test_slabs_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mlx_qwen35.checkpoint import rounding
-
     spec, weight = QuantSpec(4, 32, "affine"), weights(7, 96)
     whole = pack(weight, spec, search=True)
     monkeypatch.setitem(rounding._SLAB, mx.cpu, 100)
@@ -83,3 +71,13 @@ def test_dtype_of_scales() -> None:
     nearest = pack(weight, spec, dtype=mx.bfloat16)
     assert nearest["scales"].dtype == mx.bfloat16
     assert mx.square(unpack(made, spec) - weight).sum() < 0.8 * mx.square(unpack(nearest, spec) - weight).sum()
+
+
+def test_memory() -> None:
+    """What is worked on is a slab, however large the weight."""
+    weight = weights(2048, 512)
+    mx.eval(weight)
+    mx.reset_peak_memory()
+    before = mx.get_active_memory()
+    mx.eval(pack(weight, QuantSpec(4, 64, "affine"), search=True))
+    assert mx.get_peak_memory() - before < 2 * weight.nbytes + 48 * rounding._SLAB[mx.cpu]
