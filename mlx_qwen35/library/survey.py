@@ -77,20 +77,20 @@ class Survey:
             return None
         return 8 * sum(part.nbytes for part in self.source.parts.values()) / self.parameters
 
-    @cached_property
+    @property
     def spec(self) -> QuantSpec | None:
-        """The MLX quantization of most of the weights; None where most have none."""
-        if self.source is None:
-            default = self.config.quantization if self.config else None
-            return default.default if default else None
-        counts: Counter[QuantSpec | None] = Counter()
-        for name, shape in text_tensors(self.source.config).items():
-            counts[self.source.specs.get(name.removesuffix(".weight"))] += math.prod(shape)
-        return counts.most_common(1)[0][0]
+        """The MLX quantization that config.json names first, whatever single modules have; None: there is none."""
+        if self.source is not None and isinstance(self.source.foreign, Gptq):
+            return self.source.foreign.spec
+        told = self.config.quantization if self.config else None
+        return told.default if told else None
 
     @property
     def quantization(self) -> str:
-        """In words: "4-bit", "mxfp4", "gptq 4-bit", "fp8", "bf16", ...; "?" where it is not known."""
+        """In words: "4-bit", "mxfp4", "gptq 4-bit", "fp8", "bf16", ...; "?" where it is not known.
+
+        Modules may have other bits than the name says: bits_per_weight counts them all.
+        """
         foreign = self.config.source_quantization if self.config else None
         if foreign is not None:
             bits = f" {foreign.get('bits')}-bit" if isinstance(self.source and self.source.foreign, Gptq) else ""
