@@ -25,6 +25,7 @@ from mlx_qwen35.checkpoint.partial import Partial, claim, container_of
 from mlx_qwen35.checkpoint.piece import Piece, pieces, safetensors_files
 from mlx_qwen35.checkpoint.plan import MTP_FILE, Plan, make_plan
 from mlx_qwen35.checkpoint.quantize import default_spec
+from mlx_qwen35.checkpoint.records import LayerRecords, layer_records
 from mlx_qwen35.checkpoint.source import Source, open_source
 from mlx_qwen35.checkpoint.verify import Verification, check_memory
 from mlx_qwen35.checkpoint.verify import verify as check
@@ -52,6 +53,7 @@ def convert(
     overwrite: bool = False,
     resume: bool = False,
     verify: bool | Callable[[Verification], None] = False,
+    pack_experts: bool = False,
     on_progress: OnProgress | None = None,
 ) -> Path:
     """Write the checkpoint in folder `source` as an MLX checkpoint into folder `target`, and return that.
@@ -64,8 +66,9 @@ def convert(
     target is affine with as many bits.
     overwrite: replace an existing `target`, and discard an unfinished conversion to it. resume: go on with an
     unfinished one, if there is any. verify: read everything back before the target gets its name, and compare weights
-    and logits with the source (verify.py); a function gets the report. on_progress: called with (bytes read, bytes in
-    all).
+    and logits with the source (verify.py); a function gets the report. pack_experts: add expert records (records.py),
+    which repeat the experts' bytes in the order in which streaming reads them. on_progress: called with (bytes read,
+    bytes in all).
     Raises CheckpointError for a source that cannot be read or is already what is asked for, weights that are NaN or
     infinite, an existing target, an unfinished conversion to it, another one at the same time, a quantization that MLX
     does not have and a full disk. `target` appears only when it is complete. What an interruption (Ctrl-C, a kill, a
@@ -86,6 +89,7 @@ def convert(
         "recipe": recipe,
         "target_size": target_size,
         "dtype": wanted and str(wanted).removeprefix("mlx.core."),
+        "pack_experts": pack_experts,
     }
     with claim(target) as partial:
         journal = Journal(partial.journal, asked, _digest(origin))
@@ -100,7 +104,7 @@ def convert(
                     journal.start(_to_json(_assignment(origin, default, recipe, target_size)))
                 search = target_size is not None or recipes.searches(recipe)
                 plan = make_plan(origin, _from_json(journal.assignment), default, wanted, search)
-                found = _convert(plan, partial, journal, bool(verify), on_progress)
+                found = _convert(plan, partial, journal, bool(verify), pack_experts, on_progress)
                 if callable(verify) and found:
                     verify(found)
                 journal.finish()
@@ -137,31 +141,34 @@ def _clean_up(error: BaseException, partial: Partial) -> None:
 
 
 def _convert(
-    plan: Plan, partial: Partial, journal: Journal, verifying: bool, on_progress: OnProgress | None
+    plan: Plan, partial: Partial, journal: Journal, verifying: bool, packing: bool, on_progress: OnProgress | None
 ) -> Verification | None:
     """Fill the partial folder; config.json comes last, because a folder without it is no checkpoint to anybody."""
-    if plan.is_done_already():
+    if plan.is_done_already() and not packing:
         raise CheckpointError(
             f"{plan.origin.folder} is already an MLX checkpoint with what was asked for, there is nothing to convert: "
             "use it as it is, or copy it"
         )
     folder = partial.folder
-    _check_space(plan, partial)
+    files = safetensors_files(plan, folder)
+    records = layer_records(plan, files, folder) if packing else []
+    _check_space(plan, partial, sum(layer.nbytes for layer in records))
     try:
         folder.mkdir(exist_ok=True)
         (folder / "config.json").unlink(missing_ok=True)
     except OSError as error:
         raise write_error(error, folder) from error
-    files = safetensors_files(plan, folder)
-    progress = _Progress(plan, 3 if verifying else 1, on_progress)
+    whole = sum(task.nbytes for task in plan.tasks)
+    progress = _Progress(sum(layer.nbytes for layer in records) + (3 if verifying else 1) * whole, on_progress)
     try:
         for file in files.values():
             file.open()
         all_pieces = list(pieces(plan, files))
-        todo = _todo(all_pieces, journal, progress)
-        for piece, sums in pipeline.each(todo, Piece.write):
-            journal.record(piece.name, sums)
-            progress.add(piece.nbytes)
+        todo = _todo([*all_pieces, *records], journal, progress)
+        for kind in (Piece, LayerRecords):  # records are made of what the pieces wrote
+            for piece, sums in pipeline.each([piece for piece in todo if isinstance(piece, kind)], kind.write):
+                journal.record(piece.name, sums)
+                progress.add(piece.nbytes)
         for file in files.values():
             file.sync()
         write_index(folder, plan.shards)
@@ -173,10 +180,13 @@ def _convert(
             file.close()
 
 
-def _todo(all_pieces: list[Piece], journal: Journal, progress: _Progress) -> list[Piece]:
+def _todo(
+    all_pieces: list[Piece | LayerRecords], journal: Journal, progress: _Progress
+) -> list[Piece | LayerRecords]:
     """The pieces that do not lie in their place, as the checksums say: a power failure may lose what was written."""
     recorded = [piece for piece in all_pieces if piece.name in journal.done]
-    good = {piece.name for piece, sums in pipeline.each(recorded, Piece.found) if sums == journal.done[piece.name]}
+    looked = pipeline.each(recorded, lambda piece: piece.found())
+    good = {piece.name for piece, sums in looked if sums == journal.done[piece.name]}
     progress.begin(sum(piece.nbytes for piece in recorded if piece.name in good))
     return [piece for piece in all_pieces if piece.name not in good]
 
@@ -184,8 +194,8 @@ def _todo(all_pieces: list[Piece], journal: Journal, progress: _Progress) -> lis
 class _Progress:
     """Counts bytes for a callback."""
 
-    def __init__(self, plan: Plan, times: int, report: OnProgress | None):
-        self.done, self.total, self.report = 0, times * sum(task.nbytes for task in plan.tasks), report
+    def __init__(self, total: int, report: OnProgress | None):
+        self.done, self.total, self.report = 0, total, report
 
     def begin(self, count: int) -> None:
         """So much was done before."""
@@ -256,9 +266,9 @@ def _check_target(source: Path, target: Path, overwrite: bool) -> None:
         raise Refused(f"{target} is no checkpoint and is not overwritten: choose another folder")
 
 
-def _check_space(plan: Plan, partial: Partial) -> None:
+def _check_space(plan: Plan, partial: Partial, beside: int) -> None:
     there = sum(path.stat().st_blocks * 512 for path in partial.folder.rglob("*") if path.is_file())
-    needed = plan.nbytes + sum(path.stat().st_size for path in _to_copy(plan.origin.folder)) - there
+    needed = plan.nbytes + beside + sum(path.stat().st_size for path in _to_copy(plan.origin.folder)) - there
     free = shutil.disk_usage(partial.container).free
     if needed > free:
         raise WriteError(

@@ -52,7 +52,7 @@ class SafetensorsFile:
         # Wide elements first keeps every tensor aligned to its element, as the format's own library does.
         ordered = sorted(specs, key=lambda spec: (-_SIZES[spec.dtype], spec.name))
         self.path = path
-        self._header, begin = _header(ordered, metadata or {"format": "mlx"}, align)
+        self.header, begin = _header(ordered, metadata or {"format": "mlx"}, align)
         self._place: dict[str, tuple[int, int]] = {}
         for spec in ordered:
             self._place[spec.name] = begin, spec.nbytes
@@ -63,9 +63,9 @@ class SafetensorsFile:
     def open(self) -> None:
         """Create the file with its header, or go on with one that is there."""
         with _named(self.path):
-            self.path.parent.mkdir(exist_ok=True)
+            self.path.parent.mkdir(exist_ok=True)  # mtp/ and experts/
             self._handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
-            write_at(self._handle, self._header, 0)
+            write_at(self._handle, self.header, 0)
 
     def write(self, name: str, data: memoryview, offset: int) -> None:
         """Put bytes into a tensor, `offset` bytes from its start; raises WriteError where the disk refuses them."""

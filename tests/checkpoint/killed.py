@@ -90,8 +90,10 @@ if __name__ == "__main__":
     from mlx_qwen35.checkpoint.convert import convert
     from mlx_qwen35.checkpoint.partial import container_of
     from mlx_qwen35.checkpoint.source import open_source
+    from mlx_qwen35.checkpoint.write import SafetensorsFile
     from mlx_qwen35.errors import CheckpointError
 
+    SafetensorsFile.sync = lambda self: None  # a busy disk takes seconds for it
     task.PIECE_BYTES = 20_000
     pipeline.workers = lambda: 2
     wanted = json.loads(sys.argv[1])

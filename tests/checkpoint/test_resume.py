@@ -16,6 +16,7 @@ from mlx_qwen35.checkpoint import pipeline, task
 from mlx_qwen35.checkpoint.convert import convert, unfinished
 from mlx_qwen35.checkpoint.partial import claim, container_of
 from mlx_qwen35.checkpoint.source import open_source
+from mlx_qwen35.checkpoint.write import SafetensorsFile
 from mlx_qwen35.errors import CheckpointError
 from tests.checkpoint.test_convert import source_of
 from tests.conftest import CHECKOUT
@@ -25,6 +26,7 @@ from tests.conftest import CHECKOUT
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(task, "PIECE_BYTES", 20_000)
     monkeypatch.setattr(pipeline, "workers", lambda: 2)
+    monkeypatch.setattr(SafetensorsFile, "sync", lambda self: None)  # a busy disk takes seconds for it
 
 
 @pytest.fixture(scope="module")
