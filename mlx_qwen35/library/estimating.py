@@ -130,8 +130,8 @@ def _told_specs(config: ModelConfig) -> Specs:
     section = config.source_quantization
     if section is not None and section.get("quant_method") == "gptq":
         spec = gptq.read_config(section, "config.json").spec
-        plain = ("embedding", "head", "steering")
-        return {m: spec for m in (n.removesuffix(".weight") for n in linear) if role(m) not in plain}
+        # Which modules are packed only the files know; the official ones leave all but these as they were.
+        return {m: spec for m in (n.removesuffix(".weight") for n in linear) if role(m) in ("experts", "mlp")}
     return {}
 
 

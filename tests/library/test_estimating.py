@@ -19,6 +19,7 @@ from mlx_qwen35.generation import CHUNK_SIZE, prefill
 from mlx_qwen35.library import estimating, find, footprint, load_model
 from mlx_qwen35.library.estimating import estimate
 from mlx_qwen35.library.plan import parse_size
+from tests.checkpoint.foreign import write_fp8, write_gptq
 from tests.fake_hub import Hub
 from tests.machine import Machine, checkpoint, gguf
 
@@ -215,3 +216,16 @@ def test_no_weight_is_read(machine: Machine) -> None:
     machine.monkeypatch.setattr("mlx_qwen35.checkpoint.files.read", lambda *a, **k: pytest.fail("a weight is read"))
     assert estimate(folder).weights.total
     assert mlx_qwen35.estimate is estimating.estimate
+
+
+@pytest.mark.parametrize("tool, kind", [("fp8", "dense"), ("fp8", "moe"), ("gptq", "dense"), ("gptq", "moe")])
+def test_what_other_tools_quantized(tmp_path: Path, tool: str, kind: str) -> None:
+    """FP8 takes what it becomes, GPTQ what it is; config.json alone says the same of them."""
+    folder = tmp_path / "model"
+    {"fp8": write_fp8, "gptq": write_gptq}[tool](folder, kind)
+    held = sum(array.nbytes for _, array in tree_flatten(load_model(folder).parameters()))
+    plan = estimate(folder)
+    assert plan.weights.total == held
+    assert plan.quantization == {"fp8": "fp8", "gptq": "gptq 4-bit"}[tool]
+    (folder / "model.safetensors").unlink()
+    assert estimate(folder).weights.total == pytest.approx(held, rel=0.01)
