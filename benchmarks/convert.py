@@ -184,6 +184,8 @@ def main() -> None:
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=["4bit"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--layers", type=int, default=2, help="of the text model; 2 make 5.4 GB")
+    parser.add_argument("--source", type=Path, help="a checkpoint that write_source() made, instead of making one")
+    parser.add_argument("--only", action="store_true", help="leave out the conversion of twice the size")
     parser.add_argument("--folder", type=Path, help="work here (default: a temporary folder)")
     parser.add_argument("--out", type=Path, help="append the JSON lines to this file")
     arguments = parser.parse_args()
@@ -203,7 +205,7 @@ def main() -> None:
 
 
 def measure(work: Path, arguments: argparse.Namespace, codes: dict[str, str], around: dict) -> list[str]:
-    source = write_source(work / "source", arguments.layers)
+    source = arguments.source or write_source(work / "source", arguments.layers)
     size = (source / "model.safetensors").stat().st_size
     around = around | {"source_bytes": size}
     print(f"source: {size / GB:.2f} GB")
@@ -217,13 +219,17 @@ def measure(work: Path, arguments: argparse.Namespace, codes: dict[str, str], ar
             for side in order:
                 code, options = jobs[side]
                 runs[side].append(run_once(code, source, work / side, options))
+                print(f"  round {number + 1}, {name}, {side}: {runs[side][-1]}", file=sys.stderr, flush=True)
         peaks[name] = statistics.median(run["peak_bytes"] for run in runs["ours"])
         for side in jobs:
             equal = {} if side == "ours" else compare(work / "ours", work / side)
             lines.append(report(name, side, runs, equal, around))
     for side in ("ours", *codes):
         shutil.rmtree(work / side, ignore_errors=True)
-    shutil.rmtree(source)
+    if arguments.only:
+        return lines
+    if not arguments.source:
+        shutil.rmtree(source)
     name = arguments.formats[0]
     # Embedding and head do not double with the layers; so many more layers that all of it does.
     twice = write_source(work / "twice", round(2.62 * arguments.layers) if arguments.layers > 1 else 3)
