@@ -154,7 +154,8 @@ def check_values(found: written.Written, source: Source, target: Target) -> None
             kinds = {"float32", *source.kept, target.arguments.get("dtype", "float32")}
             known = packings(meant, spec, parts[1].dtype, kinds)
             searched = target.searches and spec[2] == "affine"
-            assert any(same(parts, packed) for packed in known) or (searched and no_worse(parts, known, meant, spec)), path
+            exact = any(same(parts, packed) for packed in known)
+            assert exact or (searched and no_worse(parts, known, meant, spec)), path
         elif source.raw is not None:
             raw = [source.raw.get(f"{path}.{part}") for part in ("weight", "scales", "biases")]
             assert same(parts, cast(raw, parts[1].dtype, spec)), f"{path} was {spec} and is not the same any more"
