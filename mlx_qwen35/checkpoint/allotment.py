@@ -20,7 +20,7 @@ from mlx_qwen35.checkpoint.names import TARGET
 from mlx_qwen35.checkpoint.quantize import pack, packed, unpack
 from mlx_qwen35.checkpoint.recipes import fitted, role, sensitivities
 from mlx_qwen35.checkpoint.source import Source
-from mlx_qwen35.config import BITS, QuantSpec
+from mlx_qwen35.config import BITS, GROUP_SIZES, QuantSpec
 from mlx_qwen35.errors import CheckpointError
 
 _PLACES = 4  # stretches of rows, or experts, of which a sample is made
@@ -46,24 +46,33 @@ def fit(
     *,
     beside: int = 0,
     group_size: int = 64,
+    dtype: mx.Dtype | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, QuantSpec | None]:
     """How each linear module of the text model is to be quantized so that the checkpoint has at most `target_bytes`.
 
     beside: the bytes of what is written besides the text model: vision and MTP tensors, copied files. group_size: of
-    affine quantization. on_progress: called with (modules measured, modules in all).
+    affine quantization. dtype: of what is not quantized, and of scales; None is the source's. on_progress: called with
+    (modules measured, modules in all).
     Router, gates, in_proj_a and in_proj_b get 8 bits; the others what is left, where a byte saves the most. None: left
     as it is in the source.
     Raises CheckpointError, with the figures, where even the smallest form is larger.
     """
+    if group_size not in GROUP_SIZES["affine"]:
+        raise CheckpointError(f"a target size means affine bits, which have no groups of {group_size}: give no mode")
     shapes = text_tensors(origin.config)
     modules = {n.removesuffix(".weight"): shape for n, shape in shapes.items() if is_linear(n, shape)}
-    plain = sum(_plain_bytes(origin, name, shape) for name, shape in shapes.items() if not is_linear(name, shape))
+    own = 0 if dtype is None else dtype.size
+    plain = sum(
+        math.prod(shape) * max(own, _width(origin.parts[name].dtype))  # some stay float32 whatever is asked for
+        for name, shape in shapes.items()
+        if not is_linear(name, shape)
+    )
     fixed = beside + plain + _around(origin, shapes)
     weights = sensitivities(modules)
     choices = {}
     for number, (module, shape) in enumerate(modules.items()):
-        choices[module] = list(_choices(origin, module, shape, group_size, weights[module]))
+        choices[module] = list(_choices(origin, module, shape, group_size, weights[module], own))
         if on_progress:
             on_progress(number + 1, len(modules))
     least = fixed + sum(min(choice.nbytes for choice in found) for found in choices.values())
@@ -116,9 +125,11 @@ def _slope(small: _Choice, large: _Choice) -> float:
     return (small.loss - large.loss) / (large.nbytes - small.nbytes)
 
 
-def _choices(origin: Source, module: str, shape: Shape, group_size: int, weight: float) -> Iterator[_Choice]:
+def _choices(
+    origin: Source, module: str, shape: Shape, group_size: int, weight: float, own: int
+) -> Iterator[_Choice]:
     had = origin.specs.get(module)
-    width = 4 if _dtype(origin, module) == "F32" else 2
+    width = own or _width((origin.parts.get(f"{module}.scales") or origin.parts[f"{module}.weight"]).dtype)
     bits = (8,) if role(module) == "steering" else BITS["affine"]
     found = (fitted(QuantSpec(number, group_size, "affine"), shape) for number in bits)
     specs = [spec for spec in found if spec]
@@ -163,18 +174,14 @@ def _sample(origin: Source, module: str, shape: Shape) -> mx.array:
     return mx.concatenate(found)
 
 
-def _dtype(origin: Source, module: str) -> str:
-    part = origin.parts.get(f"{module}.scales") or origin.parts[f"{module}.weight"]
-    return part.dtype
+def _width(dtype: str) -> int:
+    """Bytes of a float in the target, where it had this dtype in the source."""
+    return 4 if dtype == "F32" else 2
 
 
 def _packed_bytes(shape: Shape, spec: QuantSpec, width: int) -> int:
     sizes = {"U32": 4, "U8": 1}
     return sum(math.prod(s) * sizes.get(tags[0], width) for s, tags in packed(shape, spec).values())
-
-
-def _plain_bytes(origin: Source, name: str, shape: Shape) -> int:
-    return math.prod(shape) * (4 if origin.parts[name].dtype == "F32" else 2)
 
 
 def _around(origin: Source, shapes: Mapping[str, Shape]) -> int:

@@ -101,7 +101,7 @@ def convert(
                 _check_unfinished(partial, overwrite, resume)
                 if journal.assignment is None:
                     partial.clear()
-                    journal.start(_to_json(_assignment(origin, default, recipe, target_size)))
+                    journal.start(_to_json(_assignment(origin, default, recipe, target_size, wanted)))
                 search = target_size is not None or recipes.searches(recipe)
                 plan = make_plan(origin, _from_json(journal.assignment), default, wanted, search)
                 found = _convert(plan, partial, journal, bool(verify), pack_experts, on_progress)
@@ -208,17 +208,17 @@ class _Progress:
 
 
 def _assignment(
-    origin: Source, default: QuantSpec | None, recipe: str | None, target_size: int | None
+    origin: Source, default: QuantSpec | None, recipe: str | None, target_size: int | None, dtype: mx.Dtype | None
 ) -> dict[str, QuantSpec | None] | None:
     """How each linear module of the text model is to be quantized; None: not at all."""
     if default is None:
         return None
     if target_size is None:
         return recipes.assign(recipe, text_tensors(origin.config), default, origin.config)
-    rest = make_plan(origin, None, None, None)
+    rest = make_plan(origin, None, None, dtype)
     beside = sum(spec.nbytes for task in rest.vision + rest.mtp for spec in task.specs().values())
     beside += sum(path.stat().st_size for path in _to_copy(origin.folder))
-    return allotment.fit(origin, target_size, beside=beside, group_size=default.group_size)
+    return allotment.fit(origin, target_size, beside=beside, group_size=default.group_size, dtype=dtype)
 
 
 def _to_json(assignment: dict[str, QuantSpec | None] | None) -> dict[str, Any]:

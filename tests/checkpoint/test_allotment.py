@@ -56,6 +56,20 @@ def test_size_is_kept(source: Path) -> None:
         convert(source, source.parent / "under", target_size=least - 1)
 
 
+def test_size_is_kept_in_another_dtype(tmp_path: Path) -> None:
+    """Scales and what is left unquantized take twice the bytes of the source's."""
+    config = tiny_config("moe", vision=True, mtp_num_hidden_layers=1, **SIZES, **FFN["moe"])
+    source = write_checkpoint(tmp_path / "source", config, random_tensors(config, 3), dtype="bfloat16")
+    for part in (0.8, 1.2):
+        target = int(part * bytes_of(source))
+        assert bytes_of(convert(source, tmp_path / f"{part}", target_size=target, dtype="float32")) <= target
+
+
+def test_a_mode_has_no_target_size(source: Path) -> None:
+    with pytest.raises(CheckpointError, match="groups of 16: give no mode"):
+        convert(source, source.parent / "none", mode="nvfp4", target_size=10**6)
+
+
 def test_steering_keeps_its_bits(source: Path) -> None:
     origin = open_source(source)
     found = fit(origin, smallest(lambda size: fit(origin, size)))
