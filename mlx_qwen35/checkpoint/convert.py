@@ -16,6 +16,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlx_qwen35 import __version__
 from mlx_qwen35.checkpoint import allotment, pipeline, recipes
 from mlx_qwen35.checkpoint.files import ReadError
 from mlx_qwen35.checkpoint.inventory import text_tensors
@@ -165,10 +166,13 @@ def _convert(
             file.open()
         all_pieces = list(pieces(plan, files))
         todo = _todo([*all_pieces, *records], journal, progress)
+
+        def note(piece: Piece | LayerRecords, sums: list[str]) -> None:
+            journal.record(piece.name, sums)
+            progress.add(piece.nbytes)
+
         for kind in (Piece, LayerRecords):  # records are made of what the pieces wrote
-            for piece, sums in pipeline.each([piece for piece in todo if isinstance(piece, kind)], kind.write):
-                journal.record(piece.name, sums)
-                progress.add(piece.nbytes)
+            pipeline.run([piece for piece in todo if isinstance(piece, kind)], kind.write, note)
         for file in files.values():
             file.sync()
         write_index(folder, plan.shards)
@@ -185,8 +189,13 @@ def _todo(
 ) -> list[Piece | LayerRecords]:
     """The pieces that do not lie in their place, as the checksums say: a power failure may lose what was written."""
     recorded = [piece for piece in all_pieces if piece.name in journal.done]
-    looked = pipeline.each(recorded, lambda piece: piece.found())
-    good = {piece.name for piece, sums in looked if sums == journal.done[piece.name]}
+    good = set()
+
+    def compare(piece: Piece | LayerRecords, sums: list[str]) -> None:
+        if sums == journal.done[piece.name]:
+            good.add(piece.name)
+
+    pipeline.run(recorded, lambda piece: piece.found(), compare)
     progress.begin(sum(piece.nbytes for piece in recorded if piece.name in good))
     return [piece for piece in all_pieces if piece.name not in good]
 
@@ -237,7 +246,7 @@ def _digest(origin: Source) -> str:
     paths += [path for path in [origin.folder / MTP_FILE] if path.exists()]
     found = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
     device = mx.default_device().type
-    text = json.dumps([str(origin.folder.resolve()), found, mx.__version__, str(device)])
+    text = json.dumps([str(origin.folder.resolve()), found, mx.__version__, str(device), __version__])
     return hashlib.sha256(text.encode()).hexdigest()
 
 

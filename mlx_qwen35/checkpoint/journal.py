@@ -111,6 +111,6 @@ def _check(path: Path, head: Mapping[str, Any], settings: Settings, sources: str
         raise Refused(f"the conversion in {path.parent} was begun with {listed}: {ways}")
     if head.get("sources") != sources:
         raise Refused(
-            f"the files of the source, or MLX, have changed since the conversion in {path.parent} was begun: discard "
-            "that work with --overwrite"
+            "the files of the source, MLX or this package have changed since the conversion in "
+            f"{path.parent} was begun: discard that work with --overwrite"
         )

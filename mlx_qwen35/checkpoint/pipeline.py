@@ -7,7 +7,7 @@ lets go of Python's lock), the others overlap; memory is that of as many pieces 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from functools import cache
 from typing import TypeVar
@@ -30,10 +30,15 @@ def _pool(size: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(size, thread_name_prefix="convert")
 
 
-def each(jobs: Iterable[Job], work: Callable[[Job], Result], count: int | None = None) -> Iterator[tuple[Job, Result]]:
-    """(job, work(job)) as they are done, in no order; count: of threads.
+def run(
+    jobs: Iterable[Job],
+    work: Callable[[Job], Result],
+    take: Callable[[Job, Result], None],
+    count: int | None = None,
+) -> None:
+    """take(job, work(job)) for each job, in no order: `work` on `count` threads, `take` on this one.
 
-    Whatever ends this early, an error of `work`, Ctrl-C, or the caller's own, is raised when no thread works any more.
+    Whatever ends this early, an error of `work` or `take` or Ctrl-C, is raised when no thread works any more.
     """
     count = count or workers()
     pool, coming = _pool(count), iter(jobs)
@@ -48,8 +53,7 @@ def each(jobs: Iterable[Job], work: Callable[[Job], Result], count: int | None =
                 return
             done, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
-                job = running.pop(future)
-                yield job, future.result()
+                take(running.pop(future), future.result())
     finally:
         for future in running:
             future.cancel()

@@ -121,13 +121,16 @@ def verify(plan: Plan, folder: Path, pieces: list[Piece], sums: Mapping[str, lis
 def _check_bytes(pieces: list[Piece], sums: Mapping[str, list[str]], count: Count) -> None:
     for file in {id(piece.file): piece.file for piece in pieces}.values():
         file.forget()
-    for piece, found in pipeline.each(pieces, Piece.found):
+
+    def compare(piece: Piece, found: list[str]) -> None:
         if found != sums[piece.name]:
             raise WriteError(
                 f"{piece.task.name} in {piece.file.path.name} does not read back as it was written: the disk or its "
                 "memory is damaged. Check it"
             )
         count(piece.nbytes)
+
+    pipeline.run(pieces, Piece.found, compare)
 
 
 def _check_weights(plan: Plan, made: Plan, pieces: list[Piece], count: Count) -> dict[str, float]:
@@ -147,10 +150,12 @@ def _check_weights(plan: Plan, made: Plan, pieces: list[Piece], count: Count) ->
                 )
         return None
 
-    for piece, found in pipeline.each(pieces, look):
+    def add(piece: Piece, found: np.ndarray | None) -> None:
         if found is not None:
             squares[piece.task.name] = squares.get(piece.task.name, 0) + found
         count(piece.nbytes)
+
+    pipeline.run(pieces, look, add)
     errors = {name: math.sqrt(lost / max(whole, 1e-30)) for name, (lost, whole) in squares.items()}
     for task in plan.tasks:
         if task.name in errors and errors[task.name] > _most(task.has):

@@ -34,6 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--target-size", metavar="SIZE", help="choose the bits so that the checkpoint has at most SIZE, as in 100GB"
     )
+    parser.add_argument(
+        "--pack-experts", action="store_true", help="add expert records for streaming, as large as the experts"
+    )
     parser.add_argument("--dtype", choices=DTYPES, help="of what is not quantized (default: as in the source)")
     parser.add_argument("--overwrite", action="store_true", help="replace TARGET, or what an interruption left of it")
     parser.add_argument(
@@ -61,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
             recipe=args.quant_predicate,
             target_size=size,
             dtype=args.dtype,
+            pack_experts=args.pack_experts,
             overwrite=args.overwrite,
             resume=args.resume,
             verify=(lambda report: print(report, file=sys.stderr)) if args.verify else False,

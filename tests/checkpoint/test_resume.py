@@ -185,10 +185,10 @@ def test_unfinished_work_is_in_the_way(source: Path, whole: dict[str, bytes], tm
 def test_another_source_is_not_mixed_in(tmp_path: Path) -> None:
     first, second = source_of(tmp_path / "a"), source_of(tmp_path / "c")
     target = begun(first, tmp_path / "b")
-    with pytest.raises(CheckpointError, match="files of the source, or MLX, have changed"):
+    with pytest.raises(CheckpointError, match="files of the source, MLX or this package have changed"):
         convert(second, target, resume=True)
     os.utime(first / "model.safetensors", ns=(1, 1))
-    with pytest.raises(CheckpointError, match="files of the source, or MLX, have changed"):
+    with pytest.raises(CheckpointError, match="files of the source, MLX or this package have changed"):
         convert(first, target, resume=True)
 
 

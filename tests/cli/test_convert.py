@@ -31,7 +31,7 @@ def calls(monkeypatch):
 
 PLAIN = {
     "bits": None, "group_size": 64, "mode": "affine", "recipe": None, "target_size": None, "dtype": None,
-    "overwrite": False, "resume": False,
+    "pack_experts": False, "overwrite": False, "resume": False,
 }  # fmt: skip
 
 
@@ -42,6 +42,7 @@ PLAIN = {
         ("--hf-path a --mlx-path b", {}),
         ("a --mlx-path b --overwrite", {"overwrite": True}),
         ("a b --resume", {"resume": True}),
+        ("a b --pack-experts", {"pack_experts": True}),
         ("a b -q", {"bits": 4}),
         ("a b --q-bits 6", {"bits": 6}),
         ("a b -q --q-bits 8 --q-group-size 32", {"bits": 8, "group_size": 32}),
