@@ -3,7 +3,7 @@
     python benchmarks/vision.py [--cases 4mp video256 ...] [--rounds 5] [--layers 12] [--out FILE]
 
 Both sides read the same folder, which this file makes: a checkpoint with random weights whose vision tower has the
-shape of the published 0.8B (fewer layers with --layers, and then the output says so), JPEG pictures and H.264 videos.
+shape of the published 0.8B (--layers and --heads cut it, and then the output says so), JPEG pictures and H.264 videos.
 A round of a case is one process a side, and which goes first changes from round to round. Measured in each, warm (a
 small picture or video went the same way before):
 
@@ -27,6 +27,7 @@ import json
 import os
 import resource
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -41,8 +42,7 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(CHECKOUT)]
 
 MIB = 1 << 20
-TOWER = {"hidden_size": 768, "intermediate_size": 3072, "num_heads": 12}
-LAYERS, WIDTH = 12, 1024  # of the published tower; of the text model that reads its features
+LAYERS, HEADS, WIDTH = 12, 12, 1024  # of the published tower; of the text model that reads its features
 LARGEST = {"image": 16_777_216, "video": 25_165_824}  # pixels, in the published preprocessor files
 LEAST = {"image": 65_536, "video": 4_096}
 RATE, SAMPLED, KEYFRAME = 24, 2, 48  # frames a second of the files, and taken of them; frames between keyframes
@@ -106,7 +106,12 @@ def media_path(folder: Path, name: str) -> Path:
     return folder / f"{name}.{'mp4' if 'video' in name else 'jpg'}"
 
 
-def write_folder(folder: Path, names: list[str], layers: int, shrink: int) -> None:
+def tower(layers: int, heads: int) -> dict[str, int]:
+    """What vision_config says of it: heads of 64, and an MLP four times as wide."""
+    return {"depth": layers, "num_heads": heads, "hidden_size": 64 * heads, "intermediate_size": 256 * heads}
+
+
+def write_folder(folder: Path, names: list[str], shape: dict[str, int], shrink: int) -> None:
     """The checkpoint, with the demo's tokenizer and the published limits of pixels, and the media of the cases."""
     from tests.checkpoints import random_tensors, tiny_config, write_checkpoint
 
@@ -116,7 +121,7 @@ def write_folder(folder: Path, names: list[str], layers: int, shrink: int) -> No
                          max_position_embeddings=1 << 18)  # fmt: skip
     config |= {key: tokens[key] for key in tokens if key.endswith("_token_id")}
     config["text_config"]["eos_token_id"] = tokens["text_config"]["eos_token_id"]
-    config["vision_config"] |= TOWER | {"depth": layers, "num_position_embeddings": 2304, "patch_size": 16}
+    config["vision_config"] |= shape | {"num_position_embeddings": 2304, "patch_size": 16}
     write_checkpoint(folder, config, random_tensors(config), dtype="bfloat16")
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
         shutil.copy(demo / name, folder)
@@ -234,6 +239,7 @@ def run_side(
     del rows
     if "encode" not in steps:
         return found
+    print(json.dumps(found), flush=True)  # what is known if the process does not survive
     forget_peak()
     try:
         start = time.perf_counter(), time.process_time()
@@ -256,13 +262,17 @@ def start_side(side: str, name: str, check: Path | None, folder: Path, steps: li
     command = [sys.executable, __file__, "--side", side, "--cases", name, "--folder", str(folder)]
     command += ["--memory", str(most), "--steps", *steps, *(["--check", str(check)] if check else [])]
     done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode < 0 and done.stdout:  # MLX on a CPU does not always report that memory is out
+        ended = f"ended by {signal.Signals(-done.returncode).name} within {most >> 30} GiB"
+        return json.loads(done.stdout.splitlines()[-1]) | {"failed": ended}
     if done.returncode:
         raise SystemExit(f"a measured process failed ({side}, {name}):\n{done.stderr}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def compare(check: Path, ours: dict, theirs: dict) -> dict[str, float]:
-    """How far rows and features are apart. Ends the run where it would not be the same work."""
+    """How far rows and features are apart. Ends the run where the rows are not of the same picture; features that
+    differ are a result, which report() shows."""
     for key in ("grid", "tokens"):
         if ours[key] != theirs[key]:
             raise SystemExit(f"not the same work: {key} {ours[key]} here, {theirs[key]} in mlx-vlm")
@@ -273,8 +283,6 @@ def compare(check: Path, ours: dict, theirs: dict) -> dict[str, float]:
     if "encode" in theirs and "encode" in ours:
         a, b = (np.load(check / f"features-{side}.npy") for side in ("Ours", "Theirs"))
         found |= {"features_most": float(np.abs(a - b).max()), "features_std": float(b.std())}
-        if not found["features_most"] <= 0.02 * found["features_std"]:
-            raise SystemExit(f"not the same work: the features of equal rows differ, {found}")
     return found
 
 
@@ -326,6 +334,8 @@ def report(name: str, pairs: list[tuple[dict, dict]], apart: dict, around: dict)
     taken = f"{case.frames} frames of {case.width} x {case.height}" if case.frames > 1 else f"{case.megapixels:.1f} MP"
     print(f"\n{name}: {taken} -> grid {t} x {h} x {w}, {first['tokens']} tokens; {len(pairs)} rounds")
     print("  apart: " + ", ".join(f"{key} {value:.2g}" for key, value in apart.items()))
+    if not apart.get("features_most", 0) <= 0.02 * apart.get("features_std", 1):
+        print("  The features of equal rows differ: one side is wrong, and its figures are those of other work.")
     for who, side in zip(("mlx_qwen35", "mlx-vlm"), pairs[0], strict=True):
         if "failed" in side:
             alone = [pair[who == "mlx-vlm"] for pair in pairs]
@@ -362,6 +372,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=900, help="begin no further round of a case after as many")
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=[*STEPS], help="prepare alone is quick")
     parser.add_argument("--layers", type=int, default=LAYERS, help="of the tower, instead of the published 12")
+    parser.add_argument("--heads", type=int, default=HEADS, help="of the tower, each 64 wide, instead of the 12")
     parser.add_argument("--shrink", type=int, default=1, help="divide the sides of the media, for a quick try")
     parser.add_argument("--memory", type=int, default=0, help="bytes a process may take (85 %% of what is free)")
     parser.add_argument("--folder", type=Path, help="keep checkpoint and media here, and take those that are here")
@@ -381,11 +392,14 @@ def main() -> None:
 
     if installed("mlx-vlm") is None:
         raise SystemExit("mlx-vlm is not installed, so there is nothing to compare with: pip install 'mlx-qwen35[vlm]'")
-    around = circumstances() | {"mlx_vlm": installed("mlx-vlm"), "tower": TOWER | {"layers": arguments.layers}}
+    shape = tower(arguments.layers, arguments.heads)
+    around = circumstances() | {"mlx_vlm": installed("mlx-vlm"), "tower": shape}
     most = arguments.memory or available_memory()
     around["memory_limit_mib"] = most // MIB
-    whole = "" if arguments.layers == LAYERS else f", cut to {arguments.layers} of its {LAYERS} layers"
-    print(f"vision tower of the 0.8B (768 wide, 12 heads of 64){whole}, random weights; {around['machine']}")
+    cuts = [f"{left} of its {whole} {what}" for left, whole, what in
+            ((arguments.layers, LAYERS, "layers"), (arguments.heads, HEADS, "heads")) if left != whole]  # fmt: skip
+    cut = f", cut to {' and '.join(cuts)}" if cuts else ""
+    print(f"vision tower of the 0.8B (768 wide, 12 heads of 64){cut}, random weights; {around['machine']}")
     print(f"mlx {around['mlx']}, mlx-vlm {around['mlx_vlm']}, load {around['load_before']:.1f}, {around['commit']}; "
           f"a process may take {most >> 30} GiB; median [least .. most]")  # fmt: skip
     if arguments.shrink != 1:
@@ -394,7 +408,7 @@ def main() -> None:
         folder = arguments.folder or Path(own)
         made = all(media_path(folder, name).exists() for name in arguments.cases)
         if not (made and (folder / "config.json").exists()):
-            write_folder(folder, arguments.cases, arguments.layers, arguments.shrink)
+            write_folder(folder, arguments.cases, shape, arguments.shrink)
         for name in arguments.cases:
             pairs, apart = measure(name, arguments.rounds, arguments.seconds, folder, arguments.steps, most)
             lines = report(name, pairs, apart, around)
