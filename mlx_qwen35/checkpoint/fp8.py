@@ -72,6 +72,10 @@ class Fp8Part:
     def rows(self) -> int:
         return self.codes.rows
 
+    @property
+    def stacked(self) -> bool:
+        return self.codes.stacked
+
     def fetch(self, start: int = 0, stop: int | None = None) -> tuple[np.ndarray, np.ndarray, int]:
         """The codes of rows start..stop, the scales [.., blocks, blocks] that they need, and `start`."""
         codes = self.codes.fetch(start, stop)

@@ -51,7 +51,14 @@ class Journal:
         os.truncate(self._handle, sum(len(line) + 1 for line in lines))
         if not lines:
             return
-        head, *rest = (json.loads(line) for line in lines)
+        try:
+            head, *rest = (json.loads(line) for line in lines)
+            if not all(isinstance(line, dict) for line in (head, *rest)):
+                raise ValueError("a line is no object")
+        except ValueError as error:
+            raise Refused(
+                f"{self._path} is damaged ({error}), so what was done is not known: discard that work with --overwrite"
+            ) from None
         _check(self._path, head, self._settings, self._sources)
         self.assignment = head["assignment"]
         for line in rest:

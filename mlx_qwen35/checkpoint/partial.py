@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from mlx_qwen35.checkpoint.journal import Refused
 from mlx_qwen35.checkpoint.write import write_error
 from mlx_qwen35.errors import CheckpointError
 
@@ -48,6 +49,13 @@ class Partial:
 
     def finish(self, overwrite: bool) -> None:
         """Give the folder its name. One that has it already is replaced if `overwrite`, and put back on a failure."""
+        try:
+            self._exchange(overwrite)
+        except OSError as error:
+            raise write_error(error, self.target) from error
+        self.discard()
+
+    def _exchange(self, overwrite: bool) -> None:
         replaced = False
         if overwrite and self.target.exists():
             shutil.rmtree(self._replaced, ignore_errors=True)
@@ -55,13 +63,12 @@ class Partial:
             replaced = True
         try:
             if self.target.exists():  # since the beginning, or rename() would move into it
-                raise CheckpointError(f"{self.target} appeared during the conversion: move it, and go on with --resume")
+                raise Refused(f"{self.target} appeared during the conversion: move it, and go on with --resume")
             self.folder.rename(self.target)
         except BaseException:
             if replaced:
                 self._replaced.rename(self.target)
             raise
-        self.discard()
 
     def discard(self) -> None:
         """Remove all of it."""
@@ -82,8 +89,13 @@ def container_of(target: Path) -> Path:
 def claim(target: Path) -> Iterator[Partial]:
     """The target's hidden folder, made if it is not there, for this process alone.
 
-    Raises CheckpointError if another process has it: one that was killed does not.
+    Raises CheckpointError if another process has it (one that was killed does not), and for a target that is a link or
+    has no name: what is made beside it would not lie beside the folder that is meant.
     """
+    if target.is_symlink():
+        raise Refused(f"{target} is a link to {os.readlink(target)}: give the folder that it leads to, or remove it")
+    if target.name in ("", ".."):
+        raise Refused(f"{target} is a way to a folder and not its name: give the name")
     partial = Partial(target)
     try:
         handle = _locked(partial)

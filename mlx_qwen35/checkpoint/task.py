@@ -104,17 +104,19 @@ class Task:
         if self.carried and all(self._as_it_lies(part) for part in self.parts.values()):
             return {kind: _bytes_of(array) for kind, array in raw.items()}
         with _turn():
-            return {kind: _bytes_of(self._numpy(array)) for kind, array in self._computed(raw).items()}
+            return {kind: _bytes_of(self._numpy(array)) for kind, array in self._computed(raw, start).items()}
 
-    def _computed(self, raw: dict[str, Any]) -> dict[str, mx.array]:
+    def _computed(self, raw: dict[str, Any], start: int) -> dict[str, mx.array]:
         found = {
             kind: part.finish(raw.pop(kind), self._cast(part) if self.carried else None)
             for kind, part in self.parts.items()
         }
         for kind, part in self.parts.items():
             if not isinstance(part, Part) and TAGS[found[kind].dtype] in FLOATS:
-                if _first_odd(as_numpy(found[kind]), TAGS[found[kind].dtype]) is not None:
-                    raise CheckpointError(_damaged(part.entries[0], ""))
+                odd = _first_odd(as_numpy(found[kind]), TAGS[found[kind].dtype])
+                if odd is not None:
+                    row = start + odd * len(found[kind]) // found[kind].size
+                    raise CheckpointError(_damaged(part.entries[row if part.stacked else 0], ""))
         if self.carried:
             return found
         weight = unpack(found, self.had) if self.had else found["weight"]

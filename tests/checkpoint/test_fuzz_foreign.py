@@ -188,8 +188,7 @@ def test_not_finite(write: Write, tmp_path: Path, target: dict[str, Any]) -> Non
         stem = chosen[0].removesuffix("_scale_inv").rpartition(".")[0]
         with pytest.raises(CheckpointError) as caught:
             convert(folder, tmp_path / "out", **target)
-        layer, _, last = stem.partition(".experts.")
-        assert layer in str(caught.value) and last.split(".")[-1] in str(caught.value)
+        assert stem in str(caught.value)
         if write is fp8:
             with pytest.raises(CheckpointError, match=stem.replace(".", r"\.")):
                 load_model(folder)
