@@ -95,6 +95,17 @@ FORMATS = {f"{bits}bit": affine(bits) for bits in (2, 3, 4, 5, 6, 8)} | {
 
 
 def write_source(folder: Path, layers: int) -> Path:
+    """Made by a process of its own: the kernel counts what a parent once held among the memory of its children."""
+    child = os.fork()
+    if not child:
+        _write_source(folder, layers)
+        os._exit(0)
+    if os.waitpid(child, 0)[1]:
+        raise SystemExit(f"{folder} could not be written")
+    return folder
+
+
+def _write_source(folder: Path, layers: int) -> None:
     kinds = [("linear_attention", "full_attention")[number % 2] for number in range(layers)]
     config = tiny_config("moe", vision=True, layer_types=kinds, **SIZES)
     config["vision_config"] |= TOWER
@@ -122,7 +133,6 @@ def write_source(folder: Path, layers: int) -> Path:
         file.write(len(text).to_bytes(8, "little") + text)
         while end:
             end -= file.write(data[: min(end, len(data))])
-    return folder
 
 
 # How it is measured.
