@@ -17,7 +17,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_qwen35 import __version__
-from mlx_qwen35.checkpoint import allotment, pipeline, recipes
+from mlx_qwen35.checkpoint import adapters, allotment, pipeline, recipes
 from mlx_qwen35.checkpoint.files import ReadError
 from mlx_qwen35.checkpoint.inventory import text_tensors
 from mlx_qwen35.checkpoint.journal import Journal, Refused, is_begun
@@ -51,6 +51,7 @@ def convert(
     recipe: str | None = None,
     target_size: int | None = None,
     dtype: mx.Dtype | str | None = None,
+    adapter_path: str | Path | None = None,
     overwrite: bool = False,
     resume: bool = False,
     verify: bool | Callable[[Verification], None] = False,
@@ -65,6 +66,7 @@ def convert(
     dtype: of what is not quantized; None keeps the source's. Vision tensors and mtp.* are not quantized. FP8 is
     dequantized in float32 and packed from that; GPTQ's integers go over as they are, in their own groups, where the
     target is affine with as many bits.
+    adapter_path: a LoRA, DoRA or whole-layer adapter as mlx-lm's trainer writes it, which is merged in float32.
     overwrite: replace an existing `target`, and discard an unfinished conversion to it. resume: go on with an
     unfinished one, if there is any. verify: read everything back before the target gets its name, and compare weights
     and logits with the source (verify.py); a function gets the report. pack_experts: add expert records (records.py),
@@ -83,6 +85,10 @@ def convert(
     if not container_of(target).exists():
         _check_target(source, target, overwrite)  # at once; below it is looked at again, with the lock
     origin = open_source(source)
+    adapter = None if adapter_path is None else adapters.read_adapter(adapter_path)
+    updates = None if adapter is None else adapters.updates(adapter, origin.config)
+    if verify and adapter:
+        raise CheckpointError("verify compares with the source, which an adapter changes: leave one of them out")
     if verify:
         check_memory(origin)
     asked = {
@@ -93,7 +99,7 @@ def convert(
         "pack_experts": pack_experts,
     }
     with claim(target) as partial:
-        journal = Journal(partial.journal, asked, _digest(origin))
+        journal = Journal(partial.journal, asked, _digest(origin, adapter))
         try:
             if resume:
                 journal.resume()
@@ -104,7 +110,7 @@ def convert(
                     partial.clear()
                     journal.start(_to_json(_assignment(origin, default, recipe, target_size, wanted)))
                 search = target_size is not None or recipes.searches(recipe)
-                plan = make_plan(origin, _from_json(journal.assignment), default, wanted, search)
+                plan = make_plan(origin, _from_json(journal.assignment), default, wanted, search, updates)
                 found = _convert(plan, partial, journal, bool(verify), pack_experts, on_progress)
                 if callable(verify) and found:
                     verify(found)
@@ -240,10 +246,11 @@ def _from_json(value: dict[str, Any] | None) -> dict[str, QuantSpec | None] | No
     return {module: spec and QuantSpec(*spec) for module, spec in value.items()} if value else None
 
 
-def _digest(origin: Source) -> str:
-    """Of what the target's bytes are made of: the source's files as they are now, and MLX."""
+def _digest(origin: Source, adapter: adapters.Adapter | None) -> str:
+    """Of what the target's bytes are made of: the files of source and adapter as they are now, and MLX."""
     paths = sorted({entry.file for entry in origin.files.entries.values()} | {origin.folder / "config.json"})
     paths += [path for path in [origin.folder / MTP_FILE] if path.exists()]
+    paths += [] if adapter is None else [adapter.folder / adapters.CONFIG, adapter.folder / adapters.WEIGHTS]
     found = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
     device = mx.default_device().type
     text = json.dumps([str(origin.folder.resolve()), found, mx.__version__, str(device), __version__])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from mlx_qwen35.checkpoint.inventory import KEPT_FLOAT32, Shape, is_linear, text
 from mlx_qwen35.checkpoint.names import MLX, TARGET, Layout, find_layout
 from mlx_qwen35.checkpoint.part import make_part
 from mlx_qwen35.checkpoint.source import AnyPart, Source, spec_of
-from mlx_qwen35.checkpoint.task import Task
+from mlx_qwen35.checkpoint.task import Task, Update
 from mlx_qwen35.checkpoint.write import TensorSpec, plan_shards
 from mlx_qwen35.config import QuantSpec
 from mlx_qwen35.errors import CheckpointError
@@ -122,12 +122,14 @@ def make_plan(
     default: QuantSpec | None,
     dtype: mx.Dtype | None,
     search: bool = False,
+    updates: Mapping[str, Update] | None = None,
 ) -> Plan:
     """The conversion of a source. assignment: module -> how it is quantized, for the linear modules of the text model;
-    None leaves all of them unquantized. search: for their scales, as quantize.pack() does. Raises CheckpointError for
-    tensors beside the text model that do not fit."""
+    None leaves all of them unquantized. search: for their scales, as quantize.pack() does. updates: what an adapter
+    changes, by tensor. Raises CheckpointError for tensors beside the text model that do not fit."""
     shapes = text_tensors(origin.config)
     text = [_text_task(origin, name, shape, assignment, default, dtype, search) for name, shape in shapes.items()]
+    text = [replace(task, update=(updates or {}).get(task.name)) for task in text]
     tower = vision_tensors(origin.config)
     vision = [_vision_task(origin, name, shape, default, dtype) for name, shape in tower.items()]
     beside = origin.beside()

@@ -6,7 +6,7 @@ rows: any thread may make any piece, and what it makes does not depend on the ot
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from threading import Lock
@@ -33,6 +33,8 @@ _EXPONENT = {"F32": (0x7F800000, np.uint32), "F16": (0x7C00, np.uint16), "BF16":
 _FITS_CACHE = 1 << 19  # values looked at together
 _GPU = Lock()  # one command queue: threads that read and write overlap it, threads that compute take turns
 
+Update = Callable[[mx.array, int, int], mx.array]
+
 
 @dataclass(frozen=True)
 class Task:
@@ -40,7 +42,8 @@ class Task:
 
     parts: {"weight": ..} and, for a quantized source, "scales" and "biases". shape: unquantized. had, has: its
     quantization in the source and in the target. dtype: of the unquantized values in the target, scales and biases
-    included. search: as quantize.pack() takes it.
+    included. search: as quantize.pack() takes it. update: makes new float32 values of rows start..stop from the old
+    ones, where an adapter changes them.
     """
 
     name: str
@@ -50,11 +53,12 @@ class Task:
     has: QuantSpec | None
     dtype: mx.Dtype
     search: bool = False
+    update: Update | None = None
 
     @property
     def carried(self) -> bool:
         """Whether nothing but the dtype of floats changes."""
-        return self.had == self.has
+        return self.had == self.has and self.update is None
 
     @property
     def is_same(self) -> bool:
@@ -104,9 +108,9 @@ class Task:
         if self.carried and all(self._as_it_lies(part) for part in self.parts.values()):
             return {kind: _bytes_of(array) for kind, array in raw.items()}
         with _turn():
-            return {kind: _bytes_of(self._numpy(array)) for kind, array in self._computed(raw, start).items()}
+            return {kind: _bytes_of(self._numpy(array)) for kind, array in self._computed(raw, start, stop).items()}
 
-    def _computed(self, raw: dict[str, Any], start: int) -> dict[str, mx.array]:
+    def _computed(self, raw: dict[str, Any], start: int, stop: int) -> dict[str, mx.array]:
         found = {
             kind: part.finish(raw.pop(kind), self._cast(part) if self.carried else None)
             for kind, part in self.parts.items()
@@ -120,8 +124,10 @@ class Task:
         if self.carried:
             return found
         weight = unpack(found, self.had) if self.had else found["weight"]
-        # What was dequantized is packed from float32: rounding it first would be a second loss.
-        if not self.had and not isinstance(self.parts["weight"], Fp8Part):
+        # What was computed is packed from float32: rounding it first would be a second loss.
+        if self.update:
+            weight = self.update(weight.astype(mx.float32), start, stop)
+        elif not self.had and not isinstance(self.parts["weight"], Fp8Part):
             weight = weight.astype(self.dtype)
         found = pack(weight, self.has, dtype=self.dtype, search=self.search) if self.has else {"weight": weight}
         return {k: a.astype(self.dtype) if TAGS[a.dtype] in FLOATS else a for k, a in found.items()}

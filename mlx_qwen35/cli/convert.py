@@ -38,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--pack-experts", action="store_true", help="add expert records for streaming, as large as the experts"
     )
     parser.add_argument("--dtype", choices=DTYPES, help="of what is not quantized (default: as in the source)")
+    parser.add_argument("--adapter-path", metavar="FOLDER", help="merge a LoRA adapter, as mlx-lm's trainer writes it")
     parser.add_argument("--overwrite", action="store_true", help="replace TARGET, or what an interruption left of it")
     parser.add_argument(
         "--verify", action="store_true", help="read everything back, and compare weights and logits with the source"
@@ -65,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
             target_size=size,
             dtype=args.dtype,
             pack_experts=args.pack_experts,
+            adapter_path=args.adapter_path,
             overwrite=args.overwrite,
             resume=args.resume,
             verify=(lambda report: print(report, file=sys.stderr)) if args.verify else False,

@@ -31,7 +31,7 @@ def calls(monkeypatch):
 
 PLAIN = {
     "bits": None, "group_size": 64, "mode": "affine", "recipe": None, "target_size": None, "dtype": None,
-    "pack_experts": False, "overwrite": False, "resume": False,
+    "pack_experts": False, "adapter_path": None, "overwrite": False, "resume": False,
 }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import pytest
 from mlx.utils import tree_flatten, tree_unflatten
 
 import mlx_qwen35
+from mlx_qwen35.checkpoint import task
 from mlx_qwen35.checkpoint.adapters import fuse, load_adapter, read_adapter, save_adapter
 from mlx_qwen35.errors import CheckpointError
 from tests.checkpoints import random_tensors, tiny_config, write_checkpoint
@@ -163,6 +164,8 @@ def test_whole_layers(dense: Path, tmp_path: Path) -> None:
     theirs.update(tree_unflatten(values))
     mx.save_safetensors(str(tmp_path / "adapters.safetensors"), dict(values))
     (tmp_path / "adapter_config.json").write_text('{"fine_tune_type": "full", "lora_parameters": null}')
+    written = mlx_qwen35.convert(dense, tmp_path / "fused", bits=None, adapter_path=tmp_path)
+    assert np.abs(logits(mlx_qwen35.load_model(written)) - logits(theirs)).max() <= TOLERANCE
     ours = load_adapter(mlx_qwen35.load_model(dense), tmp_path)
     assert np.abs(logits(ours) - logits(theirs)).max() <= TOLERANCE
 
@@ -196,6 +199,57 @@ def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert answers[0] != answers[1]
     assert main([*asked, "--adapter-path", str(folder)]) == 2
     assert "no adapter_config.json" in capsys.readouterr().err
+
+
+def everything(model: Any, target: Path, kind: str = "lora") -> Path:
+    """An adapter of all layers, of the embedding and of the head if the model has one of its own."""
+    keys = [
+        "self_attn.q_proj", "self_attn.o_proj", "linear_attn.in_proj_qkv", "linear_attn.in_proj_a", "mlp.down_proj",
+        "mlp.gate", "mlp.shared_expert.up_proj", "mlp.shared_expert_gate", "language_model.model.embed_tokens",
+        "language_model.lm_head",
+    ]  # fmt: skip
+    keys += ["mlp.switch_mlp.down_proj", "mlp.switch_mlp.gate_proj"] if kind == "lora" else []
+    return trained(model, target, kind=kind, layers=4, keys=keys)
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_converts_with_an_adapter(folder: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is written is what the model with the adapter computes; quantized once, from the sum in float32."""
+    monkeypatch.setattr(task, "PIECE_BYTES", 4000)  # some rows of each tensor at a time
+    theirs = peer.load_model(folder)[0]
+    if kind == "dora" and hasattr(theirs.layers[0].linear_attn.in_proj_qkv, "bits"):
+        keys = ["self_attn.q_proj", "linear_attn.in_proj_qkv", "mlp.gate"]  # mlx-lm has no DoRA of quantized embeddings
+        adapter = trained(theirs, tmp_path / "adapter", kind=kind, layers=4, keys=keys)
+    else:
+        adapter = everything(theirs, tmp_path / "adapter", kind)
+    written = mlx_qwen35.convert(folder, tmp_path / "fused", bits=None, dtype="float32", adapter_path=adapter)
+    assert np.abs(logits(mlx_qwen35.load_model(written)) - logits(theirs)).max() <= TOLERANCE
+    assert np.abs(logits(peer.load_model(written)[0]) - logits(theirs)).max() <= TOLERANCE
+    packed = mlx_qwen35.convert(folder, tmp_path / "packed", bits=8, group_size=32, adapter_path=adapter)
+    again = mlx_qwen35.convert(written, tmp_path / "again", bits=8, group_size=32)
+    # The median, because a router may choose another expert where two are as good.
+    assert np.median(np.abs(logits(mlx_qwen35.load_model(packed)) - logits(mlx_qwen35.load_model(again)))) <= 0.05
+
+
+def test_converting_goes_on_with_the_same_adapter_only(dense: Path, tmp_path: Path) -> None:
+    adapter = trained(peer.load_model(dense)[0], tmp_path / "adapter")
+
+    def stop(done: int, total: int) -> None:
+        if done > total // 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        mlx_qwen35.convert(dense, tmp_path / "fused", bits=None, adapter_path=adapter, on_progress=stop)
+    with pytest.raises(CheckpointError):
+        mlx_qwen35.convert(dense, tmp_path / "fused", bits=None, resume=True)
+    mlx_qwen35.convert(dense, tmp_path / "fused", bits=None, adapter_path=adapter, resume=True)
+    fused = load_adapter(mlx_qwen35.load_model(dense), adapter)
+    assert np.abs(logits(mlx_qwen35.load_model(tmp_path / "fused")) - logits(fused)).max() <= TOLERANCE
+    other = tiny_config("dense", **SIZES, intermediate_size=96)
+    other_folder = write_checkpoint(tmp_path / "other", other, random_tensors(other, 3))
+    with pytest.raises(CheckpointError, match="trained on another model"):
+        mlx_qwen35.convert(other_folder, tmp_path / "no", adapter_path=adapter)
+    assert not (tmp_path / "no").exists()
 
 
 class TestErrors:
