@@ -3,6 +3,7 @@
 Knows the place of the checkout. Knows nothing of the model.
 """
 
+import signal
 from pathlib import Path
 
 import hypothesis
@@ -12,6 +13,9 @@ import pytest
 CHECKOUT = Path(__file__).resolve().parents[1]
 
 mx.set_default_device(mx.cpu)
+# Started in the background of a script, this process and its children would ignore Ctrl-C, which the tests press.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # Examples are drawn the same way in every run, so that a red test stays red until it is mended.
 hypothesis.settings.register_profile("project", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("project")
