@@ -170,7 +170,8 @@ def read_header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error}): check the path and its permissions") from None
     header = _parse(path, text, "the header of ")
-    metadata = header.pop("__metadata__", {})
+    metadata = header.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata  # mx.save_safetensors writes null where it was given none
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise CheckpointError(f"{path}: the header's __metadata__ is damaged: download the file again")
     entries = sorted((_entry(path, name, value, 8 + length) for name, value in header.items()), key=_place)

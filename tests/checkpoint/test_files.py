@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 import pytest
 
@@ -38,6 +39,19 @@ def test_reads_what_was_written(file: Path) -> None:
     assert (entries["a"].dtype, entries["a"].shape, entries["b"].nbytes) == ("F32", (2, 6, 2), 10)
     assert np.array_equal(read(entries["a"]), A)
     assert np.array_equal(read(entries["b"]).astype(np.uint32) << 16, B.view(np.uint32))
+
+
+def test_metadata_of_null(tmp_path: Path) -> None:
+    """As mx.save_safetensors writes it where it is given none; [] and false stay damaged."""
+    path = tmp_path / "model.safetensors"
+    mx.save_safetensors(str(path), {"a": mx.array(A)})
+    assert b'"__metadata__":null' in path.read_bytes()
+    entries, metadata = read_header(path)
+    assert metadata == {} and np.array_equal(read(entries["a"]), A)
+    for damaged in ([], False, 0, ""):
+        write_raw(path, {"__metadata__": damaged, "a": entry("U8", [4], 0, 4)}, b"\0" * 4)
+        with pytest.raises(CheckpointError, match="__metadata__ is damaged"):
+            read_header(path)
 
 
 def test_reads_rows_and_halves(file: Path) -> None:
