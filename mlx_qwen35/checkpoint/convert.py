@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -85,6 +86,7 @@ def convert(
     if not container_of(target).exists():
         _check_target(source, target, overwrite)  # at once; below it is looked at again, with the lock
     origin = open_source(source)
+    _check_companions(origin.folder)
     adapter = None if adapter_path is None else adapters.read_adapter(adapter_path)
     updates = None if adapter is None else adapters.updates(adapter, origin.config)
     if verify and adapter:
@@ -258,17 +260,37 @@ def _digest(origin: Source, adapter: adapters.Adapter | None) -> str:
 
 
 def _to_copy(source: Path) -> list[Path]:
-    """Tokenizer, template, generation and preprocessor files: LM Studio loads offline."""
-    found = {path for pattern in _COPIED for path in source.glob(pattern) if path.is_file()}
+    """Tokenizer, template, generation and preprocessor files: LM Studio loads offline. Links that lead nowhere too."""
+    found = {path for pattern in _COPIED for path in source.glob(pattern) if path.is_symlink() or path.is_file()}
+    found = {path for path in found if not path.is_dir()}
     return sorted(path for path in found if path.name not in _OWN and not path.name.endswith(".index.json"))
+
+
+def _check_companions(source: Path) -> None:
+    """Before the work: a target without its tokenizer would load, and not speak."""
+    for path in _to_copy(source):
+        try:
+            path.open("rb").close()
+        except OSError as error:
+            raise _unreadable(error, path) from None
 
 
 def _copy_files(source: Path, folder: Path) -> None:
     for path in _to_copy(source):
         try:
-            shutil.copyfile(path, folder / path.name)
+            data = path.read_bytes()
+        except OSError as error:
+            raise _unreadable(error, path) from None
+        try:
+            (folder / path.name).write_bytes(data)
         except OSError as error:
             raise write_error(error, folder / path.name) from error
+
+
+def _unreadable(error: OSError, path: Path) -> ReadError:
+    if path.is_symlink() and not path.exists():
+        return ReadError(f"{path} is a link to {os.readlink(path)}, which is not there: finish the download")
+    return ReadError(f"{path} cannot be read ({error.strerror or error}): check the disk and its permissions")
 
 
 def _check_target(source: Path, target: Path, overwrite: bool) -> None:
