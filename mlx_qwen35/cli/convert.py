@@ -13,7 +13,6 @@ from mlx_qwen35.cli.progress import Progress
 
 DESCRIPTION = "Write a checkpoint as an MLX folder, quantized or not."
 MODES = ("affine", "mxfp4", "mxfp8", "nvfp4")
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -103,12 +102,12 @@ def _target(args: argparse.Namespace) -> str:
 
 
 def _bytes(text: str) -> int:
-    """"100GB", "4.5 GiB" or a number of bytes."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]I?|)B?", text.strip().upper())
-    size = int(float(found[1]) * _UNITS[found[2]]) if found else 0
-    if not size:
-        raise OptionError(f"--target-size is {text!r}; give a size as in 100GB or 4.5GiB")
-    return size
+    from mlx_qwen35.library.plan import parse_size
+
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise OptionError(f"--target-size: {error}") from error
 
 
 def _go_on(args: argparse.Namespace) -> str:
