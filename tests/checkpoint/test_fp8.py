@@ -40,6 +40,14 @@ def published(meant: Tensors) -> dict[str, np.ndarray]:
     return dict(loaded(name, value) for name, value in relayout(fused(meant), "mlx").items())
 
 
+def assert_mlx_lm_agrees(folder: Path) -> None:
+    """On the logits of a conversion of folder/a to 4 bits."""
+    peer = pytest.importorskip("mlx_lm.utils", reason="mlx-lm is not installed")
+    out = convert(folder / "a", folder / "b", group_size=32, dtype="float32")
+    theirs, _ = peer.load_model(out)
+    assert mx.abs(theirs(TOKENS) - load_model(out)(TOKENS)).max().item() <= 2e-3
+
+
 def part_of(folder: Path, codes: np.ndarray, scales: np.ndarray, half: int | None = None) -> fp8.Fp8Part:
     write(folder / "x.safetensors", {"w": ("F8_E4M3", codes), "w_scale_inv": ("F32", scales.astype(np.float32))})
     entries, _ = read_header(folder / "x.safetensors")
@@ -179,11 +187,8 @@ def test_dtype_of_what_is_not_quantized(tmp_path: Path) -> None:
 
 
 def test_mlx_lm_loads_it(tmp_path: Path) -> None:
-    peer = pytest.importorskip("mlx_lm.utils", reason="mlx-lm is not installed")
     write_fp8(tmp_path / "a")
-    out = convert(tmp_path / "a", tmp_path / "b", group_size=32, dtype="float32")
-    theirs, _ = peer.load_model(out)
-    assert mx.abs(theirs(TOKENS) - load_model(out)(TOKENS)).max().item() <= 2e-3
+    assert_mlx_lm_agrees(tmp_path)
 
 
 UP = f"{LAYERS}.1.mlp.experts.2.up_proj.weight"

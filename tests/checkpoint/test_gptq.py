@@ -15,11 +15,10 @@ from mlx_qwen35.checkpoint.files import open_folder, read
 from mlx_qwen35.checkpoint.load import load_model
 from mlx_qwen35.errors import CheckpointError
 from tests.checkpoint.foreign import Written, write_gptq
-from tests.checkpoint.test_fp8 import fused, published, put, spoil
+from tests.checkpoint.test_fp8 import TOKENS, assert_mlx_lm_agrees, fused, published, put, spoil
 from tests.checkpoint.test_quantized import dequantized
 from tests.checkpoints import write_checkpoint
 
-TOKENS = mx.array([[3, 1, 4, 1, 5, 9, 2, 6]])
 FORMS: dict[str, dict[str, Any]] = {
     "as published": {}, "newer format": {"checkpoint_format": "gptq_v2"}, "8 bits": {"bits": 8}, "2 bits": {"bits": 2},
     "bfloat16 scales": {"tag": "BF16"}, "without g_idx": {"order": False},
@@ -86,11 +85,8 @@ def test_other_targets_start_from_the_exact_values(tmp_path: Path) -> None:
 
 
 def test_mlx_lm_loads_it(tmp_path: Path) -> None:
-    peer = pytest.importorskip("mlx_lm.utils", reason="mlx-lm is not installed")
     write_gptq(tmp_path / "a")
-    out = convert(tmp_path / "a", tmp_path / "b", group_size=32, dtype="float32")
-    theirs, _ = peer.load_model(out)
-    assert mx.abs(theirs(TOKENS) - load_model(out)(TOKENS)).max().item() <= 2e-3
+    assert_mlx_lm_agrees(tmp_path)
 
 
 UP = "model.language_model.layers.1.mlp.experts.2.up_proj"

@@ -7,6 +7,7 @@ import random
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -198,26 +199,33 @@ def test_nothing_to_resume(source: Path, whole: dict[str, bytes], tmp_path: Path
         convert(source, tmp_path / "b", resume=True)
 
 
+def failing(
+    monkeypatch: pytest.MonkeyPatch, call: str, number: int, after: int, cost: Callable[[Any], int] = lambda data: 1
+) -> None:
+    """os.pwrite or os.preadv raise this error once what they were given has cost more than `after`."""
+    original, left = getattr(os, call), after
+
+    def broken(handle: int, data: Any, offset: int) -> int:
+        nonlocal left
+        left -= cost(data)
+        if left < 0:
+            raise OSError(number, os.strerror(number))
+        return original(handle, data, offset)
+
+    monkeypatch.setattr(os, call, broken)
+
+
 def test_disk_that_fills_up(
     source: Path, whole: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One error that says what to do, whichever write it hits; the work is kept."""
-    pwrite, room = os.pwrite, 0
-
-    def full(handle: int, data: Any, offset: int) -> int:
-        nonlocal room
-        room -= len(data)
-        if room < 0:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return pwrite(handle, data, offset)
-
     target = tmp_path / "b"
-    monkeypatch.setattr(os, "pwrite", full)
-    for room in (100_000, 250_000, 250_000):  # noqa: B007
-        with pytest.raises(CheckpointError, match="the disk is full: .*model.safetensors .*Go on with --resume"):
-            convert(source, target, resume=True)
+    for room in (100_000, 250_000, 250_000):
+        with monkeypatch.context() as patched:
+            failing(patched, "pwrite", errno.ENOSPC, room, len)
+            with pytest.raises(CheckpointError, match="the disk is full: .*model.safetensors .*Go on with --resume"):
+                convert(source, target, resume=True)
         assert not target.exists()
-    room = 1 << 40
     assert contents(convert(source, target, resume=True)) == whole
 
 
@@ -239,19 +247,10 @@ def test_full_disk_for_the_journal(source: Path, tmp_path: Path, monkeypatch: py
 def test_source_that_cannot_be_read_for_a_while(
     source: Path, whole: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    preadv, reads = os.preadv, 0
-
-    def broken(handle: int, buffers: Any, offset: int) -> int:
-        nonlocal reads
-        reads += 1
-        if reads > 60:
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return preadv(handle, buffers, offset)
-
-    monkeypatch.setattr(os, "preadv", broken)
-    with pytest.raises(CheckpointError, match="cannot be read .*Go on with --resume"):
-        convert(source, tmp_path / "b")
-    monkeypatch.undo()
+    with monkeypatch.context() as patched:
+        failing(patched, "preadv", errno.EIO, 60)
+        with pytest.raises(CheckpointError, match="cannot be read .*Go on with --resume"):
+            convert(source, tmp_path / "b")
     assert contents(convert(source, tmp_path / "b", resume=True)) == whole
 
 

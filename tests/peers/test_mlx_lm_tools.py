@@ -67,6 +67,12 @@ def greedy(model: Any, tokens: list[int], count: int) -> list[int]:
     return tokens[-count:]
 
 
+def batched(loaded: SimpleNamespace, prompts: list[list[int]], most: int | list[int], **options: Any) -> Any:
+    return generate.batch_generate(
+        loaded.model, loaded.endless, prompts, max_tokens=most, return_token_ids=True, **options
+    )
+
+
 class TestGeneration:
     def test_stream_generate(self, loaded: SimpleNamespace) -> None:
         prompt = loaded.processor.prompt("hello").tokens
@@ -108,17 +114,8 @@ class TestGeneration:
         """Rows join and leave the batch, prompts are padded on the right: each row says what it says alone."""
         prompts = [ids(length, seed) for seed, length in enumerate((1, 23, 8, 40, 3))]
         counts = [9, 4, 12, 2, 7]
-        made = generate.batch_generate(
-            loaded.model,
-            loaded.endless,
-            prompts,
-            max_tokens=counts,
-            prefill_batch_size=3,
-            completion_batch_size=4,
-            prefill_step_size=6,
-            return_token_ids=True,
-            return_prompt_caches=True,
-        )
+        sizes = {"prefill_batch_size": 3, "completion_batch_size": 4, "prefill_step_size": 6}
+        made = batched(loaded, prompts, counts, return_prompt_caches=True, **sizes)
         for prompt, count, said, cache in zip(prompts, counts, made.token_ids, made.caches, strict=True):
             assert said == greedy(loaded.model, prompt, count)
             whole = loaded.model(mx.array([[*prompt, *said, 7]]))[0, -1]
@@ -130,14 +127,7 @@ class TestGeneration:
         for past, cache in zip(pasts, caches, strict=True):
             if past:
                 loaded.model(mx.array([past]), cache)
-        made = generate.batch_generate(
-            loaded.model,
-            loaded.endless,
-            more,
-            prompt_caches=caches,
-            max_tokens=5,
-            return_token_ids=True,
-        )
+        made = batched(loaded, more, 5, prompt_caches=caches)
         assert made.token_ids == [greedy(loaded.model, a + b, 5) for a, b in zip(pasts, more, strict=True)]
 
     def test_prompt_files_of_mlx_lm(self, loaded: SimpleNamespace, tmp_path: Path) -> None:

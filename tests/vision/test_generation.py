@@ -30,19 +30,6 @@ def model():
     return seeing_model(**LAYERS)[0]
 
 
-@pytest.fixture
-def encoded(monkeypatch):
-    """How many media were encoded."""
-    encode, seen = VisionTower.encode, []
-
-    def watched(self, pixels, grids):
-        seen.extend(grids)
-        return encode(self, pixels, grids)
-
-    monkeypatch.setattr(VisionTower, "encode", watched)
-    return seen
-
-
 def asked(*parts) -> Prompt:
     tokens, media = prompt_of(*parts)
     return Prompt(tokens, None, False, tuple(media))

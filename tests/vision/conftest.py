@@ -1,0 +1,3 @@
+"""Fixtures of these tests."""
+
+from tests.speakers import encoded  # noqa: F401
