@@ -21,6 +21,7 @@ from .errors import PromptError, Qwen35Error
 from .experts.resident import ResidentExperts
 from .layers.attention import GatedAttention
 from .layers.delta_net import GatedDeltaNet
+from .layers.linear import Linear
 from .layers.mlp import MLP
 from .layers.moe import SparseMoE
 from .layers.norm import RMSNorm
@@ -84,7 +85,7 @@ class Model(nn.Module):
         self.layers = [DecoderLayer(text, kind) for kind in text.layer_types]
         self.norm = RMSNorm(text.hidden_size, text.rms_norm_eps)
         if not text.tie_word_embeddings:
-            self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
+            self.lm_head = Linear(text.hidden_size, text.vocab_size, bias=False)
         if config.vision is not None:
             self.vision = VisionTower(config.vision)
         self._rope = RotaryEmbedding(text.rope)

@@ -29,7 +29,7 @@ from mlx_qwen35.checkpoint.names import TARGET
 from mlx_qwen35.checkpoint.quantize import pack, unpack
 from mlx_qwen35.config import ModelConfig, QuantSpec
 from mlx_qwen35.errors import CheckpointError
-from mlx_qwen35.experts.resident import ExpertLinear, QuantizedExpertLinear
+from mlx_qwen35.experts.linear import ExpertLinear, QuantizedExpertLinear
 from mlx_qwen35.model import Model
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapters.safetensors"

@@ -29,6 +29,7 @@ def logits(source: Source, tokens: mx.array, dtype: mx.Dtype) -> mx.array:
         return {"group_size": spec.group_size, "bits": spec.bits, "mode": spec.mode} if spec else False
 
     nn.quantize(model, class_predicate=spec_of)  # of random weights that are never computed: they are replaced
+    model.eval()
     tied = source.config.text.tie_word_embeddings
     _fill(model.embed_tokens, "embed_tokens.", source, dtype)
     _fill(model.norm, "norm.", source, dtype)

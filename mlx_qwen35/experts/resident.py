@@ -1,125 +1,111 @@
-"""The bank whose experts are all in memory.
+"""The bank whose experts are all in memory, and the sums that a streamed one makes in the same way.
 
-Knows stacked weights and how to multiply each row by its expert's. Knows no router and no files.
+Knows what an expert computes of a row and in which order rows are taken. Knows no router and no files.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
 from ..kernels.activation import swiglu
+from .linear import ExpertLinear, QuantizedExpertLinear
 
-# From this many (row, expert) pairs on, sorting them by expert pays: MLX then reads each expert once.
-_SORT_FROM = 64
-
-
-class _Expert(nn.Module):
-    """What an adapter of mlx-lm needs to know of a linear map per expert, quantized or not."""
-
-    @property
-    def num_experts(self) -> int:
-        return self.weight.shape[0]
-
-    @property
-    def output_dims(self) -> int:
-        return self.weight.shape[1]
-
-    def to_lora(self, r: int, scale: float, dropout: float) -> nn.Module:
-        """The same map with a low-rank one beside it; mlx-lm's linear_to_lora_layers calls this."""
-        from mlx_lm.tuner.lora import LoRASwitchLinear
-
-        return LoRASwitchLinear.from_base(self, r=r, scale=scale, dropout=dropout)
+# From this many (row, expert) pairs on, taking them expert by expert pays: each expert is then read once.
+SORT_FROM = 64
+_AT_ONCE = 8  # experts on the CPU whose unpacked weights may exist together
 
 
-class ExpertLinear(_Expert):
-    """One linear map per expert: weight [E, out, in]."""
+class Experts(nn.Module):
+    """down(silu(gate(x)) * up(x)) of a stack of experts, all of a layer or those in some slots."""
 
-    def __init__(self, num_experts: int, in_size: int, out_size: int):
+    def __init__(self, gate_proj: nn.Module, up_proj: nn.Module, down_proj: nn.Module):
         super().__init__()
-        bound = in_size**-0.5
-        self.weight = mx.random.uniform(-bound, bound, (num_experts, out_size, in_size))
+        self.gate_proj, self.up_proj, self.down_proj = gate_proj, up_proj, down_proj
 
-    @property
-    def input_dims(self) -> int:
-        return self.weight.shape[2]
+    def pairs(self, x: mx.array, expert_ids: mx.array) -> mx.array:
+        """x [N, H], expert_ids [N, K] int -> each row through each of its experts, [N, K, H]."""
+        return self._gathered(x[:, None, None, :], expert_ids, sorted_indices=False).squeeze(-2)
 
-    def __call__(self, x: mx.array, expert_ids: mx.array, *, sorted_indices: bool) -> mx.array:
-        """x [.., 1, in], expert_ids: the leading axes of x, or broadcast with them -> [.., 1, out]."""
-        return mx.gather_mm(
-            x, self.weight.swapaxes(-1, -2), rhs_indices=expert_ids, sorted_indices=sorted_indices
-        )
+    def runs(self, rows: mx.array, experts: Sequence[int], counts: Sequence[int]) -> mx.array:
+        """rows [R, H], of which the first counts[0] go through experts[0], the next through experts[1], ... -> [R, H].
 
-    def to_quantized(
-        self, group_size: int | None = None, bits: int | None = None, mode: str = "affine"
-    ) -> QuantizedExpertLinear:
-        """The same map with quantized weights; nn.quantize calls this."""
-        weight, scales, *biases = mx.quantize(self.weight, group_size, bits, mode)
-        return QuantizedExpertLinear(weight, scales, *biases, group_size=group_size, bits=bits, mode=mode)
+        On a GPU one sorted product, and nothing is evaluated; the experts must ascend. On the CPU, whose gathered
+        product is slow, one expert after the other, evaluated on the way so that unpacked weights do not pile up.
+        """
+        if not self._one_by_one():
+            ids = mx.array(np.repeat(np.asarray(experts, np.uint32), counts))
+            return self._gathered(rows[:, None, :], ids, sorted_indices=True).squeeze(-2)
+        made, start = [], 0
+        for number, (expert, count) in enumerate(zip(experts, counts, strict=True)):
+            mine = rows[start : start + count]
+            hidden = swiglu(self.gate_proj.of(expert, mine), self.up_proj.of(expert, mine))
+            made.append(self.down_proj.of(expert, hidden))
+            start += count
+            if number % _AT_ONCE == _AT_ONCE - 1:
+                mx.eval(made[-_AT_ONCE:])
+        return mx.concatenate(made)
 
-
-class QuantizedExpertLinear(_Expert):
-    """ExpertLinear with the weights of mx.quantize: weight uint32, scales, and biases where the mode is affine."""
-
-    def __init__(
-        self,
-        weight: mx.array,
-        scales: mx.array,
-        biases: mx.array | None = None,
-        *,
-        group_size: int | None,
-        bits: int | None,
-        mode: str,
-    ):
-        super().__init__()
-        self.weight, self.scales = weight, scales
-        if biases is not None:
-            self.biases = biases
-        self.group_size, self.bits, self.mode = group_size, bits, mode
-        self.freeze()
-
-    @property
-    def input_dims(self) -> int:
-        return self.scales.shape[2] * self.group_size
-
-    def __call__(self, x: mx.array, expert_ids: mx.array, *, sorted_indices: bool) -> mx.array:
-        return mx.gather_qmm(
-            x,
-            self.weight,
-            self.scales,
-            self.get("biases"),
-            rhs_indices=expert_ids,
-            transpose=True,
-            group_size=self.group_size,
-            bits=self.bits,
-            mode=self.mode,
-            sorted_indices=sorted_indices,
-        )
-
-
-class ResidentExperts(nn.Module):
-    """All experts of one layer: down(silu(gate(x)) * up(x)) each."""
-
-    def __init__(self, num_experts: int, hidden_size: int, intermediate_size: int):
-        super().__init__()
-        self.gate_proj = ExpertLinear(num_experts, hidden_size, intermediate_size)
-        self.up_proj = ExpertLinear(num_experts, hidden_size, intermediate_size)
-        self.down_proj = ExpertLinear(num_experts, intermediate_size, hidden_size)
-
-    def __call__(self, x: mx.array, expert_ids: mx.array, weights: mx.array) -> mx.array:
-        """x [N, H], expert_ids [N, K] int, weights [N, K] -> sum over K of weight * expert(x), [N, H]."""
-        if expert_ids.size < _SORT_FROM:
-            y = self._experts(x[:, None, None, :], expert_ids, sorted_indices=False)  # [N, K, 1, H]
-        else:
-            # pairs in the order of x:      row 0 0 1 1 2 2   expert 5 1 1 4 5 0
-            # sorted by expert:             row 2 0 1 1 0 2   expert 0 1 1 4 5 5
-            order = mx.argsort(expert_ids.flatten())
-            rows = x[order // expert_ids.shape[1]][:, None, :]  # [N*K, 1, H]
-            y = self._experts(rows, expert_ids.flatten()[order], sorted_indices=True)
-            y = y[mx.argsort(order)].reshape(*expert_ids.shape, 1, -1)  # [N, K, 1, H]
-        return (y.squeeze(-2) * weights[..., None]).sum(axis=-2)
-
-    def _experts(self, x: mx.array, expert_ids: mx.array, *, sorted_indices: bool) -> mx.array:
+    def _gathered(self, x: mx.array, expert_ids: mx.array, *, sorted_indices: bool) -> mx.array:
         gate = self.gate_proj(x, expert_ids, sorted_indices=sorted_indices)
         up = self.up_proj(x, expert_ids, sorted_indices=sorted_indices)
         return self.down_proj(swiglu(gate, up), expert_ids, sorted_indices=sorted_indices)
+
+    def _one_by_one(self) -> bool:
+        """Whether `runs` may look at values (no gradient is asked for) and gains by it; not where an adapter lies."""
+        plain = (ExpertLinear, QuantizedExpertLinear)
+        cpu = mx.default_device().type == mx.cpu and not self.training
+        return cpu and all(isinstance(m, plain) for m in (self.gate_proj, self.up_proj, self.down_proj))
+
+
+class ResidentExperts(Experts):
+    """All experts of one layer."""
+
+    def __init__(self, num_experts: int, hidden_size: int, intermediate_size: int):
+        super().__init__(
+            ExpertLinear(num_experts, hidden_size, intermediate_size),
+            ExpertLinear(num_experts, hidden_size, intermediate_size),
+            ExpertLinear(num_experts, intermediate_size, hidden_size),
+        )
+
+    def __call__(
+        self, x: mx.array, expert_ids: mx.array, weights: mx.array, beside: Sequence[mx.array] = ()
+    ) -> mx.array:
+        """x [N, H], expert_ids [N, K] int, weights [N, K] -> sum over K of weight * expert(x), [N, H]."""
+        if expert_ids.size < SORT_FROM:
+            return weighted_sum(self.pairs(x, expert_ids), weights)
+        # pairs in the order of x:      row 0 0 1 1 2 2   expert 5 1 1 4 5 0
+        # sorted by expert:             row 2 0 1 1 0 2   expert 0 1 1 4 5 5
+        if self._one_by_one():
+            found = ByExpert(np.array(expert_ids))
+            y = self.runs(x[mx.array(found.rows)], found.experts, found.counts)[mx.array(found.places)]
+        else:
+            order = mx.argsort(expert_ids.flatten())
+            rows = x[order // expert_ids.shape[1]][:, None, :]  # [N*K, 1, H]
+            y = self._gathered(rows, expert_ids.flatten()[order], sorted_indices=True).squeeze(-2)
+            y = y[mx.argsort(order)]
+        return weighted_sum(y.reshape(*expert_ids.shape, -1), weights)
+
+
+def weighted_sum(y: mx.array, weights: mx.array) -> mx.array:
+    """y [N, K, H], weights [N, K] -> [N, H]."""
+    return (y * weights[..., None]).sum(axis=-2)
+
+
+class ByExpert:
+    """The pairs of expert_ids [N, K], sorted by expert.
+
+    experts: those that occur, ascending; counts: pairs of each; rows [N*K]: the row of each pair in that order;
+    places [N*K]: where the pairs, in the order of expert_ids, are found in it.
+    """
+
+    def __init__(self, expert_ids: np.ndarray):
+        order = np.argsort(expert_ids, axis=None, kind="stable")
+        self.rows = (order // expert_ids.shape[1]).astype(np.uint32)
+        self.places = np.empty_like(self.rows)
+        self.places[order] = np.arange(order.size, dtype=np.uint32)
+        experts, counts = np.unique(expert_ids, return_counts=True)
+        self.experts, self.counts = experts.tolist(), counts.tolist()

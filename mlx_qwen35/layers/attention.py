@@ -11,6 +11,7 @@ import mlx.nn as nn
 from ..cache import KVCache
 from ..config import TextConfig
 from ..kernels.activation import gated
+from .linear import Linear
 from .norm import RMSNorm
 from .rope import rotate
 
@@ -30,10 +31,10 @@ class GatedAttention(nn.Module):
             config.head_dim,
         )
         hidden, eps = config.hidden_size, config.rms_norm_eps
-        self.q_proj = nn.Linear(hidden, self.heads * self.head_dim * 2, bias=False)  # per head: query rows, gate rows
-        self.k_proj = nn.Linear(hidden, self.kv_heads * self.head_dim, bias=False)
-        self.v_proj = nn.Linear(hidden, self.kv_heads * self.head_dim, bias=False)
-        self.o_proj = nn.Linear(self.heads * self.head_dim, hidden, bias=False)
+        self.q_proj = Linear(hidden, self.heads * self.head_dim * 2, bias=False)  # per head: query rows, gate rows
+        self.k_proj = Linear(hidden, self.kv_heads * self.head_dim, bias=False)
+        self.v_proj = Linear(hidden, self.kv_heads * self.head_dim, bias=False)
+        self.o_proj = Linear(self.heads * self.head_dim, hidden, bias=False)
         self.q_norm = RMSNorm(self.head_dim, eps)
         self.k_norm = RMSNorm(self.head_dim, eps)
 

@@ -13,6 +13,7 @@ from ..cache import DeltaState
 from ..config import TextConfig
 from ..kernels.activation import fused, silu
 from ..kernels.gated_delta import gated_delta
+from .linear import Linear
 from .norm import GatedRMSNorm
 
 
@@ -54,15 +55,15 @@ class GatedDeltaNet(nn.Module):
             self.key_heads * self.key_dim,
             self.value_heads * self.value_dim,
         )
-        self.in_proj_qkv = nn.Linear(hidden, 2 * keys + values, bias=False)
-        self.in_proj_z = nn.Linear(hidden, values, bias=False)
-        self.in_proj_b = nn.Linear(hidden, self.value_heads, bias=False)
-        self.in_proj_a = nn.Linear(hidden, self.value_heads, bias=False)
+        self.in_proj_qkv = Linear(hidden, 2 * keys + values, bias=False)
+        self.in_proj_z = Linear(hidden, values, bias=False)
+        self.in_proj_b = Linear(hidden, self.value_heads, bias=False)
+        self.in_proj_a = Linear(hidden, self.value_heads, bias=False)
         self.conv1d = ShortConv(2 * keys + values, config.linear_conv_kernel_dim)
         self.A_log = mx.zeros((self.value_heads,))
         self.dt_bias = mx.zeros((self.value_heads,))
         self.norm = GatedRMSNorm(self.value_dim, config.rms_norm_eps)
-        self.out_proj = nn.Linear(values, hidden, bias=False)
+        self.out_proj = Linear(values, hidden, bias=False)
         self.eval()  # train() chooses another form of the recurrence
 
     def __call__(self, x: mx.array, cache: DeltaState | None = None, present: mx.array | None = None) -> mx.array:

@@ -12,6 +12,7 @@ import mlx.nn as nn
 
 from ..config import MoE
 from ..kernels.activation import fused
+from .linear import Linear
 from .mlp import MLP
 
 
@@ -29,10 +30,10 @@ class SparseMoE(nn.Module):
     def __init__(self, hidden_size: int, moe: MoE, experts: ExpertBank):
         super().__init__()
         self.experts_per_token = moe.experts_per_token
-        self.gate = nn.Linear(hidden_size, moe.num_experts, bias=False)
+        self.gate = Linear(hidden_size, moe.num_experts, bias=False)
         self.experts = experts
         self.shared_expert = MLP(hidden_size, moe.shared_intermediate_size)
-        self.shared_expert_gate = nn.Linear(hidden_size, 1, bias=False)
+        self.shared_expert_gate = Linear(hidden_size, 1, bias=False)
 
     def __call__(self, x: mx.array) -> mx.array:
         """x [B, T, H] -> [B, T, H]."""

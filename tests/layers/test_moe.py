@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import mlx_qwen35.experts.resident as resident
-from mlx_qwen35.experts.resident import QuantizedExpertLinear, ResidentExperts
+from mlx_qwen35.experts.linear import QuantizedExpertLinear
+from mlx_qwen35.experts.resident import ResidentExperts
 from mlx_qwen35.layers.moe import route
 
 from ..tiny_model import tiny_model
@@ -43,16 +44,17 @@ def test_routing_is_decided_in_float32():
     assert expert_ids.item() == 2 and weights.dtype == mx.bfloat16
 
 
+@pytest.mark.parametrize("trains", [False, True])  # which on the CPU decides how sorted rows are multiplied
 @pytest.mark.parametrize("rows", [1, 2, 21, 22, 63])
-def test_sorting_by_expert_changes_nothing(rows, monkeypatch):
-    experts = ResidentExperts(7, 24, 10)
+def test_sorting_by_expert_changes_nothing(rows, trains, monkeypatch):
+    experts = ResidentExperts(7, 24, 10).train(trains)
     rng = np.random.RandomState(rows)
     x = mx.array(rng.standard_normal((rows, 24)).astype(np.float32))
     ids = mx.array(np.stack([rng.permutation(7)[:3] for _ in range(rows)]))
     weights = mx.array(rng.uniform(size=(rows, 3)).astype(np.float32))
     results = []
     for limit in (1, 10**9):
-        monkeypatch.setattr(resident, "_SORT_FROM", limit)
+        monkeypatch.setattr(resident, "SORT_FROM", limit)
         results.append(np.array(experts(x, ids, weights)))
     np.testing.assert_allclose(*results, atol=1e-6)
 
@@ -61,9 +63,9 @@ def test_sorting_by_expert_changes_nothing(rows, monkeypatch):
     "mode, bits, group_size",
     [("affine", 4, 32), ("affine", 8, 64), ("mxfp4", 4, 32), ("mxfp8", 8, 32), ("nvfp4", 4, 16)],
 )
-@pytest.mark.parametrize("rows", [2, 40])
-def test_quantized_experts_compute_with_the_dequantized_weights(mode, bits, group_size, rows):
-    experts = ResidentExperts(5, 64, 128)
+@pytest.mark.parametrize("rows, trains", [(2, False), (40, False), (40, True)])
+def test_quantized_experts_compute_with_the_dequantized_weights(mode, bits, group_size, rows, trains):
+    experts = ResidentExperts(5, 64, 128).train(trains)
     nn.quantize(experts, group_size, bits, mode=mode)
     plain = ResidentExperts(5, 64, 128)
     for name in ("gate_proj", "up_proj", "down_proj"):

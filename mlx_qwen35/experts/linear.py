@@ -1,0 +1,114 @@
+"""One linear map per expert, stacked, plain or quantized.
+
+Knows weights and how rows meet their expert's. Knows neither what the three maps of an expert make together nor where
+the weights come from: a stack may be all experts of a layer, or slots that some of them are in.
+"""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ..kernels.quantized_matmul import quantized_matmul
+
+
+class _Expert(nn.Module):
+    """What an adapter of mlx-lm needs to know of a linear map per expert, quantized or not."""
+
+    @property
+    def num_experts(self) -> int:
+        return self.weight.shape[0]
+
+    @property
+    def output_dims(self) -> int:
+        return self.weight.shape[1]
+
+    def of(self, expert: int, rows: mx.array) -> mx.array:
+        """rows [R, in] through one expert's map -> [R, out]."""
+        raise NotImplementedError
+
+    def to_lora(self, r: int, scale: float, dropout: float) -> nn.Module:
+        """The same map with a low-rank one beside it; mlx-lm's linear_to_lora_layers calls this."""
+        from mlx_lm.tuner.lora import LoRASwitchLinear
+
+        return LoRASwitchLinear.from_base(self, r=r, scale=scale, dropout=dropout)
+
+
+class ExpertLinear(_Expert):
+    """One linear map per expert: weight [E, out, in]."""
+
+    def __init__(self, num_experts: int, in_size: int, out_size: int):
+        super().__init__()
+        bound = in_size**-0.5
+        self.weight = mx.random.uniform(-bound, bound, (num_experts, out_size, in_size))
+
+    @property
+    def input_dims(self) -> int:
+        return self.weight.shape[2]
+
+    def __call__(self, x: mx.array, expert_ids: mx.array, *, sorted_indices: bool) -> mx.array:
+        """x [.., 1, in], expert_ids: the leading axes of x, or broadcast with them -> [.., 1, out]."""
+        return mx.gather_mm(
+            x, self.weight.swapaxes(-1, -2), rhs_indices=expert_ids, sorted_indices=sorted_indices
+        )
+
+    def of(self, expert: int, rows: mx.array) -> mx.array:
+        return rows @ self.weight[expert].T
+
+    def to_quantized(
+        self, group_size: int | None = None, bits: int | None = None, mode: str = "affine"
+    ) -> QuantizedExpertLinear:
+        """The same map with quantized weights; nn.quantize calls this."""
+        weight, scales, *biases = mx.quantize(self.weight, group_size, bits, mode)
+        return QuantizedExpertLinear(weight, scales, *biases, group_size=group_size, bits=bits, mode=mode)
+
+
+class QuantizedExpertLinear(_Expert):
+    """ExpertLinear with the weights of mx.quantize: weight uint32, scales, and biases where the mode is affine."""
+
+    def __init__(
+        self,
+        weight: mx.array,
+        scales: mx.array,
+        biases: mx.array | None = None,
+        *,
+        group_size: int | None,
+        bits: int | None,
+        mode: str,
+    ):
+        super().__init__()
+        self.weight, self.scales = weight, scales
+        if biases is not None:
+            self.biases = biases
+        self.group_size, self.bits, self.mode = group_size, bits, mode
+        self.freeze()
+
+    @property
+    def input_dims(self) -> int:
+        return self.scales.shape[2] * self.group_size
+
+    def __call__(self, x: mx.array, expert_ids: mx.array, *, sorted_indices: bool) -> mx.array:
+        return mx.gather_qmm(
+            x,
+            self.weight,
+            self.scales,
+            self.get("biases"),
+            rhs_indices=expert_ids,
+            transpose=True,
+            group_size=self.group_size,
+            bits=self.bits,
+            mode=self.mode,
+            sorted_indices=sorted_indices,
+        )
+
+    def of(self, expert: int, rows: mx.array) -> mx.array:
+        biases = self.get("biases")
+        return quantized_matmul(
+            rows,
+            self.weight[expert],
+            self.scales[expert],
+            None if biases is None else biases[expert],
+            group_size=self.group_size,
+            bits=self.bits,
+            mode=self.mode,
+        )

@@ -1,0 +1,30 @@
+"""A linear map whose quantized form takes the product that suits device and rows. Knows weights, not what they mean."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ..kernels.quantized_matmul import quantized_matmul
+
+
+class Linear(nn.Linear):
+    """nn.Linear that quantizes to the QuantizedLinear below."""
+
+    def to_quantized(
+        self, group_size: int | None = None, bits: int | None = None, mode: str = "affine", quantize_input: bool = False
+    ) -> nn.Module:
+        """nn.quantize calls this."""
+        if quantize_input:
+            return super().to_quantized(group_size, bits, mode, quantize_input)
+        return QuantizedLinear.from_linear(self, group_size, bits, mode)
+
+
+class QuantizedLinear(nn.QuantizedLinear):
+    """nn.QuantizedLinear through kernels.quantized_matmul."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """x [.., in] -> [.., out]."""
+        how = {"group_size": self.group_size, "bits": self.bits, "mode": self.mode}
+        y = quantized_matmul(x, self.weight, self.scales, self.get("biases"), **how)
+        return y + self.bias if "bias" in self else y
