@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import mlx.core as mx
 from mlx_qwen35 import __version__
 from mlx_qwen35.checkpoint import adapters, allotment, pipeline, recipes
 from mlx_qwen35.checkpoint.files import ReadError
+from mlx_qwen35.checkpoint.gptq import Gptq
 from mlx_qwen35.checkpoint.inventory import text_tensors
 from mlx_qwen35.checkpoint.journal import Journal, Refused, is_begun
 from mlx_qwen35.checkpoint.load import compute_dtype
@@ -63,10 +64,11 @@ def convert(
 
     bits: 2, 3, 4, 5, 6 or 8; None leaves the weights unquantized. group_size: 32, 64 or 128. mode: "affine", or
     "mxfp4", "mxfp8", "nvfp4", which fix bits and group_size. recipe: a name of recipes.RECIPES, which gives modules
-    bits by their role. target_size: bytes that the checkpoint is to have at most; it chooses the bits of every module.
+    bits by their role. target_size: bytes that the checkpoint is to have at most; it chooses affine bits for every
+    module, and goes with neither a recipe nor another mode.
     dtype: of what is not quantized; None keeps the source's. Vision tensors and mtp.* are not quantized. FP8 is
-    dequantized in float32 and packed from that; GPTQ's integers go over as they are, in their own groups, where the
-    target is affine with as many bits.
+    dequantized in float32 and packed from that. What is affine already, GPTQ's integers included, goes over as it is
+    where it is to have as many bits or more; recipe "uniform" alone gives other groups and more bits.
     adapter_path: a LoRA, DoRA or whole-layer adapter as mlx-lm's trainer writes it, which is merged in float32.
     overwrite: replace an existing `target`, and discard an unfinished conversion to it. resume: go on with an
     unfinished one, if there is any. verify: read everything back before the target gets its name, and compare weights
@@ -81,6 +83,11 @@ def convert(
     default = None if bits is None else default_spec(bits, group_size, mode)
     if default is None and (recipe is not None or target_size is not None):
         raise CheckpointError("a recipe or target size says how to quantize, and bits=None not to: give one of them")
+    if target_size is not None and (recipe is not None or default.mode != "affine"):
+        other = f"recipe {recipe!r}" if recipe is not None else f"mode {default.mode!r}"
+        raise CheckpointError(
+            f"target_size chooses affine bits for every module, and {other} other ones: give one of them"
+        )
     wanted = None if dtype is None else compute_dtype(dtype)
     source, target = Path(source).expanduser(), Path(target).expanduser()
     if not container_of(target).exists():
@@ -110,7 +117,8 @@ def convert(
                 _check_unfinished(partial, overwrite, resume)
                 if journal.assignment is None:
                     partial.clear()
-                    journal.start(_to_json(_assignment(origin, default, recipe, target_size, wanted)))
+                    found = _assignment(origin, default, recipe, target_size, wanted, updates or {})
+                    journal.start(_to_json(found))
                 search = target_size is not None or recipes.searches(recipe)
                 plan = make_plan(origin, _from_json(journal.assignment), default, wanted, search, updates)
                 found = _convert(plan, partial, journal, bool(verify), pack_experts, on_progress)
@@ -155,8 +163,8 @@ def _convert(
     """Fill the partial folder; config.json comes last, because a folder without it is no checkpoint to anybody."""
     if plan.is_done_already() and not packing:
         raise CheckpointError(
-            f"{plan.origin.folder} is already an MLX checkpoint with what was asked for, there is nothing to convert: "
-            "use it as it is, or copy it"
+            f"{plan.origin.folder} is already an MLX checkpoint with what was asked for, or with fewer bits, to which "
+            "more would bring nothing back: use it as it is, or copy it"
         )
     folder = partial.folder
     files = safetensors_files(plan, folder)
@@ -225,17 +233,41 @@ class _Progress:
 
 
 def _assignment(
-    origin: Source, default: QuantSpec | None, recipe: str | None, target_size: int | None, dtype: mx.Dtype | None
+    origin: Source,
+    default: QuantSpec | None,
+    recipe: str | None,
+    target_size: int | None,
+    dtype: mx.Dtype | None,
+    updated: Container[str],
 ) -> dict[str, QuantSpec | None] | None:
-    """How each linear module of the text model is to be quantized; None: not at all."""
+    """How each linear module of the text model is to be quantized; None: not at all. updated: the weights that an
+    adapter changes."""
     if default is None:
         return None
     if target_size is None:
-        return recipes.assign(recipe, text_tensors(origin.config), default, origin.config)
+        asked = recipes.assign(recipe, text_tensors(origin.config), default, origin.config)
+        there = {module: had for module, had in origin.specs.items() if f"{module}.weight" not in updated}
+        return {
+            module: there[module] if _is_kept(origin, there.get(module), spec, recipe) else spec
+            for module, spec in asked.items()
+        }
     rest = make_plan(origin, None, None, dtype)
     beside = sum(spec.nbytes for task in rest.vision + rest.mtp for spec in task.specs().values())
     beside += sum(path.stat().st_size for path in _to_copy(origin.folder))
     return allotment.fit(origin, target_size, beside=beside, group_size=default.group_size, dtype=dtype)
+
+
+def _is_kept(origin: Source, had: QuantSpec | None, asked: QuantSpec | None, recipe: str | None) -> bool:
+    """Whether a quantized module goes over as it is, though a recipe asks for another form.
+
+    More bits would not bring back what it lost, and other groups of as many bits would only be other. "uniform" means
+    its bits and groups all the same; there only GPTQ's integers keep those groups in which they are exact.
+    """
+    if had is None or asked is None or had.mode != asked.mode:
+        return False
+    if recipe == "uniform":
+        return isinstance(origin.foreign, Gptq) and had.bits == asked.bits
+    return had.bits <= asked.bits
 
 
 def _to_json(assignment: dict[str, QuantSpec | None] | None) -> dict[str, Any]:

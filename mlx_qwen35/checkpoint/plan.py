@@ -7,6 +7,7 @@ headers only and writes nothing.
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,7 +19,6 @@ import mlx.core as mx
 from mlx_qwen35.checkpoint import files, fp8
 from mlx_qwen35.checkpoint.files import Entry
 from mlx_qwen35.checkpoint.fp8 import Fp8
-from mlx_qwen35.checkpoint.gptq import Gptq
 from mlx_qwen35.checkpoint.inventory import KEPT_FLOAT32, Shape, is_linear, text_tensors, vision_tensors
 from mlx_qwen35.checkpoint.names import MLX, TARGET, Layout, find_layout
 from mlx_qwen35.checkpoint.part import make_part
@@ -39,8 +39,8 @@ Assignment = Mapping[str, QuantSpec | None]
 class Plan:
     """A conversion. main: the tasks of the shards, text model and vision tower; mtp: those of mtp/weights.safetensors.
 
-    default: the quantization that config.json names first; None: nothing is quantized. dtype: of what is not, where
-    one was asked for.
+    default: the quantization that was asked for; None: nothing is quantized. dtype: of what is not, where one was asked
+    for.
     """
 
     origin: Source
@@ -90,16 +90,22 @@ class Plan:
         if not self.vision:
             config.pop("vision_config", None)
         if self.default is not None:
-            quantization: dict[str, Any] = _as_json(self.default)
+            first = self._first()
+            quantization: dict[str, Any] = _as_json(first)
             for task in self.main:
                 # Of the tower nobody expects anything else than that it is not quantized.
                 deviates = task.has or (is_linear(task.name, task.shape) and not task.name.startswith("vision."))
-                if deviates and task.has != self.default:
+                if deviates and task.has != first:
                     path = TARGET.source(task.name).names[0].removesuffix(".weight")
                     quantization[path] = _as_json(task.has) if task.has else False
             config["quantization"] = quantization
             config["quantization_config"] = copy.deepcopy(quantization)
         return config
+
+    def _first(self) -> QuantSpec:
+        """The quantization that config.json names before those of single modules, and shows to people."""
+        found = Counter(task.has for task in self.text if task.has)
+        return self.default if self.default in found or not found else found.most_common(1)[0][0]
 
     def is_done_already(self) -> bool:
         """Whether the source has every tensor under its name, in its form and where it belongs."""
@@ -128,7 +134,7 @@ def make_plan(
     None leaves all of them unquantized. search: for their scales, as quantize.pack() does. updates: what an adapter
     changes, by tensor. Raises CheckpointError for tensors beside the text model that do not fit."""
     shapes = text_tensors(origin.config)
-    text = [_text_task(origin, name, shape, assignment, default, dtype, search) for name, shape in shapes.items()]
+    text = [_text_task(origin, name, shape, assignment, dtype, search) for name, shape in shapes.items()]
     text = [replace(task, update=(updates or {}).get(task.name)) for task in text]
     tower = vision_tensors(origin.config)
     vision = [_vision_task(origin, name, shape, default, dtype) for name, shape in tower.items()]
@@ -146,18 +152,12 @@ def _text_task(
     name: str,
     shape: Shape,
     assignment: Assignment | None,
-    default: QuantSpec | None,
     wanted: mx.Dtype | None,
     search: bool,
 ) -> Task:
     module = name.removesuffix(".weight")
     had, parts = _parts_of(origin, name)
     has = assignment[module] if assignment is not None and is_linear(name, shape) else None
-    if had and default and isinstance(origin.foreign, Gptq):
-        meant = has or default
-        raised = default.bits == had.bits < meant.bits  # by a recipe, for which there is nothing to be had here
-        if had.mode == meant.mode and (had.bits == meant.bits or raised):
-            has = had  # other groups would not make it better, only other
     own = _own_dtype(parts, had)
     kept = name.endswith(KEPT_FLOAT32) and own == mx.float32
     return Task(name, parts, shape, had, has, own if kept or wanted is None else wanted, search)

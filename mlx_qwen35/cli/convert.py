@@ -49,6 +49,8 @@ def run(args: argparse.Namespace) -> int:
     source = _one(args.source, args.hf_path, "SOURCE", "--hf-path")
     target = _target(args)
     size = None if args.target_size is None else _bytes(args.target_size)
+    if size is not None and args.q_bits is not None:
+        raise OptionError("--target-size chooses the bits and --q-bits says them; give one of them")
     from mlx_qwen35 import library
     from mlx_qwen35.checkpoint.convert import convert, unfinished
 

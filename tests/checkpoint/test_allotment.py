@@ -65,9 +65,14 @@ def test_size_is_kept_in_another_dtype(tmp_path: Path) -> None:
         assert bytes_of(convert(source, tmp_path / f"{part}", target_size=target, dtype="float32")) <= target
 
 
-def test_a_mode_has_no_target_size(source: Path) -> None:
+@pytest.mark.parametrize("asked", [{"mode": mode} for mode in ("mxfp4", "mxfp8", "nvfp4")] + [{"recipe": "uniform"}])
+def test_a_mode_has_no_target_size(source: Path, asked: dict[str, str]) -> None:
+    """It would be made of other forms than those that were asked for."""
+    (what, name), = asked.items()
+    with pytest.raises(CheckpointError, match=f"target_size chooses affine bits .* {what} '{name}' .*one of them"):
+        convert(source, source.parent / "none", target_size=10**9, **asked)
     with pytest.raises(CheckpointError, match="groups of 16: give no mode"):
-        convert(source, source.parent / "none", mode="nvfp4", target_size=10**6)
+        fit(open_source(source), 10**9, group_size=16)
 
 
 def test_steering_keeps_its_bits(source: Path) -> None:

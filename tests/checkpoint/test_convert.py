@@ -118,7 +118,7 @@ def test_mtp(tmp_path: Path, layout: str) -> None:
     tensors = random_tensors(config_of("moe"), 6)
     source = source_of(tmp_path / "a", layout=layout)
     for folder in (convert(source, tmp_path / "b"), None):
-        folder = folder or convert(tmp_path / "b", tmp_path / "c", bits=8)  # and once more, from MLX
+        folder = folder or convert(tmp_path / "b", tmp_path / "c", bits=2)  # and once more, from MLX
         found = open_file(folder / "mtp/weights.safetensors")
         assert found.formats == {"weights.safetensors": "mlx"}
         values = {name: read(entry) for name, entry in found.entries.items()}

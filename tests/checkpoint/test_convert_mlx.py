@@ -33,7 +33,7 @@ def test_quantized_tower_is_carried_or_dequantized(tmp_path: Path, spec: dict[st
     before = contents(tmp_path / "a")
     towers = [name for name in before if name.startswith("vision_tower.")]
     assert sum(name.endswith(".scales") for name in towers) > 8
-    out = convert(tmp_path / "a", tmp_path / "b", bits=6)
+    out = convert(tmp_path / "a", tmp_path / "b", bits=3)
     after = contents(out)
     assert all(np.array_equal(before[name], after[name]) for name in towers)
     quantization = json.loads((out / "config.json").read_text())["quantization"]
@@ -103,7 +103,7 @@ def test_already_what_was_asked_for(tmp_path: Path, how: dict[str, Any]) -> None
     with pytest.raises(CheckpointError, match="b is already an MLX checkpoint with what was asked for"):
         convert(out, tmp_path / "c", **how)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
-    changed = {"dtype": "float16"} if how.get("bits", 4) is None else {"bits": 5}
+    changed = {"dtype": "float16"} if how.get("bits", 4) is None else {"bits": 3}
     load_model(convert(out, tmp_path / "c", **changed))
 
 
@@ -142,3 +142,35 @@ def test_the_place_of_a_nan(tmp_path: Path, layout: str) -> None:
     with pytest.raises(CheckpointError, match=named[layout]):
         convert(source, tmp_path / "b")
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def quantized(out: Path) -> dict[str, Any]:
+    return json.loads((out / "config.json").read_text())["quantization"]
+
+
+def test_bits_are_not_raised(tmp_path: Path) -> None:
+    """A recipe that gives a module as many bits as it has, or more, leaves it bit by bit as it is."""
+    source = convert(source_of(tmp_path / "a"), tmp_path / "b", bits=4, recipe="mixed_3_6")
+    before = contents(source)
+    with pytest.raises(CheckpointError, match="b is already .* with fewer bits, to which more would bring nothing"):
+        convert(source, tmp_path / "c", bits=6, group_size=32)
+    out = convert(source, tmp_path / "c", bits=6, group_size=32, dtype="float16")
+    after, said = contents(out), quantized(out)
+    spec = {key: said.pop(key) for key in ("bits", "group_size", "mode")}
+    assert spec == {"bits": 3, "group_size": 64, "mode": "affine"}  # most have these, and none what was asked
+    assert after.keys() == before.keys()
+    words = [name for name, value in before.items() if value.dtype == np.uint32]
+    assert words and all(np.array_equal(after[name], before[name]) for name in words)
+    assert said == {path: how for path, how in quantized(source).items() if isinstance(how, dict)}
+    fewer, was = quantized(convert(source, tmp_path / "d", bits=2)), quantized(source)
+    assert fewer["bits"] == 2  # some have fewer than before, and none more
+    for path, how in fewer.items():
+        assert not isinstance(how, dict) or how["bits"] <= was.get(path, was)["bits"], path
+
+
+def test_uniform_bits_are_as_they_are_asked(tmp_path: Path) -> None:
+    source = convert(source_of(tmp_path / "a"), tmp_path / "b", bits=3, recipe="uniform")
+    out = convert(source, tmp_path / "c", bits=8, group_size=32, recipe="uniform")
+    said = quantized(out)
+    assert (said["bits"], said["group_size"]) == (8, 32)
+    assert not [how for how in said.values() if isinstance(how, dict) and how["bits"] < 8]

@@ -56,7 +56,7 @@ def test_quantized_is_measured(tmp_path: Path, kind: str) -> None:
     lambda folder: write_quantized(folder, "moe", {"group_size": 64, "bits": 4, "mode": "affine"}),
     lambda folder: write_quantized(folder, "dense", {"group_size": 32, "bits": 8, "mode": "mxfp8"}),
 ], ids=["fp8", "gptq", "mlx", "mxfp8"])  # fmt: skip
-@pytest.mark.parametrize("target", [{"bits": None}, {"bits": 6, "group_size": 32}], ids=str)
+@pytest.mark.parametrize("target", [{"bits": None}, {"bits": 6, "group_size": 32, "recipe": "uniform"}], ids=str)
 def test_every_kind_of_source(tmp_path: Path, what: Any, target: dict[str, Any]) -> None:
     what(tmp_path / "a")
     report = report_of(tmp_path / "a", tmp_path / "b", **target)
