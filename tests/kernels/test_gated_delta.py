@@ -4,7 +4,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_qwen35.kernels.gated_delta import gated_delta, has_own_form, plain_gated_delta
+from mlx_qwen35.kernels.gated_delta import gated_delta, gated_delta_states, has_own_form, plain_gated_delta
 from mlx_qwen35.kernels.gated_delta.reference import gated_delta_chunks, gated_delta_steps
 
 from ..reference_numpy import delta_rule
@@ -77,6 +77,26 @@ def test_no_state_is_a_state_of_zeros():
     arrays[5][:] = 0
     for got, wanted in zip(gated_delta(*map(mx.array, arrays[:5])), by_definition(arrays), strict=True):
         np.testing.assert_allclose(np.array(got), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("length", [1, 2, 8])
+@pytest.mark.parametrize("size", SIZES)
+def test_a_state_per_token_is_that_of_single_steps(size, length):
+    """Bit for bit, and so is going on from any of them."""
+    *tokens, state = map(mx.array, inputs(length, size))
+    outputs, states = gated_delta_states(*tokens, state)
+    for t in range(length):
+        output, state = gated_delta(*(a[:, t : t + 1] for a in tokens), state)
+        np.testing.assert_array_equal(np.array(outputs[:, t : t + 1]), np.array(output))
+        np.testing.assert_array_equal(np.array(states[:, t]), np.array(state))
+    np.testing.assert_allclose(np.array(outputs), by_definition(inputs(length, size))[0], atol=2e-5)
+    assert states.shape == (size[0], length, *size[2:3], size[4], size[3]) and states.dtype == mx.float32
+
+
+def test_states_begin_at_zero_without_one():
+    *tokens, state = map(mx.array, inputs(3))
+    for got, wanted in zip(gated_delta_states(*tokens), gated_delta_states(*tokens, state * 0), strict=True):
+        np.testing.assert_array_equal(np.array(got), np.array(wanted))
 
 
 @pytest.mark.parametrize(
