@@ -8,17 +8,26 @@ Prints a table, then one JSON line per measured quantity (also appended to FILE)
 """
 
 import argparse
-import json
 import os
-import platform
-import statistics
 import subprocess
 import sys
 import time
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(CHECKOUT)]
+
+from benchmarks.measuring import (  # noqa: E402
+    circumstances,
+    compared,
+    in_turns,
+    installed,
+    processor_name,  # noqa: F401  other benchmarks look for it here
+    spread,
+    summary,  # noqa: F401  this one, too
+    write,
+)
+
 PROMPT = "What is 17 + 25?"
 
 # Each child prints one figure: seconds spent in the statement, or the clock at the first token.
@@ -69,58 +78,6 @@ def first_token_seconds(code: str, folder: Path) -> float:
     return run_child(code, str(folder), PROMPT) - start
 
 
-def measure(pairs: dict[str, tuple], repeats: int) -> dict[str, list[tuple[float, float]]]:
-    """name -> (ours, theirs) in seconds, one pair a round; which goes first changes from round to round."""
-    rounds: dict[str, list[tuple[float, float]]] = {name: [] for name in pairs}
-    for number in range(repeats + 1):
-        for name, (ours, theirs) in pairs.items():
-            if number % 2:
-                b, a = theirs(), ours()
-            else:
-                a, b = ours(), theirs()
-            if number:
-                rounds[name].append((a, b))
-    return rounds
-
-
-def summary(values: list[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
-
-
-def processor_name() -> str:
-    if sys.platform == "darwin":
-        command = ["sysctl", "-n", "machdep.cpu.brand_string"]
-        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor()
-
-
-def installed(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
-def circumstances() -> dict[str, object]:
-    """What a figure is worth nothing without."""
-    git = ["git", "-C", str(CHECKOUT)]
-    commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    dirty = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True).stdout.strip()
-    return {
-        "machine": f"{processor_name()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}",
-        "load_before": os.getloadavg()[0],
-        "python": platform.python_version(),
-        "mlx": installed("mlx"),
-        "mlx_lm": installed("mlx-lm"),
-        "openblas": "openblas" in os.environ.get("LD_PRELOAD", ""),
-        "commit": commit + ("+changes" if dirty else ""),
-        "date": time.strftime("%Y-%m-%d"),
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, help="a checkpoint folder (the demo inside the package)")
@@ -139,23 +96,15 @@ def main() -> None:
         lambda: first_token_seconds(OURS, folder),
         lambda: first_token_seconds(THEIRS, folder),
     )
-    rounds = measure(pairs, arguments.repeats)
+    rounds = {name: in_turns(sides, arguments.repeats) for name, sides in pairs.items()}
 
     print(f"{arguments.repeats} rounds, warm; seconds: median [least .. most]")
     print(f"{'':32s}{'mlx_qwen35':>24s}{'mlx-lm':>24s}   theirs / ours")
-    lines = []
-    for name, pairs_of_name in rounds.items():
-        ours, theirs = (summary([pair[i] for pair in pairs_of_name]) for i in (0, 1))
-        ratio = summary([b / a for a, b in pairs_of_name])
-        cells = [f"{s['median']:.3f} [{s['min']:.3f} .. {s['max']:.3f}]" for s in (ours, theirs)]
-        spread = f"{ratio['median']:.1f} [{ratio['min']:.1f} .. {ratio['max']:.1f}]"
-        print(f"{name:32s}{cells[0]:>24s}{cells[1]:>24s}   {spread}")
-        record = {"benchmark": "startup", "quantity": name, "unit": "s", "rounds": len(pairs_of_name)}
-        lines.append(json.dumps(record | {"ours": ours, "theirs": theirs, "ratio": ratio} | around))
-    print(*lines, sep="\n")
-    if arguments.out:
-        with arguments.out.open("a") as file:
-            print(*lines, sep="\n", file=file)
+    records = [compared("startup", name, "s", pairs_of_name) for name, pairs_of_name in rounds.items()]
+    for record in records:
+        cells = f"{spread(record['ours']):>24s}{spread(record['theirs']):>24s}   {spread(record['ratio'], '.1f')}"
+        print(f"{record['quantity']:32s}{cells}")
+    write(records, around, arguments.out)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,297 @@
+"""How many operations a decode step launches, and how many bytes it moves: this package beside mlx-lm, by one rule.
+
+    python benchmarks/launches.py [--size 35B-A3B ...] [--layers 8] [--context 4096] [--list] [--out FILE]
+
+Both models are built as they are on a Mac, with the published geometry and so many layers, and one decode step is
+traced (graph.py has the rule and pretends that Metal is there). What one delta-net layer and one attention layer add is
+then counted as often as the published model has them. Nothing is computed and no weight exists, so that the 397B is
+counted on any machine: nothing here is a speed.
+
+Bytes: what each operation must at least read and write, summed; of a stack of experts those that are chosen. The bound
+beside it is what any decode step must move: each weight of the trunk and of the chosen experts once, keys and values of
+the context, and the delta states read and written. Activations are not in the bound.
+
+Knows how both projects build a model and what a cache holds. Knows nothing of Metal's speed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT)]
+
+from benchmarks import geometry  # noqa: E402
+from benchmarks.graph import Launch, PretendedMetal, mark, shape_only, trace  # noqa: E402
+from benchmarks.measuring import circumstances, write  # noqa: E402
+
+QUANTIZATION = {"group_size": 64, "bits": 4}
+ROUTERS = ("mlp.gate", "mlp.shared_expert_gate")  # at 8 bits, as mlx-lm's converter has them
+BANKS = (".experts.", ".switch_mlp.")
+COUNTED = ("35B-A3B", "397B-A17B", "27B", "0.8B")
+CACHE_STEP = 256  # positions by which both projects' caches grow
+
+
+@dataclass(frozen=True)
+class Step:
+    """A decode step of one model as it was traced. arguments: name -> array; run(**arguments) -> its outputs."""
+
+    layers: int
+    kinds: tuple[str, ...]
+    arguments: dict[str, mx.array]
+    run: Callable[..., Any]
+    embedding: str  # prefix of the names of a table of which one row is read; "" where the head reads it whole
+    experts: float  # the part of a bank that is chosen
+
+
+@dataclass(frozen=True)
+class Count:
+    """Launches and bytes of a decode step at the published depth."""
+
+    launches: int
+    moved: int
+    bound: int
+    by_kind: dict[str, list[Launch]]  # "linear_attention", "full_attention", and "around" the layers
+    times: dict[str, int]
+
+
+def our_step(config: dict[str, Any], context: int) -> Step:
+    """Of this package; call it within PretendedMetal."""
+    from mlx_qwen35.config import ModelConfig
+    from mlx_qwen35.model import Model
+
+    model = Model(ModelConfig.from_dict(config))
+    cache = model.make_cache()
+    return _step(model, cache.layers, config, context, cache, lambda token: model(token, cache))
+
+
+def peer_step(config: dict[str, Any], context: int) -> Step:
+    """Of mlx-lm; call it within PretendedMetal."""
+    from importlib import import_module
+
+    module = import_module(f"mlx_lm.models.{config['model_type']}")
+    model = module.Model(module.ModelArgs.from_dict(json.loads(json.dumps(config))))
+    caches = model.make_cache()
+    return _step(model, caches, config, context, None, lambda token: model(token, cache=caches))
+
+
+SIDES = {"ours": our_step, "mlx-lm": peer_step}
+
+
+def _step(
+    model: Any, caches: list[Any], config: dict[str, Any], context: int, whole: Any, call: Callable[..., Any]
+) -> Step:
+    """caches: one a layer, of either project; whole: the object that knows their common offset, if there is one."""
+    import mlx.nn as nn
+    from mlx.utils import tree_flatten, tree_unflatten
+
+    text = config["text_config"]
+
+    def spec(path: str, module: nn.Module) -> bool | dict[str, int]:
+        if not hasattr(module, "to_quantized"):
+            return False
+        return QUANTIZATION | ({"bits": 8} if path.endswith(ROUTERS) else {})
+
+    nn.quantize(model, class_predicate=spec)
+    model.eval()
+    weights = {
+        name: shape_only(a.shape, mx.bfloat16 if a.dtype == mx.float32 and not name.endswith("A_log") else a.dtype)
+        for name, a in tree_flatten(model.parameters())
+        if not name.startswith(("vision", "rope"))
+    }
+    kinds = tuple(text["layer_types"])
+    states = {
+        f"cache.{number}.{name}": array
+        for number, kind in enumerate(kinds)
+        for name, array in _state(text, kind, context).items()
+    }
+
+    def run(token: mx.array, **given: mx.array) -> Any:
+        model.update(tree_unflatten([(name, given[name]) for name in weights]))
+        for number, (kind, cache) in enumerate(zip(kinds, caches, strict=True)):
+            _fill(cache, kind, [given[name] for name in states if name.startswith(f"cache.{number}.")], context)
+        if whole is not None:
+            whole.offset = context
+        with _Marked(type(model.layers[0])):
+            logits = call(token)
+        return logits, [_held(cache, kind) for kind, cache in zip(kinds, caches, strict=True)]
+
+    arguments = {"token": shape_only((1, 1), mx.uint32)} | weights | states
+    table = next(name.partition("embed_tokens")[0] for name in weights if "embed_tokens" in name) + "embed_tokens."
+    part = text["num_experts_per_tok"] / text["num_experts"] if "num_experts" in text else 1.0
+    return Step(len(kinds), kinds, arguments, run, "" if text["tie_word_embeddings"] else table, part)
+
+
+def _state(text: dict[str, Any], kind: str, context: int) -> dict[str, mx.array]:
+    """What a layer of either project remembers after `context` tokens."""
+    if kind == "full_attention":
+        capacity = (context // CACHE_STEP + 1) * CACHE_STEP
+        shape = (1, text["num_key_value_heads"], capacity, text["head_dim"])
+        return {"keys": shape_only(shape, mx.bfloat16), "values": shape_only(shape, mx.bfloat16)}
+    heads, keys, values = text["linear_num_value_heads"], text["linear_key_head_dim"], text["linear_value_head_dim"]
+    channels = 2 * text["linear_num_key_heads"] * keys + heads * values
+    window = (1, text["linear_conv_kernel_dim"] - 1, channels)
+    matrix = (1, heads, values, keys)
+    return {"conv": shape_only(window, mx.bfloat16), "matrix": shape_only(matrix, mx.float32)}
+
+
+def _fill(cache: Any, kind: str, arrays: list[mx.array], context: int) -> None:
+    if kind == "full_attention":
+        (cache.keys, cache.values), cache.offset = arrays, context
+    elif hasattr(cache, "matrix"):
+        cache.conv, cache.matrix = arrays
+    else:
+        cache[0], cache[1] = arrays
+
+
+def _held(cache: Any, kind: str) -> list[mx.array]:
+    if kind == "full_attention":
+        return [cache.keys, cache.values]
+    return [cache.conv, cache.matrix] if hasattr(cache, "matrix") else [cache[0], cache[1]]
+
+
+class _Marked:
+    """Within it, a border stands before the first layer and after each."""
+
+    def __init__(self, layer: type):
+        self._layer, self._call = layer, layer.__call__
+
+    def __enter__(self) -> None:
+        call, first = self._call, [True]
+
+        def marked(layer: Any, x: mx.array, *args: Any, **kwargs: Any) -> Any:
+            x = mark(x) if first.pop() else x
+            first.append(False)
+            return mark(call(layer, x, *args, **kwargs))
+
+        self._layer.__call__ = marked
+
+    def __exit__(self, *_: object) -> None:
+        self._layer.__call__ = self._call
+
+
+def touched(step: Step) -> dict[str, float]:
+    """The part of each stack of experts that one token needs."""
+    return {name: step.experts for name in step.arguments if any(bank in name for bank in BANKS)}
+
+
+def bound(step: Step, context: int) -> dict[str, int]:
+    """Bytes that one token cannot do without, of each layer kind and around the layers."""
+    least: Counter[str] = Counter()
+    parts = touched(step)
+    for name, array in step.arguments.items():
+        number = next((int(word) for word in name.split(".") if word.isdigit()), None)
+        kind = "around" if number is None else step.kinds[number]
+        bytes_ = array.nbytes * parts.get(name, 1.0)
+        if step.embedding and name.startswith(step.embedding):
+            bytes_ = array.nbytes / array.shape[0]
+        elif name.endswith((".conv", ".matrix")):
+            bytes_ *= 2
+        elif name.endswith((".keys", ".values")):
+            bytes_ = array.nbytes / array.shape[2] * (context + 2)  # all up to the new one, which is written before
+        least[kind] += round(bytes_)
+    return {kind: total // (step.kinds.count(kind) or 1) for kind, total in least.items()}
+
+
+def count(side: str, size: str, layers: int, context: int) -> Count:
+    """Within PretendedMetal. Raises ValueError where layers of one kind differ, so that none can stand for all."""
+    step = SIDES[side](geometry.config(size, layers), context)
+    launches = trace(step.run, step.arguments, touched=touched(step))
+    by_layer = [[launch for launch in launches if launch.layer == number] for number in range(step.layers + 2)]
+    by_kind = {"around": by_layer[0] + by_layer[-1]}
+    for number, kind in enumerate(step.kinds, 1):
+        first = by_kind.setdefault(kind, by_layer[number])
+        if [(a.name, a.read, a.written) for a in first] != [(a.name, a.read, a.written) for a in by_layer[number]]:
+            raise ValueError(f"layer {number - 1} of {size} launches other operations than another {kind} layer")
+    published = geometry.config(size)["text_config"]["layer_types"]
+    times = {kind: published.count(kind) for kind in set(step.kinds)} | {"around": 1}
+    least = bound(step, context)
+    return Count(
+        launches=sum(times[kind] * sum(a.count for a in found) for kind, found in by_kind.items()),
+        moved=sum(times[kind] * sum(a.read + a.written for a in found) for kind, found in by_kind.items()),
+        bound=sum(times[kind] * least[kind] for kind in times),
+        by_kind=by_kind,
+        times=times,
+    )
+
+
+def table(size: str, counts: dict[str, Count]) -> list[str]:
+    """Lines: the operations of each layer kind of each side, and the sums."""
+    lines = [f"\n{size}: operations that launch, by kind of layer"]
+    for kind in sorted(next(iter(counts.values())).times):
+        lines.append(f"  {kind}")
+        for side, found in counts.items():
+            names = Counter()
+            for launch in found.by_kind[kind]:
+                names[launch.name] += launch.count
+            listed = ", ".join(f"{name} {n}" if n > 1 else name for name, n in names.most_common())
+            lines.append(f"    {side:8s}{sum(names.values()):4d}  x {found.times[kind]:2d}   {listed}")
+    for side, found in counts.items():
+        over = f"{found.moved / found.bound - 1:+.1%}"
+        lines.append(
+            f"  {side:8s}{found.launches:6d} launches a token; {found.moved / 1e9:.3f} GB moved, {over} of the bound "
+            f"of {found.bound / 1e9:.3f} GB"
+        )
+    if len(counts) == 2:
+        ours, theirs = counts.values()
+        lines.append(f"  {ours.launches / theirs.launches:.2f} of mlx-lm's launches")
+    return lines
+
+
+def listing(side: str, found: Count) -> list[str]:
+    """Lines: every launch, in the order of the graph."""
+    lines = []
+    for kind, launches in found.by_kind.items():
+        lines.append(f"  {side}, {kind}")
+        for launch in launches:
+            weights = " ".join(name for name in launch.inputs if not name.endswith((".scales", ".biases")))
+            moved = f"{launch.read:>13,} {launch.written:>11,}"
+            lines.append(f"    {launch.count} {launch.name:38s}{str(launch.shape):22s}{moved}  {weights}")
+    return lines
+
+
+def record(size: str, side: str, found: Count, context: int) -> dict[str, Any]:
+    """One JSON line."""
+    kinds = {kind: sum(launch.count for launch in launches) for kind, launches in found.by_kind.items()}
+    return {
+        "benchmark": "launches", "how": "counted in the traced graph, not run", "size": size, "side": side,
+        "context": context, "launches": found.launches, "launches_by_kind": kinds,
+        "arange": sum(found.times[k] * sum(a.name == "Arange" for a in v) for k, v in found.by_kind.items()),
+        "bytes": found.moved, "bytes_bound": found.bound,
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", nargs="*", choices=geometry.SIZES, default=list(COUNTED))
+    parser.add_argument("--side", nargs="*", choices=list(SIDES), default=list(SIDES))
+    parser.add_argument("--layers", type=int, default=8, help="that are traced; a multiple of 4 (8)")
+    parser.add_argument("--context", type=int, default=4096, help="tokens in the cache (4096)")
+    parser.add_argument("--list", action="store_true", help="every operation, with its bytes read and written")
+    parser.add_argument("--out", type=Path, help="append JSON lines to this file")
+    arguments = parser.parse_args()
+    if arguments.layers % geometry.PERIOD or not arguments.layers:
+        parser.error(f"--layers is {arguments.layers}: give a multiple of {geometry.PERIOD}")
+    records = []
+    with PretendedMetal():
+        for size in arguments.size:
+            counts = {side: count(side, size, arguments.layers, arguments.context) for side in arguments.side}
+            print(*table(size, counts), sep="\n")
+            if arguments.list:
+                print(*(line for side, found in counts.items() for line in listing(side, found)), sep="\n")
+            records += [record(size, side, found, arguments.context) for side, found in counts.items()]
+    print()
+    write(records, circumstances(), arguments.out)
+
+
+if __name__ == "__main__":
+    main()

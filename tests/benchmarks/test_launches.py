@@ -1,0 +1,62 @@
+"""The count of whole decode steps. In a process of its own: the models must meet the pretended Metal at import."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import CHECKOUT
+
+SCRIPT = """
+import json
+from benchmarks import geometry, launches
+from benchmarks.graph import PretendedMetal
+
+def totals(side, size, layers):
+    found = launches.count(side, size, layers, context=300)
+    return [found.launches, found.moved, found.bound]
+
+with PretendedMetal():
+    made = {side: {size: totals(side, size, 8) for size in ("0.8B", "35B-A3B")} for side in launches.SIDES}
+    made["deeper"] = totals("ours", "35B-A3B", 12)
+    from mlx_qwen35.layers.mlp import MLP
+    call = MLP.__call__
+    MLP.__call__ = lambda mlp, x: call(mlp, x) * 2
+    made["planted"] = totals("ours", "0.8B", 8)
+    MLP.__call__ = call
+print(json.dumps(made))
+"""
+
+
+@pytest.fixture(scope="module")
+def made() -> dict:
+    pytest.importorskip("mlx_lm", reason="mlx-lm is not installed")
+    done = subprocess.run([sys.executable, "-c", SCRIPT], cwd=CHECKOUT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_mlx_lm_comes_to_about_forty_a_layer(made: dict) -> None:
+    launches, _, _ = made["mlx-lm"]["35B-A3B"]
+    assert 38 * 40 <= launches <= 45 * 40
+
+
+def test_fewer_layers_stand_for_all(made: dict) -> None:
+    assert made["deeper"] == made["ours"]["35B-A3B"]
+
+
+def test_a_planted_operation_is_noticed_in_every_layer(made: dict) -> None:
+    assert made["planted"][0] == made["ours"]["0.8B"][0] + 24
+
+
+@pytest.mark.parametrize("size", ["0.8B", "35B-A3B"])
+def test_both_sides_have_the_same_bound_and_move_more(made: dict, size: str) -> None:
+    (_, ours, bound), (_, theirs, same) = made["ours"][size], made["mlx-lm"][size]
+    assert bound == same
+    assert bound < ours < 1.03 * bound and bound < theirs
+
+
+def test_the_bound_is_that_of_the_published_sizes(made: dict) -> None:
+    # 0.8B, tied: 752.4 million weights, 4 bits and 2 x 2 bytes for 64 of them, and 18.6 MiB of states, twice.
+    assert made["ours"]["0.8B"][2] == pytest.approx(752.4e6 * 4.5 / 8 + 2 * 18.6 * 2**20 + 301 * 12288, rel=0.01)
