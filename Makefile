@@ -14,10 +14,12 @@ no_venv := this Python cannot make virtual environments; install what it lacks: 
 
 # The Linux wheel of MLX calls a slow reference BLAS; with OpenBLAS in front of it products are 30 times faster.
 openblas = $(shell ls /usr/lib/*/openblas-pthread/libopenblas.so.0 /usr/lib64/libopenblasp.so.0 2>/dev/null | head -n 1)
-lacks_openblas = $(shell test "$$(uname -s)" = Linux -a -z "$(openblas)" -a "$$(id -u)" = 0 && command -v apt-get)
-install_openblas := for step in install update install; do \
-	if [ $$step = update ]; then apt-get -qq update; else apt-get -qq -y install libopenblas0-pthread && break; fi; \
+can_install = $(shell test "$$(uname -s)" = Linux -a "$$(id -u)" = 0 && command -v apt-get)
+install = for step in install update install; do \
+	if [ $$step = update ]; then apt-get -qq update; else apt-get -qq -y install $(1) && break; fi; \
 	done >/dev/null 2>&1 || true
+# The tests emulate Metal's kernels with it; without, they skip that.
+clang = $(shell command -v clang++-19)
 run = $(if $(openblas),LD_PRELOAD=$(openblas)) $(VENV)/bin/python
 
 .PHONY: demo test bench lint clean
@@ -26,6 +28,7 @@ demo: $(MADE)
 	@$(run) generate.py -p "What is 17 + 25?" --temperature 0 --stats
 
 test: $(MADE)
+	@$(if $(can_install),$(if $(clang),,$(call install,clang-19 libclang-rt-19-dev)))
 	@$(run) -m pytest $(ARGS)
 
 bench: $(MADE)
@@ -36,7 +39,7 @@ lint: $(MADE)
 	@$(VENV)/bin/lint-imports
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis .metal_emulator
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(MADE): pyproject.toml
@@ -45,5 +48,5 @@ $(MADE): pyproject.toml
 	@echo "Making $(VENV) with $(python): a few minutes, once."
 	@$(python) -m venv --clear $(VENV)
 	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
-	@$(if $(lacks_openblas),$(install_openblas))
+	@$(if $(can_install),$(if $(openblas),,$(call install,libopenblas0-pthread)))
 	@touch $@

@@ -1,0 +1,130 @@
+"""A backend for kernels that runs them on the CPU: MLX's text, in three orders of threads, on poisoned outputs.
+
+Knows arrays. Knows nothing of what a kernel should compute; check.py compares.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_qwen35.kernels.backend import Backend
+
+from .program import KernelFault, Program
+from .translation import Translated, check_forbidden, translate
+
+ORDERS = (0, 1, 2)  # ascending, descending, shuffled
+
+
+@dataclass
+class Launch:
+    """A kernel that was called, and with what: for the sanitizers, and for looking at its text."""
+
+    name: str
+    translated: Translated
+    program: Program
+    buffers: list[np.ndarray]
+    grid: tuple[int, int, int]
+    threadgroup: tuple[int, int, int]
+
+
+@dataclass
+class Emulator:
+    """Make one, use its `backend`, look at its `launches`. orders: of threads, all of which must give the same bits."""
+
+    orders: Sequence[int] = ORDERS
+    launches: list[Launch] = field(default_factory=list)
+
+    @property
+    def backend(self) -> Backend:
+        return Backend("emulator", self._make)
+
+    def _make(self, **parts: Any) -> _Emulated:
+        return _Emulated(self, **parts)
+
+
+# By the text that MLX generates: what was compiled for one test serves the next.
+_programs: dict[tuple[str, str], tuple[Translated, Program]] = {}
+
+
+class _Emulated:
+    """Called like what mx.fast.metal_kernel returns."""
+
+    def __init__(self, emulator: Emulator, *, input_names: list[str], output_names: list[str], **parts: Any):
+        check_forbidden(parts["header"] + parts["source"])
+        self._emulator = emulator
+        self._inputs, self._outputs = input_names, output_names
+        self._kernel = mx.fast.metal_kernel(input_names=input_names, output_names=output_names, **parts)
+
+    def __call__(self, *, inputs: list[mx.array], **call: Any) -> list[mx.array]:
+        name, text = recorded(self._kernel, inputs, **call)
+        if (name, text) not in _programs:
+            translated = translate(name, text)
+            _programs[name, text] = translated, Program(translated)
+        translated, program = _programs[name, text]
+        grid, threadgroup = call["grid"], call["threadgroup"]
+        given = {}
+        for each, array in zip(self._inputs, inputs, strict=True):
+            array = mx.contiguous(array)
+            given[each] = _bits(array)
+            given[f"{each}_shape"] = np.array(array.shape, np.int32)
+            given[f"{each}_strides"] = np.array([s // given[each].itemsize for s in given[each].strides], np.int64)
+            given[f"{each}_ndim"] = np.array([array.ndim], np.int32)
+        before = {each: given[each].tobytes() for each in self._inputs}
+        results = []
+        for order in self._emulator.orders:
+            outputs = [_poisoned(*of) for of in zip(call["output_shapes"], call["output_dtypes"], strict=True)]
+            given |= {each: _bits(array) for each, array in zip(self._outputs, outputs, strict=True)}
+            buffers = [given[each] for each in translated.buffers]
+            if not results:
+                launch = Launch(name, translated, program, [b.copy() for b in buffers], grid, threadgroup)
+                self._emulator.launches.append(launch)
+            program.run([b.ctypes.data for b in buffers], grid, threadgroup, order)
+            results.append(outputs)
+        if any(given[each].tobytes() != bits for each, bits in before.items()):
+            raise KernelFault("an input was written to")
+        for number, each in enumerate(self._outputs):
+            if len({_bits(outputs[number]).tobytes() for outputs in results}) > 1:
+                raise KernelFault(f"the output '{each}' depends on the order of threads: a barrier is missing")
+        return results[0]
+
+
+def recorded(kernel: Any, inputs: list[mx.array], **call: Any) -> tuple[str, str]:
+    """Name and text of the kernel that MLX generates for this call.
+
+    Read from what mx.export_function writes, the only way to it on a machine without Metal. The format is not
+    documented: strings are a length of 8 bytes and their characters, the name's first, the text's behind it.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "call.mlxfn")
+        mx.export_function(path, lambda *arrays: tuple(kernel(inputs=list(arrays), **call)), *inputs)
+        with open(path, "rb") as file:
+            data = file.read()
+    start = data.index(b"custom_kernel_", data.index(b"CustomKernel"))
+    name, end = _string(data, start)
+    text, _ = _string(data, end + 8)
+    return name, text
+
+
+def _string(data: bytes, start: int) -> tuple[str, int]:
+    (length,) = struct.unpack("<Q", data[start - 8 : start])
+    return data[start : start + length].rstrip(b"\0").decode(), start + length
+
+
+def _bits(array: mx.array) -> np.ndarray:
+    """The buffer of an array, as it lies in memory."""
+    mx.eval(array)
+    return np.array(array.view(mx.uint16) if array.dtype == mx.bfloat16 else array, copy=False)
+
+
+def _poisoned(shape: Sequence[int], dtype: mx.Dtype) -> mx.array:
+    """All bits set: NaN, or the largest or least integer, wherever the kernel does not write."""
+    count = int(np.prod(shape)) * dtype.size
+    return mx.contiguous(mx.full((count,), 0xFF, mx.uint8).view(dtype).reshape(shape))
