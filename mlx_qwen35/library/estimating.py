@@ -6,9 +6,8 @@ machine has. The arithmetic is footprint.py's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
@@ -20,17 +19,14 @@ from mlx_qwen35.checkpoint.part import DTYPES
 from mlx_qwen35.checkpoint.quantize import default_spec
 from mlx_qwen35.checkpoint.recipes import assign, role
 from mlx_qwen35.checkpoint.source import spec_of
-from mlx_qwen35.config import ModelConfig, QuantSpec
+from mlx_qwen35.config import ModelConfig
 from mlx_qwen35.errors import CheckpointError
 from mlx_qwen35.library import hub
 from mlx_qwen35.library.finding import look_up
-from mlx_qwen35.library.footprint import WeightBytes, cache_bytes, tensor_bytes, weight_bytes, working_bytes
+from mlx_qwen35.library.footprint import Specs, WeightBytes, cache_bytes, tensor_bytes, weight_bytes, working_bytes
 from mlx_qwen35.library.plan import Plan, cache_at, parse_size
 from mlx_qwen35.library.stored import Stored
 from mlx_qwen35.library.survey import Survey, parameters, survey
-
-if TYPE_CHECKING:
-    Specs = Mapping[str, QuantSpec | None]
 
 CONVERTED_BITS = 4
 USEFUL_CONTEXT = 4096  # what does not even hold this many tokens does not fit
@@ -65,7 +61,7 @@ def estimate(
         mtp = found.mtp_bytes if found else 0
         weights = weight_bytes(config, specs, compute.size, mtp)
         return _plan(
-            config, compute, weights, loading, size, context_length,
+            config, compute, specs, weights, loading, size, context_length,
             name=name, quantization=words, memory_source=source, converted=converted,
         )  # fmt: skip
 
@@ -142,6 +138,7 @@ def _path(name: str) -> str:
 def _plan(
     config: ModelConfig,
     compute: mx.Dtype,
+    specs: Specs,
     weights: WeightBytes,
     loading: int,
     memory: int,
@@ -153,7 +150,7 @@ def _plan(
     gpu = mx.default_device().type == mx.gpu
 
     def needed(tokens: int) -> int:
-        working = working_bytes(config, tokens, compute.size, gpu=gpu)
+        working = working_bytes(config, specs, tokens, compute.size, gpu=gpu)
         return weights.total + max(loading, cache_at(tokens, per_token, constant) + working)
 
     longest = _longest(needed, memory, most)
@@ -168,7 +165,7 @@ def _plan(
         cache_per_token=per_token,
         cache_constant=constant,
         context_length=tokens,
-        working=working_bytes(config, tokens, compute.size, gpu=gpu),
+        working=working_bytes(config, specs, tokens, compute.size, gpu=gpu),
         longest_context=longest,
         most_context=most,
         memory=memory,

@@ -4,8 +4,8 @@ Knows geometry, quantizations and the sizes of our own intermediate arrays. Read
 
 The working memory of a prefill is modelled: the arrays of one layer that exist at once, counted in values a token. The
 counts were fitted to mx.get_peak_memory() on the CPU in float32, over layers of many shapes, and are meant to be above
-it: tests allow 1 to 4 times what is measured, which itself varies with how far MLX allocates ahead of its work. A GPU
-fuses more and needs less; that has not been measured.
+it: tests allow 1 to 4 times what is measured (8 where the CPU unpacks quantized weights), which itself varies with how
+far MLX allocates ahead of its work. A GPU fuses more, unpacks nothing and needs less; that has not been measured.
 """
 
 from __future__ import annotations
@@ -22,9 +22,13 @@ from mlx_qwen35.layers.attention import MOST_SCORES
 
 CHUNK_SIZE = 2048  # tokens of a prompt that go through the model at once; generation.py's own
 CACHE_STEP = 256  # positions by which a KVCache grows; cache.py's own
-_SPARE = 1.2
+_SPARE = 1.25
 _TILES_AHEAD = 16  # of scores: MLX allocates for what it has queued; 15 to 20 were seen on the CPU
+_LAYERS_AHEAD = 4  # whose unpacked weights exist at once: MLX queues about a hundred operations; 3.7 layers were seen
+_EXPERTS_AHEAD = 16  # whose unpacked weights exist at once; experts/resident.py evaluates them by eight
 _FLOAT_TAGS = ("F32", "F16", "BF16")
+
+Specs = Mapping[str, QuantSpec | None]  # our module names -> their quantization
 
 
 @dataclass(frozen=True)
@@ -45,10 +49,8 @@ class WeightBytes:
         return self.experts + self.trunk + self.embedding + self.vision
 
 
-def weight_bytes(
-    config: ModelConfig, specs: Mapping[str, QuantSpec | None], itemsize: int, mtp: int = 0
-) -> WeightBytes:
-    """specs: our module names -> their quantization; itemsize: bytes of the dtype to compute in, as of scales."""
+def weight_bytes(config: ModelConfig, specs: Specs, itemsize: int, mtp: int = 0) -> WeightBytes:
+    """itemsize: bytes of the dtype to compute in, as of scales."""
     roles = {"experts": 0, "trunk": 0, "embedding": 0, "vision": 0}
     for name, shape in (text_tensors(config) | vision_tensors(config)).items():
         roles[_role(name)] += tensor_bytes(name, shape, specs.get(name.removesuffix(".weight")), itemsize)
@@ -73,7 +75,7 @@ def cache_bytes(config: ModelConfig, itemsize: int) -> tuple[int, int]:
     return attention * 2 * text.num_key_value_heads * text.head_dim * itemsize, deltas * (state + window)
 
 
-def working_bytes(config: ModelConfig, tokens: int, itemsize: int, *, gpu: bool) -> int:
+def working_bytes(config: ModelConfig, specs: Specs, tokens: int, itemsize: int, *, gpu: bool) -> int:
     """What reading a prompt of `tokens` takes at most beside weights and cache; pictures are not in it."""
     text = config.text
     chunk = min(tokens, CHUNK_SIZE)
@@ -93,8 +95,26 @@ def working_bytes(config: ModelConfig, tokens: int, itemsize: int, *, gpu: bool)
         feed_forward = moe.experts_per_token * (4 * hidden + 3 * moe.intermediate_size)
         feed_forward += 6 * moe.shared_intermediate_size + 3 * moe.num_experts + 10 * hidden
     layer = max(layer, itemsize * chunk * feed_forward)
+    if not gpu and itemsize == 4:
+        layer += sum(_unpacked_bytes(config, specs))
     logits = 4 * 8 * text.vocab_size  # of one token, and what a sampler makes of them
     return int(_SPARE * (layer + itemsize * chunk * 10 * hidden + logits))
+
+
+def _unpacked_bytes(config: ModelConfig, specs: Specs) -> tuple[int, int]:
+    """Of quantized weights that the CPU has unpacked at once: of mixers, and of what feeds forward.
+
+    A layer with experts is evaluated as it goes, so that no other layer's weights are there with its own.
+    """
+    sizes: dict[tuple[str, bool], int] = {}
+    for name, shape in text_tensors(config).items():
+        if name.startswith("layers.") and specs.get(name.removesuffix(".weight")):
+            experts = min(shape[0], _EXPERTS_AHEAD) * math.prod(shape[1:])
+            key = name.split(".")[1], ".mlp." in name
+            sizes[key] = sizes.get(key, 0) + 4 * (experts if _role(name) == "experts" else math.prod(shape))
+    mixer, feeding = (max((n for (_, feeds), n in sizes.items() if feeds == which), default=0) for which in (0, 1))
+    layers = 1 if config.text.moe else min(_LAYERS_AHEAD, len(config.text.layer_types))
+    return layers * mixer, layers * feeding
 
 
 def _delta_bytes(text: TextConfig, chunk: int, gpu: bool) -> int:

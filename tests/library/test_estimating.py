@@ -28,6 +28,10 @@ QUANTIZABLE = {
     "linear_key_head_dim": 32, "linear_num_key_heads": 4, "num_attention_heads": 8, "num_key_value_heads": 2,
     "vocab_size": 512,
 }  # fmt: skip
+DEEP = QUANTIZABLE | {
+    "intermediate_size": 1536, "num_hidden_layers": 8,
+    "layer_types": (["linear_attention"] * 3 + ["full_attention"]) * 2,
+}  # fmt: skip
 PUBLISHED = ["0.8B", "2B", "4B", "9B", "27B", "35B-A3B", "122B-A10B", "397B-A17B"]
 
 
@@ -36,13 +40,19 @@ def a_checkpoint(kind: str, folder: Path) -> Path | None:
         return None
     if kind in ("dense", "moe"):
         return checkpoint(folder, kind=kind)
-    source = checkpoint(folder.with_name("source"), text=QUANTIZABLE)
-    return convert(source, folder, mode="mxfp4") if kind == "mxfp4" else convert(source, folder, bits=4)
+    source = checkpoint(folder.with_name("source"), text=DEEP if kind == "deep" else QUANTIZABLE)
+    mode = "mxfp4" if kind == "mxfp4" else "affine"
+    return convert(source, folder, bits=4, mode=mode, recipe="uniform")
 
 
-@pytest.mark.parametrize("kind", ["demo", "dense", "moe", "4-bit", "mxfp4"])
+@pytest.mark.parametrize("kind", ["demo", "dense", "moe", "4-bit", "mxfp4", "deep"])
 def test_against_what_is_measured(tmp_path: Path, kind: str) -> None:
-    """Weights within 1 %, the cache exactly, the prompt from 1 to 4 times what it takes."""
+    """Weights within 1 %, the cache exactly, the prompt from 1 to 4 times what it takes.
+
+    deep: of a short prompt the most is weights that the CPU has unpacked, of one layer or several at once: that depends
+    on how far MLX allocates ahead of its work, so that up to 8 times are allowed where weights are unpacked.
+    """
+    most = 4 if kind in ("demo", "dense", "moe") else 8
     ref = a_checkpoint(kind, tmp_path / "model")
     gc.collect()
     mx.clear_cache()
@@ -60,7 +70,7 @@ def test_against_what_is_measured(tmp_path: Path, kind: str) -> None:
         mx.eval(prefill(model, [1 + at % 50 for at in range(tokens)], cache))
         peak = mx.get_peak_memory() - base
         assert plan.cache == cache.nbytes
-        assert peak <= plan.cache + plan.working <= 4 * peak  # which depends on how far MLX allocates ahead of its work
+        assert peak <= plan.cache + plan.working <= most * peak
 
 
 def test_half_precision(tmp_path: Path) -> None:
