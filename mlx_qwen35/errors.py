@@ -16,3 +16,7 @@ class CheckpointError(Qwen35Error, ValueError):
 
 class PromptError(Qwen35Error, ValueError):
     """What was asked cannot become a prompt: refused by the template, empty, longer than the context, ..."""
+
+
+class ExpertReadError(Qwen35Error):
+    """An expert's bytes could not be had from the disk while a model was running: nothing was computed with them."""

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 __all__ = ["Completion", "Part", "decode", "generate", "generate_batch", "prefill", "statistics", "stream_generate"]
 
 DEFAULT_MAX_TOKENS = 4096
-CHUNK_SIZE = 2048
 CLEAR_EVERY = 256  # decode steps between two returns of MLX's spare buffers, which grow with the KV cache
 
 Cancel = Any  # a callable () -> bool, anything with is_set() (threading.Event), or None
@@ -53,7 +52,7 @@ def prefill(
     media: Sequence[Media] | Sequence[Sequence[Media]] | Sight = (),
     features: MutableMapping[str, mx.array] | None = None,
     covered: int = 0,
-    chunk_size: int = CHUNK_SIZE,
+    chunk_size: int | None = None,
     boundaries: Iterable[int] = (),
     on_progress: Callable[[int, int], None] | None = None,
     cancel: Cancel = None,
@@ -64,11 +63,13 @@ def prefill(
     was encoded before, by Media.key (a FeatureStore); what is encoded now is added.
     covered: the tokens are a whole prompt of which the cache holds the first `covered`; only the rest is fed. It may
     begin inside an image. A Sight, and all counts below, are of what is fed.
+    chunk_size: tokens of a chunk; None is what the model says.
     boundaries: a chunk also ends after so many tokens (where `on_progress` may take a snapshot of the cache).
     on_progress(done, total) is called before the first chunk and after each, when the cache covers `done` more tokens.
     Cancelled between two chunks: None, and the cache keeps the chunks that are done. An error or interrupt inside a
     chunk leaves the cache as it was before that chunk.
     """
+    chunk_size = model.prefill_chunk if chunk_size is None else chunk_size
     if chunk_size < 1:
         raise ValueError(f"chunk_size is {chunk_size}; it must be 1 or more")
     tokens = mx.array(tokens)
@@ -90,7 +91,7 @@ def prefill(
             return None
         before = cache.snapshot()
         try:
-            hidden = model.hidden(tokens[:, done:end], cache, media[done:end])  # [B, chunk, H]
+            hidden = model.hidden(tokens[:, done:end], cache, media[done:end], more=end < total)  # [B, chunk, H]
             if end == total:
                 logits = model.head(hidden[:, -1:])[:, -1]  # [B, V]
                 mx.eval(logits)
@@ -164,7 +165,7 @@ def stream_generate(
     covered: int = 0,
     features: MutableMapping[str, mx.array] | None = None,
     context_length: int | None = None,
-    chunk_size: int = CHUNK_SIZE,
+    chunk_size: int | None = None,
     boundaries: Iterable[int] = (),
     on_progress: Callable[[int, int], None] | None = None,
     cancel: Cancel = None,
@@ -282,7 +283,7 @@ def generate_batch(
     sampling: Sampling | None = None,
     stop: str | Iterable[str] = (),
     context_length: int | None = None,
-    chunk_size: int = CHUNK_SIZE,
+    chunk_size: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
     cancel: Cancel = None,
 ) -> list[Completion]:

@@ -7,7 +7,8 @@ Knows no files, no strings and no sampling.
 from __future__ import annotations
 
 import math
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import mlx.core as mx
@@ -26,12 +27,17 @@ from .layers.mlp import MLP
 from .layers.moe import SparseMoE
 from .layers.norm import RMSNorm
 from .layers.rope import RotaryEmbedding
+from .layers.tiles import mix_in_tiles
 from .vision.positions import Placement, place
 from .vision.sight import Sight
 from .vision.tower import VisionTower
 
 if TYPE_CHECKING:
+    from .experts.pool import ExpertPool, ExpertStats
+    from .experts.streamed import StreamedExperts
     from .vision.media import Media
+
+PREFILL_CHUNK = 2048
 
 
 AnyMedia = "Sequence[Media] | Sequence[Sequence[Media]]"
@@ -61,11 +67,24 @@ class DecoderLayer(nn.Module):
     ) -> mx.array:
         """x [B, T, H] -> [B, T, H]. Which positions are tokens and not padding (None: all), readable [B, S]: of all up
         to the last of x; present [B, T]: of those of x."""
+        return self.feed(self.mix(x, rope, cache, readable, present))
+
+    def mix(
+        self,
+        x: mx.array,
+        rope: tuple[mx.array, mx.array],
+        cache: KVCache | DeltaState | None,
+        readable: mx.array | None,
+        present: mx.array | None,
+    ) -> mx.array:
+        """The first half: x [B, T, H] -> [B, T, H]; arguments as above."""
         h = self.input_layernorm(x)
         if self.is_attention:
-            x = x + self.self_attn(h, rope, cache, readable)
-        else:
-            x = x + self.linear_attn(h, cache, present)
+            return x + self.self_attn(h, rope, cache, readable)
+        return x + self.linear_attn(h, cache, present)
+
+    def feed(self, x: mx.array) -> mx.array:
+        """The second half: x [B, T, H] -> [B, T, H]."""
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -89,6 +108,17 @@ class Model(nn.Module):
         if config.vision is not None:
             self.vision = VisionTower(config.vision)
         self._rope = RotaryEmbedding(text.rope)
+        self._pool: ExpertPool | None = None
+
+    @property
+    def prefill_chunk(self) -> int:
+        """Tokens of a prompt that are best given to one call."""
+        return PREFILL_CHUNK if self._pool is None else self._pool.plan.chunk
+
+    @property
+    def expert_stats(self) -> ExpertStats | None:
+        """What streaming experts did since loading; None if they all are in memory."""
+        return None if self._pool is None else self._pool.stats()
 
     @property
     def model_type(self) -> str:
@@ -105,9 +135,17 @@ class Model(nn.Module):
         return self.head(self.hidden(tokens, cache, media))
 
     def hidden(
-        self, tokens: mx.array, cache: Cache | list[Any] | None = None, media: Sight | AnyMedia | None = None
+        self,
+        tokens: mx.array,
+        cache: Cache | list[Any] | None = None,
+        media: Sight | AnyMedia | None = None,
+        *,
+        more: bool = False,
     ) -> mx.array:
-        """tokens [B, T] int -> hidden states after the final norm [B, T, H]."""
+        """tokens [B, T] int -> hidden states after the final norm [B, T, H].
+
+        more: further tokens of the same prompt follow; streamed experts then keep their memory for the end of it.
+        """
         cache = CacheList(cache) if isinstance(cache, list) else cache
         if tokens.ndim != 2 or tokens.shape[1] == 0:
             raise ValueError(f"tokens must be [batch, length] with at least one token, not {list(tokens.shape)}")
@@ -123,14 +161,34 @@ class Model(nn.Module):
         x = self.embed_tokens(tokens).astype(self.norm.weight.dtype)
         if sight is not None:
             x = sight.written_into(x)
-        states = cache.layers if cache is not None else [None] * len(self.layers)
-        for layer, state in zip(self.layers, states, strict=True):
-            x = layer(x, rope, state, readable, present)
+        x = self._through_layers(x, rope, cache, readable, present, more)
         if cache is not None:
             cache.advance(length)
             if sight is not None:
                 cache.rope_delta = _deltas(cache, sight.next_positions)
         return self.norm(x)
+
+    def _through_layers(
+        self,
+        x: mx.array,
+        rope: tuple[mx.array, mx.array],
+        cache: Cache | CacheList | None,
+        readable: mx.array | None,
+        present: mx.array | None,
+        more: bool,
+    ) -> mx.array:
+        """Arguments as in DecoderLayer, but the cache of all layers."""
+        pool, length = self._pool, x.shape[1]
+        if cache is None and pool is not None and length > pool.plan.tile:
+            cache = self.make_cache(x.shape[0])  # which joins the tiles
+        states = cache.layers if cache is not None else [None] * len(self.layers)
+        with pool.turn(more) if pool is not None else nullcontext():
+            for layer, state in zip(self.layers, states, strict=True):
+                if pool is not None and length > pool.plan.tile:
+                    x = layer.feed(mix_in_tiles(layer.mix, pool.plan.tile, x, rope, state, readable, present))
+                else:
+                    x = layer(x, rope, state, readable, present)
+        return x
 
     def see(
         self,
@@ -237,11 +295,40 @@ class Model(nn.Module):
         layers = [KVCache() if kind == "full_attention" else DeltaState() for kind in kinds]
         return Cache(layers, left_padding=left_padding)
 
+    def stream_experts(self, pool: ExpertPool, banks: Mapping[int, StreamedExperts]) -> None:
+        """Take the experts of some layers, by number, from the disk. After the weights of all others are loaded."""
+        for number, bank in sorted(banks.items()):
+            self.layers[number].mlp.experts = bank
+        for number, bank in banks.items():
+            if number + 1 in banks:
+                bank.follow(banks[number + 1], _Guess(self.layers[number], self.layers[number + 1]))
+        pool.banks = [banks[number] for number in sorted(banks)]
+        self._pool = pool
+
     def unload(self) -> None:
         """Give the memory of the weights back. The config stays; any other use is an UnloadedError from now on."""
+        if self._pool is not None:
+            self._pool.close()
         self.clear()
         self.__class__ = UnloadedModel
         mx.clear_cache()
+
+
+class _Guess:
+    """What the next layer's router would say of the residual stream of this one: it changes little from layer to layer.
+
+    Called with rows as this layer's norm gives them, [N, H]; -> expert ids [N, K].
+    """
+
+    def __init__(self, layer: DecoderLayer, following: DecoderLayer):
+        own, other = layer.post_attention_layernorm.weight, following.post_attention_layernorm.weight
+        # x / rms * own is at hand, x / rms * other is wanted. Where own is 0 nothing is known of x.
+        self._ratio = mx.where(own == 0, mx.zeros_like(own), other / mx.where(own == 0, mx.ones_like(own), own))
+        self._router = following.mlp
+        mx.eval(self._ratio)
+
+    def __call__(self, rows: mx.array) -> mx.array:
+        return self._router.choose(rows * self._ratio)[0]
 
 
 class UnloadedError(Qwen35Error, AttributeError):

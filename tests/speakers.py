@@ -11,6 +11,7 @@ import pytest
 from mlx_qwen35 import library
 from mlx_qwen35.cache import Cache
 from mlx_qwen35.config import ModelConfig
+from mlx_qwen35.library.holding import Held
 from mlx_qwen35.processor import Processor
 from mlx_qwen35.vision.tower import VisionTower
 from tests.checkpoints import random_tensors, tiny_config, write_checkpoint
@@ -73,6 +74,8 @@ def encoded(monkeypatch) -> list[tuple[int, int, int]]:
 class Speaker:
     """Gives the n-th question the n-th reply, whatever else the prompt says. `computed`: how many tokens it was fed."""
 
+    prefill_chunk = 2048
+
     def __init__(self, processor: Processor, replies: list[str]) -> None:
         self.config = SimpleNamespace(text=SimpleNamespace(vocab_size=VOCAB))
         self.replies = [processor.encode(reply + "<|im_end|>") for reply in replies]
@@ -85,7 +88,7 @@ class Speaker:
     def make_cache(self) -> Cache:
         return Cache([])
 
-    def hidden(self, tokens: mx.array, cache: Cache, media: object = ()) -> mx.array:
+    def hidden(self, tokens: mx.array, cache: Cache, media: object = (), *, more: bool = False) -> mx.array:
         self.computed += tokens.size
         self._seen[cache.offset :] = tokens[0].tolist()
         cache.offset += tokens.size
@@ -122,13 +125,14 @@ def speak(checkpoint, monkeypatch):
         model = Speaker(processor, list(replies))
         loads = []
 
-        def load_model(folder, **arguments):
-            loads.append((folder, arguments))
-            return model
+        def hold(folder, memory, *, dtype, context_length):
+            loads.append((folder, {"memory": memory, "dtype": dtype, "context_length": context_length}))
+            return Held(folder, dtype, context_length, None)
 
-        monkeypatch.setattr(library, "find", lambda ref: ref)
+        monkeypatch.setattr(library, "find", lambda ref, **arguments: ref)
+        monkeypatch.setattr(library, "hold", hold)
         monkeypatch.setattr(library, "load_processor", lambda ref, **arguments: processor)
-        monkeypatch.setattr(library, "load_model", load_model)
+        monkeypatch.setattr(library, "load_held", lambda held, **arguments: model)
         return SimpleNamespace(model=model, processor=processor, loads=loads)
 
     return speak

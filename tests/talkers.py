@@ -59,6 +59,7 @@ class Script:
     """A model that says what it was told to, by the position of its input; `head` is the identity."""
 
     config = SimpleNamespace(text=SimpleNamespace(vocab_size=VOCAB))
+    prefill_chunk = 2048
 
     def __init__(self, prompt_length: int, *answers: list[int]) -> None:
         self.prompt_length, self.answers = prompt_length, answers
@@ -67,7 +68,7 @@ class Script:
     def make_cache(self, batch=1, left_padding=None) -> Cache:
         return Cache([], left_padding=left_padding)
 
-    def hidden(self, tokens, cache, media=()):
+    def hidden(self, tokens, cache, media=(), *, more=False):
         rows, length = tokens.shape
         logits = np.zeros((rows, length, VOCAB), dtype=np.float32)
         for row, answer in enumerate(self.answers):
@@ -120,8 +121,8 @@ def assert_covers(model: Model, cache: Cache, tokens: list[int]) -> None:
     assert cache.offset == len(tokens)
     more = [5, 17, 33]
     whole = np.array(model(mx.array([[*tokens, *more]])))[0, -len(more) :]
-    np.testing.assert_allclose(np.array(model(mx.array([more[:2]]), cache))[0], whole[:2], atol=1e-3)
-    np.testing.assert_allclose(np.array(model(mx.array([more[2:]]), cache))[0], whole[2:], atol=1e-3)
+    np.testing.assert_allclose(np.array(model(mx.array([more[:2]]), cache))[0], whole[:2], atol=4e-3)
+    np.testing.assert_allclose(np.array(model(mx.array([more[2:]]), cache))[0], whole[2:], atol=4e-3)
 
 
 def greedy(model, prompt=PROMPT, **options):

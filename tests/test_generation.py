@@ -48,7 +48,7 @@ def test_greedy_tokens_are_those_of_a_recomputing_loop(model):
     assert last.prompt_tps > 0 and last.generation_tps > 0 and last.peak_memory > 0
     logits = np.array(model(mx.array([[*PROMPT, *(part.token for part in parts[:4])]]), None)[0, -1])
     expected = logits - np.log(np.exp(logits.astype(np.float64)).sum())
-    np.testing.assert_allclose(np.array(parts[4].logprobs), expected, atol=1e-4)
+    np.testing.assert_allclose(np.array(parts[4].logprobs), expected, atol=1e-3)
 
 
 @pytest.mark.parametrize("chunk_size", [1, 2, 7, 100])
@@ -56,7 +56,7 @@ def test_chunked_prefill_is_the_whole(model, chunk_size):
     progress = []
     cache = model.make_cache()
     logits = prefill(model, PROMPT, cache, chunk_size=chunk_size, on_progress=lambda *at: progress.append(at))
-    np.testing.assert_allclose(np.array(logits), np.array(model(mx.array([PROMPT]))[:, -1]), atol=1e-4)
+    np.testing.assert_allclose(np.array(logits), np.array(model(mx.array([PROMPT]))[:, -1]), atol=1e-3)
     done = [*range(0, len(PROMPT), chunk_size), len(PROMPT)]
     assert progress == [(at, len(PROMPT)) for at in done]
     assert_covers(model, cache, PROMPT)
@@ -165,7 +165,7 @@ def test_reasoning_content_and_tool_calls_are_told_apart():
 
 def test_errors_come_before_anything_is_computed():
     class Untouched(Script):
-        def hidden(self, tokens, cache, media=()):
+        def hidden(self, tokens, cache, media=(), **more):
             raise AssertionError("computed")
 
     model = Untouched(0, [])

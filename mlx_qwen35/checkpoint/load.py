@@ -18,6 +18,7 @@ from mlx_qwen35.checkpoint.part import FLOATS
 from mlx_qwen35.checkpoint.source import AnyPart, Source, open_source, read_parts
 from mlx_qwen35.config import ModelConfig
 from mlx_qwen35.errors import CheckpointError
+from mlx_qwen35.experts.budget import StreamPlan
 from mlx_qwen35.model import Model
 
 _DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
@@ -30,13 +31,15 @@ def load_model(
     *,
     dtype: mx.Dtype | str | None = None,
     context_length: int | None = None,
+    stream: StreamPlan | None = None,
     on_progress: Progress | None = None,
 ) -> Model:
-    """The model of a checkpoint folder, weights in memory; needs no tokenizer.
+    """The model of a checkpoint folder; needs no tokenizer.
 
     dtype: to compute in; None is float32 on the CPU and bfloat16 on a GPU. Quantized weights stay as they are, but
     FP8, which MLX does not compute with: it is dequantized in float32 and cast.
     context_length: the most tokens to allow; None is what the checkpoint allows.
+    stream: how experts are read from the disk as they are asked for; None: all weights are in memory.
     on_progress: called with (bytes read, bytes in all).
     Raises CheckpointError, before any weight is read, if a file is missing or damaged or a tensor is missing, left
     over or of another shape or kind than config.json says. Values are looked at only where they decide what a number
@@ -46,6 +49,9 @@ def load_model(
     config = read_config(folder, context_length)
     source = open_source(folder, config)
     _check_experts(source, compute)
+    if stream is not None:
+        from mlx_qwen35.checkpoint.stream import stream_experts, streamed_layouts
+    streamed = {} if stream is None else streamed_layouts(source, stream)
     model = Model(source.config)
     if source.specs:
 
@@ -54,27 +60,33 @@ def load_model(
             return {"group_size": spec.group_size, "bits": spec.bits, "mode": spec.mode} if spec else False
 
         nn.quantize(model, class_predicate=spec_of)
+    elsewhere = tuple(f"layers.{number}.mlp.experts." for number in streamed)
+    for number in streamed:
+        model.layers[number].mlp.experts = nn.Identity()
     weights: list[tuple[str, mx.array]] = []
     try:
-        _read(source, compute, on_progress, weights)
+        parts = [part for part in source.parts.values() if not part.ours.startswith(elsewhere)]
+        _read(parts, compute, on_progress, weights)
+        model.load_weights(weights)
+        if stream is not None:
+            stream_experts(model, source, stream, streamed, compute)
     except BaseException:
         # Whoever keeps the error keeps this frame, and with it half a model.
         weights.clear()
-        mx.clear_cache()
+        model.unload()
         raise
-    model.load_weights(weights)
     model.eval()
     return model
 
 
 def _read(
-    source: Source, compute: mx.Dtype, on_progress: Progress | None, weights: list[tuple[str, mx.array]]
+    parts: list[AnyPart], compute: mx.Dtype, on_progress: Progress | None, weights: list[tuple[str, mx.array]]
 ) -> None:
-    """Append our names and arrays of all parts to `weights`, in the order in which they lie in the files."""
-    total, done = sum(part.nbytes for part in source.parts.values()), 0
+    """Append our names and arrays of parts to `weights`, in the order in which they lie in the files."""
+    total, done = sum(part.nbytes for part in parts), 0
     if on_progress:
         on_progress(0, total)
-    in_file_order = sorted(source.parts.values(), key=lambda part: (part.entries[0].file, part.entries[0].offset))
+    in_file_order = sorted(parts, key=lambda part: (part.entries[0].file, part.entries[0].offset))
     for part, raw in read_parts(in_file_order):
         weight = part.finish(raw, _dtype_of(part, compute))
         weights.append((part.ours, _as_matrix(weight) if part.ours == PATCH_EMBEDDING else weight))

@@ -31,13 +31,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     tools = options.read_tools(args.tools)
-    processor = options.load_processor(args)
+    held = options.hold(args)
+    processor = options.load_processor(held)
     reading = options.reading_options(args)
     shown = processor.prepare([{"role": "user", "content": options.media_parts(args)}], **reading)[0]["content"]
     from mlx_qwen35.conversation import Conversation
 
     talk = Conversation(
-        options.load_model(args),
+        options.load_model(args, held),
         processor,
         system=args.system,
         tools=tools,

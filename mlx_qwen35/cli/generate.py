@@ -39,7 +39,8 @@ def run(args: argparse.Namespace) -> int:
         raise options.OptionError("no prompt: give one with -p TEXT, or -p - to read it from standard input")
     text = options.read_prompt(DEMO_PROMPT if args.prompt is None else args.prompt)
     tools = options.read_tools(args.tools)
-    processor = options.load_processor(args)
+    held = options.hold(args)
+    processor = options.load_processor(held)
     if args.prompt is None:
         print(f"No -p/--prompt: asking it {DEMO_PROMPT!r}", file=sys.stderr)
     prompt = processor.prompt(
@@ -49,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
         enable_thinking=args.think,
         **options.reading_options(args),
     )
-    model = options.load_model(args)
+    model = options.load_model(args, held)
     from mlx_qwen35.generation import statistics, stream_generate
 
     output = {None: _Plain, "object": _Object, "lines": _Lines}[args.json]()

@@ -18,6 +18,7 @@ from mlx_qwen35.errors import PromptError, Qwen35Error
 from mlx_qwen35.text.messages import MediaPart
 
 if TYPE_CHECKING:
+    from mlx_qwen35.library import Held
     from mlx_qwen35.model import Model
     from mlx_qwen35.processor import Processor
 
@@ -39,6 +40,12 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--adapter-path", metavar="FOLDER", help="a LoRA adapter, as mlx-lm's trainer writes it")
     group.add_argument("--dtype", choices=DTYPES, help="compute in it (default: float32 on a CPU, bfloat16 on a GPU)")
     group.add_argument("--context-length", type=int, metavar="N", help="the most tokens of prompt and answer together")
+    group.add_argument(
+        "--memory",
+        metavar="SIZE",
+        help="the most that may be taken, such as 24GB or 60%%: experts that do not fit are read from the disk when "
+        "they are chosen (default: what this machine has for it)",
+    )
 
 
 def add_answer_arguments(parser: argparse.ArgumentParser) -> None:
@@ -85,8 +92,11 @@ def add_answer_arguments(parser: argparse.ArgumentParser) -> None:
     output.add_argument("-v", "--verbose", action="store_true", help="show loading and prefill on standard error")
 
 
-def load_processor(args: argparse.Namespace) -> Processor:
-    """That of the checkpoint that the flags name; says so where it is the demo. Refuses flags that make no sense."""
+def hold(args: argparse.Namespace) -> Held:
+    """The checkpoint that the flags name, and how it will be held in memory; says so where it is the demo or streamed.
+
+    Refuses flags that make no sense.
+    """
     check_sampling(args)
     if args.context_length is not None and args.context_length < 2:
         raise OptionError(f"--context-length is {args.context_length}; it must be 2 or more")
@@ -94,19 +104,31 @@ def load_processor(args: argparse.Namespace) -> Processor:
 
     if args.model is None:
         print("No --model: this is the demo, a tiny model inside the package.", file=sys.stderr)
-    downloading = Progress("Downloading", "bytes")
-    return library.load_processor(args.model, context_length=args.context_length, on_progress=downloading)
+    folder = library.find(args.model, on_progress=Progress("Downloading", "bytes"))
+    try:
+        held = library.hold(folder, args.memory, dtype=args.dtype, context_length=args.context_length)
+    except ValueError as error:
+        raise error if isinstance(error, Qwen35Error) else OptionError(f"--memory: {error}") from error
+    if held.stream is not None:
+        print(held, file=sys.stderr)
+    return held
 
 
-def load_model(args: argparse.Namespace) -> Model:
+def load_processor(held: Held) -> Processor:
+    """What reads prompts, with the context that the memory allows."""
+    from mlx_qwen35 import library
+
+    return library.load_processor(held.folder, context_length=held.context_length)
+
+
+def load_model(args: argparse.Namespace, held: Held) -> Model:
     """The model that goes with it: its weights are read only now, when prompts and pictures have been."""
     from mlx_qwen35 import library
     from mlx_qwen35.checkpoint.adapters import load_adapter, read_adapter
 
     progress = progress_of(args, "Loading", "bytes")
     adapter = None if args.adapter_path is None else read_adapter(args.adapter_path)
-    folder = library.find(args.model)
-    model = library.load_model(folder, dtype=args.dtype, context_length=args.context_length, on_progress=progress)
+    model = library.load_held(held, on_progress=progress)
     return model if adapter is None else load_adapter(model, adapter)
 
 

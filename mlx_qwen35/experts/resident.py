@@ -81,7 +81,8 @@ class ResidentExperts(Experts):
         # sorted by expert:             row 2 0 1 1 0 2   expert 0 1 1 4 5 5
         if self._one_by_one():
             found = ByExpert(np.array(expert_ids))
-            y = self.runs(x[mx.array(found.rows)], found.experts, found.counts)[mx.array(found.places)]
+            y = self.runs(x[found.rows(found.experts)], found.experts, found.counts(found.experts))
+            y = y[found.places(found.experts)]
         else:
             order = mx.argsort(expert_ids.flatten())
             rows = x[order // expert_ids.shape[1]][:, None, :]  # [N*K, 1, H]
@@ -96,16 +97,34 @@ def weighted_sum(y: mx.array, weights: mx.array) -> mx.array:
 
 
 class ByExpert:
-    """The pairs of expert_ids [N, K], sorted by expert.
+    """The pairs of expert_ids [N, K], numbered row by row, taken expert by expert.
 
-    experts: those that occur, ascending; counts: pairs of each; rows [N*K]: the row of each pair in that order;
-    places [N*K]: where the pairs, in the order of expert_ids, are found in it.
+    experts: those that occur, ascending. last: the last row that each of them occurs in.
     """
 
     def __init__(self, expert_ids: np.ndarray):
-        order = np.argsort(expert_ids, axis=None, kind="stable")
-        self.rows = (order // expert_ids.shape[1]).astype(np.uint32)
-        self.places = np.empty_like(self.rows)
-        self.places[order] = np.arange(order.size, dtype=np.uint32)
-        experts, counts = np.unique(expert_ids, return_counts=True)
-        self.experts, self.counts = experts.tolist(), counts.tolist()
+        self._per_row = expert_ids.shape[1]
+        self._order = np.argsort(expert_ids, axis=None, kind="stable")
+        experts, starts = np.unique(expert_ids.flatten()[self._order], return_index=True)
+        ends = np.append(starts[1:], expert_ids.size)
+        self.experts: list[int] = experts.tolist()
+        self.last: list[int] = (self._order[ends - 1] // self._per_row).tolist()
+        self._spans = dict(zip(self.experts, zip(starts.tolist(), ends.tolist(), strict=True), strict=True))
+
+    def counts(self, experts: Sequence[int]) -> list[int]:
+        """How many pairs each of these has."""
+        return [end - start for start, end in (self._spans[expert] for expert in experts)]
+
+    def rows(self, experts: Sequence[int]) -> mx.array:
+        """The rows of their pairs, expert by expert."""
+        return mx.array((self._pairs(experts) // self._per_row).astype(np.uint32))
+
+    def places(self, experts: Sequence[int]) -> mx.array:
+        """Where the pairs, by number, are found when all experts are taken in this order."""
+        pairs = self._pairs(experts)
+        places = np.empty(pairs.size, np.uint32)
+        places[pairs] = np.arange(pairs.size, dtype=np.uint32)
+        return mx.array(places)
+
+    def _pairs(self, experts: Sequence[int]) -> np.ndarray:
+        return np.concatenate([self._order[slice(*self._spans[expert])] for expert in experts])

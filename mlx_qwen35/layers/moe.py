@@ -5,6 +5,7 @@ Knows who is chosen and how much each counts. Where the experts' weights are is 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import mlx.core as mx
@@ -19,8 +20,13 @@ from .mlp import MLP
 class ExpertBank(Protocol):
     """Computes routed experts, wherever their weights are."""
 
-    def __call__(self, x: mx.array, expert_ids: mx.array, weights: mx.array) -> mx.array:
-        """x [N, H], expert_ids [N, K] int, weights [N, K] -> sum over K of weight * expert(x), [N, H]."""
+    def __call__(
+        self, x: mx.array, expert_ids: mx.array, weights: mx.array, beside: Sequence[mx.array] = ()
+    ) -> mx.array:
+        """x [N, H], expert_ids [N, K] int, weights [N, K] -> sum over K of weight * expert(x), [N, H].
+
+        beside: arrays that may be computed while the bank waits for weights.
+        """
         ...
 
 
@@ -35,12 +41,17 @@ class SparseMoE(nn.Module):
         self.shared_expert = MLP(hidden_size, moe.shared_intermediate_size)
         self.shared_expert_gate = Linear(hidden_size, 1, bias=False)
 
+    def choose(self, rows: mx.array) -> tuple[mx.array, mx.array]:
+        """rows [N, H], normed -> (expert ids [N, K], weights [N, K])."""
+        return route(self.gate(rows), self.experts_per_token)
+
     def __call__(self, x: mx.array) -> mx.array:
         """x [B, T, H] -> [B, T, H]."""
         rows = x.reshape(-1, x.shape[-1])  # [N, H]
-        expert_ids, weights = route(self.gate(rows), self.experts_per_token)
-        routed = self.experts(rows, expert_ids, weights)
-        return _with_shared(routed, self.shared_expert(rows), self.shared_expert_gate(rows)).reshape(x.shape)
+        expert_ids, weights = self.choose(rows)
+        shared, gate = self.shared_expert(rows), self.shared_expert_gate(rows)
+        routed = self.experts(rows, expert_ids, weights, beside=(shared, gate))
+        return _with_shared(routed, shared, gate).reshape(x.shape)
 
 
 @fused

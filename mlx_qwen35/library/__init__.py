@@ -4,6 +4,7 @@ What lists and estimates is imported from its own modules: a start needs none of
 """
 
 from mlx_qwen35.library.finding import demo_folder, find
-from mlx_qwen35.library.loading import load, load_model, load_processor
+from mlx_qwen35.library.holding import Held, hold
+from mlx_qwen35.library.loading import load, load_held, load_model, load_processor
 
-__all__ = ["demo_folder", "find", "load", "load_model", "load_processor"]
+__all__ = ["Held", "demo_folder", "find", "hold", "load", "load_held", "load_model", "load_processor"]

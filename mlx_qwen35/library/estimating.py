@@ -1,12 +1,11 @@
 """What fits: from a name to a Plan, without reading a weight.
 
-Knows where geometry and quantization are found (a folder's headers, or config.json on the Hub) and how much memory this
-machine has. The arithmetic is footprint.py's.
+Knows where geometry and quantization are found (a folder's headers, or config.json on the Hub). What follows from them
+is holding.py's, the arithmetic footprint.py's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import mlx.core as mx
@@ -15,21 +14,22 @@ from mlx_qwen35.checkpoint import gptq
 from mlx_qwen35.checkpoint.inventory import is_linear, text_tensors, vision_tensors
 from mlx_qwen35.checkpoint.load import compute_dtype
 from mlx_qwen35.checkpoint.names import TARGET
-from mlx_qwen35.checkpoint.part import DTYPES
 from mlx_qwen35.checkpoint.quantize import default_spec
 from mlx_qwen35.checkpoint.recipes import assign, role
 from mlx_qwen35.checkpoint.source import spec_of
 from mlx_qwen35.config import ModelConfig
 from mlx_qwen35.errors import CheckpointError
+from mlx_qwen35.experts.budget import least
 from mlx_qwen35.library import hub
 from mlx_qwen35.library.finding import look_up
-from mlx_qwen35.library.footprint import Specs, WeightBytes, cache_bytes, tensor_bytes, weight_bytes, working_bytes
-from mlx_qwen35.library.plan import Plan, cache_at, parse_size
+from mlx_qwen35.library.footprint import Specs, cache_bytes, tensor_bytes, weight_bytes
+from mlx_qwen35.library.holding import USEFUL_CONTEXT, Demand, longest_resident, of_source, process_bytes, streamed
+from mlx_qwen35.library.memory import memory_size
+from mlx_qwen35.library.plan import Plan, Streaming
 from mlx_qwen35.library.stored import Stored
 from mlx_qwen35.library.survey import Survey, parameters, survey
 
 CONVERTED_BITS = 4
-USEFUL_CONTEXT = 4096  # what does not even hold this many tokens does not fit
 
 
 def estimate(
@@ -40,16 +40,16 @@ def estimate(
     bits: int | None = None,
     dtype: mx.Dtype | str | None = None,
 ) -> Plan:
-    """What a model takes in memory and how long a context fits, with all of its weights resident.
+    """What a model takes in memory and how long a context fits; with which experts streamed, if not all of it does.
 
     ref: a name or a folder, as `find` understands it; of a name on the Hub only config.json is fetched, and of an
-    incomplete download it has to do. memory: bytes, or a text such as "24GB"; None: what MLX recommends on this Mac, or
-    the memory that is free. context_length: tokens to plan for; None: as many as fit. bits: as a conversion to so many
-    bits would have it. dtype: as in `load`.
+    incomplete download it has to do. memory: bytes, or a text such as "24GB" or "60%"; None: what MLX recommends on
+    this Mac, or the memory that is free. context_length: tokens to plan for; None: as many as fit, and 32,768 or fewer
+    where experts are streamed. bits: as a conversion to so many bits would have it. dtype: as in `load`.
     Exact for weights and cache; what a prompt takes while it is read is modelled (footprint.py), without pictures.
     Raises CheckpointError where `find` does, ValueError for a memory or context_length that makes no sense.
     """
-    size, source = available_memory() if memory is None else (parse_size(memory), "given")
+    size, source = memory_size(memory)
     compute = compute_dtype(dtype)
     name, config, found = _described(ref)
     if context_length is not None and not 1 <= context_length <= config.text.max_position_embeddings:
@@ -57,52 +57,25 @@ def estimate(
             f"context_length is {context_length}; this model has 1 to {config.text.max_position_embeddings} tokens"
         )
 
-    def plan(specs: Specs, words: str, loading: int, converted: Plan | None = None) -> Plan:
+    def plan(demand: Demand, words: str, converted: Plan | None = None) -> Plan:
         mtp = found.mtp_bytes if found else 0
-        weights = weight_bytes(config, specs, compute.size, mtp)
         return _plan(
-            config, compute, specs, weights, loading, size, context_length,
-            name=name, quantization=words, memory_source=source, converted=converted,
+            demand, mtp, size, context_length,
+            name=name, quantization=words, memory_source=source, converted=converted, dtype=_name(compute),
         )  # fmt: skip
 
     made = assign(None, text_tensors(config), default_spec(bits or CONVERTED_BITS, 64, "affine"), config)
-    small = plan(made, f"converted to {bits or CONVERTED_BITS}-bit", _largest(config, made, compute.size))
+    folder = found.folder if found else None
+    small = plan(_told_demand(config, made, compute, folder), f"converted to {bits or CONVERTED_BITS}-bit")
     if bits is not None:
         return small
     if found is not None and found.source is not None:
-        specs: Specs = found.source.specs
-        loading, words = _loading(found, compute), found.quantization
+        demand, words = of_source(found.source, compute), found.quantization
     else:
-        specs = _told_specs(config)
-        loading = _largest(config, specs, compute.size)
+        demand = _told_demand(config, _told_specs(config), compute, folder)
         words = Survey(Path(name), config, None, None).quantization
         words = words if words != "?" else "not quantized"
-    return plan(specs, words, loading, small if config.quantization is None else None)
-
-
-def available_memory() -> tuple[int, str]:
-    """(bytes, where they were found): what MLX recommends on a Mac, a GPU's memory, or the memory that is free."""
-    if mx.metal.is_available():
-        return int(mx.device_info()["max_recommended_working_set_size"]), "MLX's recommended working set on this Mac"
-    if mx.default_device().type == mx.gpu:
-        info = mx.device_info()
-        found = next((int(info[key]) for key in ("memory_size", "total_memory") if info.get(key)), 0)
-        if found:
-            return found, "the memory of this GPU"
-    return _free_memory(), "free on this machine"
-
-
-def _free_memory() -> int:
-    import os
-
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            for line in file:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except (OSError, ValueError):
-        pass
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return plan(demand, words, small if config.quantization is None else None)
 
 
 def _described(ref: str | Path | None) -> tuple[str, ModelConfig, Survey | None]:
@@ -135,61 +108,49 @@ def _path(name: str) -> str:
     return TARGET.source(name).names[0].removesuffix(".weight")
 
 
-def _plan(
-    config: ModelConfig,
-    compute: mx.Dtype,
-    specs: Specs,
-    weights: WeightBytes,
-    loading: int,
-    memory: int,
-    context_length: int | None,
-    **words: object,
-) -> Plan:
-    per_token, constant = cache_bytes(config, compute.size)
-    most = config.text.max_position_embeddings
-    gpu = mx.default_device().type == mx.gpu
-
-    def needed(tokens: int) -> int:
-        working = working_bytes(config, specs, tokens, compute.size, gpu=gpu)
-        return weights.total + max(loading, cache_at(tokens, per_token, constant) + working)
-
-    longest = _longest(needed, memory, most)
-    if longest < min(USEFUL_CONTEXT, most, context_length or most):
-        longest = 0
-    tokens = context_length or longest or min(USEFUL_CONTEXT, most)
+def _plan(demand: Demand, mtp: int, memory: int, context_length: int | None, **words: object) -> Plan:
+    per_token, constant = cache_bytes(demand.config, demand.itemsize)
+    longest = longest_resident(demand, memory, context_length)
+    tokens = context_length or longest or min(USEFUL_CONTEXT, demand.most)
+    streaming = None
+    if demand.config.text.moe and (not longest or longest < (context_length or 0)):
+        streaming = _streaming(demand, memory, context_length)
     return Plan(
-        dtype=str(compute).removeprefix("mlx.core."),
-        parameters=parameters(config),
-        weights=weights,
-        loading=loading,
+        parameters=parameters(demand.config),
+        weights=weight_bytes(demand.config, demand.specs, demand.itemsize, mtp),
+        loading=max(demand.loading, demand.loading_layer),
+        process=demand.reserve,
         cache_per_token=per_token,
         cache_constant=constant,
         context_length=tokens,
-        working=working_bytes(config, specs, tokens, compute.size, gpu=gpu),
+        working=demand.working(tokens),
         longest_context=longest,
-        most_context=most,
+        most_context=demand.most,
         memory=memory,
+        streaming=streaming,
         **words,
     )
 
 
-def _longest(needed: Callable[[int], int], memory: int, most: int) -> int:
-    """The most tokens whose need is within memory; 0 if not even one."""
-    low, high = 0, most
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if needed(middle) <= memory else (low, middle - 1)
-    return low
+def _streaming(demand: Demand, memory: int, context_length: int | None) -> Streaming:
+    tokens, plan = streamed(demand, memory, context_length)
+    needs = demand.streamed(tokens)
+    needed = sum(least(needs).values())
+    return Streaming(tokens, needs.num_experts, needs.experts_per_token, needs.experts, needed, plan)
 
 
-def _loading(found: Survey, compute: mx.Dtype) -> int:
-    """Two tensors on their way as the file has them, and one more where they are cast."""
-    parts = list(found.source.parts.values())
-    cast = any(part.dtype not in ("U32", "U8") and DTYPES.get(part.dtype) != compute for part in parts)
-    return max(part.nbytes for part in parts) * (3 if cast else 2)
+def _told_demand(config: ModelConfig, specs: Specs, compute: mx.Dtype, folder: Path | None) -> Demand:
+    """The demand of a checkpoint of which no weights are here: two of the largest tensor, as memory has it, at once."""
+    loading, loading_layer = 0, 0
+    for name, shape in (text_tensors(config) | vision_tensors(config)).items():
+        taken = 2 * tensor_bytes(name, shape, specs.get(name.removesuffix(".weight")), compute.size)
+        if ".mlp.experts." in name:
+            loading_layer = max(loading_layer, taken)
+        else:
+            loading = max(loading, taken)
+    gpu = mx.default_device().type == mx.gpu
+    return Demand(config, specs, compute.size, loading, loading_layer, process_bytes(folder), gpu)
 
 
-def _largest(config: ModelConfig, specs: Specs, itemsize: int) -> int:
-    """The same where no file is known: of the largest tensor as memory has it."""
-    shapes = text_tensors(config) | vision_tensors(config)
-    return 2 * max(tensor_bytes(n, s, specs.get(n.removesuffix(".weight")), itemsize) for n, s in shapes.items())
+def _name(dtype: mx.Dtype) -> str:
+    return str(dtype).removeprefix("mlx.core.")

@@ -4,8 +4,8 @@ Knows geometry, quantizations and the sizes of our own intermediate arrays. Read
 
 The working memory of a prefill is modelled: the arrays of one layer that exist at once, counted in values a token. The
 counts were fitted to mx.get_peak_memory() on the CPU in float32, over layers of many shapes, and are meant to be above
-it: tests allow 1 to 4 times what is measured (8 where the CPU unpacks quantized weights), which itself varies with how
-far MLX allocates ahead of its work. A GPU fuses more, unpacks nothing and needs less; that has not been measured.
+it: tests allow 1 to 4 times what is measured, which itself varies with how far MLX allocates ahead of its work. A GPU
+fuses more and needs less; that has not been measured.
 """
 
 from __future__ import annotations
@@ -57,6 +57,17 @@ def weight_bytes(config: ModelConfig, specs: Specs, itemsize: int, mtp: int = 0)
     return WeightBytes(**roles, mtp=mtp)
 
 
+def expert_bytes(config: ModelConfig, specs: Specs, itemsize: int) -> tuple[int, ...]:
+    """Of one expert in memory, for each layer that has experts; arguments as in weight_bytes."""
+    layers: dict[str, int] = {}
+    for name, shape in text_tensors(config).items():
+        if _role(name) == "experts":
+            layer = name.split(".")[1]
+            size = tensor_bytes(name, shape, specs.get(name.removesuffix(".weight")), itemsize)
+            layers[layer] = layers.get(layer, 0) + size // shape[0]
+    return tuple(layers.values())
+
+
 def tensor_bytes(name: str, shape: Shape, spec: QuantSpec | None, itemsize: int) -> int:
     """Of one of our weights in memory."""
     if spec is None:
@@ -75,37 +86,39 @@ def cache_bytes(config: ModelConfig, itemsize: int) -> tuple[int, int]:
     return attention * 2 * text.num_key_value_heads * text.head_dim * itemsize, deltas * (state + window)
 
 
+def cache_at(tokens: int, per_token: int, constant: int) -> int:
+    """Bytes of a cache that holds `tokens`: it grows in steps."""
+    return constant + per_token * -(-tokens // CACHE_STEP) * CACHE_STEP
+
+
 def working_bytes(config: ModelConfig, specs: Specs, tokens: int, itemsize: int, *, gpu: bool) -> int:
     """What reading a prompt of `tokens` takes at most beside weights and cache; pictures are not in it."""
-    text = config.text
     chunk = min(tokens, CHUNK_SIZE)
-    hidden = text.hidden_size
-    layer = 0
-    if "full_attention" in text.layer_types:
-        queries, keys = text.num_attention_heads * text.head_dim, text.num_key_value_heads * text.head_dim
-        tile = max(MOST_SCORES, 8 * text.num_attention_heads * tokens)
-        scores = min(text.num_attention_heads * chunk * tokens, _TILES_AHEAD * tile)
-        layer = itemsize * (chunk * (9 * queries + 2 * keys) + scores)
-    if "linear_attention" in text.layer_types:
-        layer = max(layer, _delta_bytes(text, chunk, gpu))
-    if text.moe is None:
-        feed_forward = 6 * (text.intermediate_size or 0)
-    else:
-        moe = text.moe
-        feed_forward = moe.experts_per_token * (4 * hidden + 3 * moe.intermediate_size)
-        feed_forward += 6 * moe.shared_intermediate_size + 3 * moe.num_experts + 10 * hidden
-    layer = max(layer, itemsize * chunk * feed_forward)
-    if not gpu and itemsize == 4:
-        layer += sum(_unpacked_bytes(config, specs))
-    logits = 4 * 8 * text.vocab_size  # of one token, and what a sampler makes of them
-    return int(_SPARE * (layer + itemsize * chunk * 10 * hidden + logits))
+    # A layer with experts is evaluated as it goes, so that no other layer's weights are there with its own.
+    layers = 1 if config.text.moe else min(_LAYERS_AHEAD, len(config.text.layer_types))
+    unpacked = layers * sum(_unpacked_bytes(config, specs, itemsize, gpu))
+    mixer = _mixer_bytes(config.text, chunk, tokens, itemsize, gpu)
+    layer = max(mixer, _feed_forward_bytes(config.text, chunk, itemsize)) + unpacked
+    return int(_SPARE * (layer + _passing_bytes(config.text, chunk, itemsize)))
 
 
-def _unpacked_bytes(config: ModelConfig, specs: Specs) -> tuple[int, int]:
-    """Of quantized weights that the CPU has unpacked at once: of mixers, and of what feeds forward.
+def mixing_bytes(config: ModelConfig, specs: Specs, tile: int, tokens: int, itemsize: int, *, gpu: bool) -> int:
+    """What the mixer of a streamed layer takes for `tile` tokens at the end of a context of `tokens`."""
+    mixer = _mixer_bytes(config.text, min(tile, tokens), tokens, itemsize, gpu)
+    return int(_SPARE * (mixer + _unpacked_bytes(config, specs, itemsize, gpu)[0]))
 
-    A layer with experts is evaluated as it goes, so that no other layer's weights are there with its own.
-    """
+
+def feeding_bytes(config: ModelConfig, specs: Specs, chunk: int, tokens: int, itemsize: int, *, gpu: bool) -> int:
+    """What experts and all that goes on from layer to layer take for a chunk of a streamed prompt."""
+    chunk = min(chunk, tokens)
+    layer = _feed_forward_bytes(config.text, chunk, itemsize) + _unpacked_bytes(config, specs, itemsize, gpu)[1]
+    return int(_SPARE * (layer + _passing_bytes(config.text, chunk, itemsize)))
+
+
+def _unpacked_bytes(config: ModelConfig, specs: Specs, itemsize: int, gpu: bool) -> tuple[int, int]:
+    """Of quantized weights that the CPU has unpacked at once: of a layer's mixer, and of what feeds forward."""
+    if gpu or itemsize != 4:
+        return 0, 0
     sizes: dict[tuple[str, bool], int] = {}
     for name, shape in text_tensors(config).items():
         if name.startswith("layers.") and specs.get(name.removesuffix(".weight")):
@@ -113,8 +126,34 @@ def _unpacked_bytes(config: ModelConfig, specs: Specs) -> tuple[int, int]:
             key = name.split(".")[1], ".mlp." in name
             sizes[key] = sizes.get(key, 0) + 4 * (experts if _role(name) == "experts" else math.prod(shape))
     mixer, feeding = (max((n for (_, feeds), n in sizes.items() if feeds == which), default=0) for which in (0, 1))
-    layers = 1 if config.text.moe else min(_LAYERS_AHEAD, len(config.text.layer_types))
-    return layers * mixer, layers * feeding
+    return mixer, feeding
+
+
+def _mixer_bytes(text: TextConfig, chunk: int, tokens: int, itemsize: int, gpu: bool) -> int:
+    """Of attention or a delta net over `chunk` tokens, the last of `tokens`."""
+    most = 0
+    if "full_attention" in text.layer_types:
+        queries, keys = text.num_attention_heads * text.head_dim, text.num_key_value_heads * text.head_dim
+        tile = max(MOST_SCORES, 8 * text.num_attention_heads * tokens)
+        scores = min(text.num_attention_heads * chunk * tokens, _TILES_AHEAD * tile)
+        most = itemsize * (chunk * (9 * queries + 2 * keys) + scores)
+    if "linear_attention" in text.layer_types:
+        most = max(most, _delta_bytes(text, chunk, gpu))
+    return most
+
+
+def _feed_forward_bytes(text: TextConfig, chunk: int, itemsize: int) -> int:
+    if text.moe is None:
+        return itemsize * chunk * 6 * (text.intermediate_size or 0)
+    moe, hidden = text.moe, text.hidden_size
+    count = moe.experts_per_token * (4 * hidden + 3 * moe.intermediate_size)
+    count += 6 * moe.shared_intermediate_size + 3 * moe.num_experts + 10 * hidden
+    return itemsize * chunk * count
+
+
+def _passing_bytes(text: TextConfig, chunk: int, itemsize: int) -> int:
+    """Of what lives from layer to layer, and of one token's logits with what a sampler makes of them."""
+    return itemsize * chunk * 10 * text.hidden_size + 4 * 8 * text.vocab_size
 
 
 def _delta_bytes(text: TextConfig, chunk: int, gpu: bool) -> int:

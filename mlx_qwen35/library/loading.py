@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlx_qwen35.checkpoint.adapters import load_adapter, read_adapter
-from mlx_qwen35.checkpoint.load import load_model, read_config
+from mlx_qwen35.checkpoint.load import load_model as read_model
+from mlx_qwen35.checkpoint.load import read_config
 from mlx_qwen35.library.finding import find
+from mlx_qwen35.library.holding import Held, hold
 from mlx_qwen35.processor import Processor
 
 if TYPE_CHECKING:
@@ -25,8 +27,9 @@ __all__ = ["load", "load_model", "load_processor"]
 def load(
     ref: str | Path | None = None,
     *,
-    dtype: mx.Dtype | str | None = None,
+    memory: int | str | None = None,
     context_length: int | None = None,
+    dtype: mx.Dtype | str | None = None,
     adapter_path: str | Path | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Model, Processor]:
@@ -34,19 +37,52 @@ def load(
 
     ref: a name or a folder, as `find` understands it; None is the small trained demo inside this package. What is not
     on this machine is downloaded. dtype: to compute in; None is float32 on the CPU and bfloat16 on a GPU.
-    context_length: the most tokens to allow, at most what the checkpoint allows.
+    memory: the most that this process may take, in bytes or as "24GB" or "60%" of what there is. Experts that do not
+    fit are read from the disk when they are chosen: the answers stay the same. None: experts are streamed only where
+    the model does not fit into what MLX recommends on this Mac, or what is free.
+    context_length: the most tokens to allow, at most what the checkpoint allows. None is all of it; under a ceiling the
+    longest that fits, and 32,768 or fewer where experts are streamed.
     adapter_path: a LoRA adapter to put on the model, a folder as mlx-lm's trainer writes it (`fuse` merges it).
     on_progress: called with (bytes done, bytes in all), of the download where there is one, then of the weights, each
     beginning with (0, ..). What it raises ends the work, and so does Ctrl-C; nothing is left in memory then, and on the
     disk only files that are complete.
-    Raises CheckpointError if nothing has that name or something in it is missing, damaged or not supported.
+    Raises CheckpointError if nothing has that name, if something in it is missing, damaged or not supported, or if it
+    does not fit into memory, with figures; before a weight is read.
     """
     adapter = None if adapter_path is None else read_adapter(adapter_path)
     folder = find(ref, on_progress=on_progress)
+    held = hold(folder, memory, dtype=dtype, context_length=context_length)
     # The small files first: a tokenizer that is missing should not be found out after minutes of weights.
-    processor = load_processor(folder, context_length=context_length)
-    model = load_model(folder, dtype=dtype, context_length=context_length, on_progress=on_progress)
+    processor = load_processor(folder, context_length=held.context_length)
+    model = load_held(held, on_progress=on_progress)
     return model if adapter is None else load_adapter(model, adapter), processor
+
+
+def load_model(
+    folder: str | Path,
+    *,
+    memory: int | str | None = None,
+    context_length: int | None = None,
+    dtype: mx.Dtype | str | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Model:
+    """The model of a checkpoint folder; needs no tokenizer. Arguments and errors as in `load`.
+
+    Quantized weights stay as they are, but FP8, which MLX does not compute with: it is dequantized and cast.
+    """
+    held = hold(folder, memory, dtype=dtype, context_length=context_length)
+    return load_held(held, on_progress=on_progress)
+
+
+def load_held(held: Held, *, on_progress: Callable[[int, int], None] | None = None) -> Model:
+    """The model, as hold() decided."""
+    return read_model(
+        held.folder,
+        dtype=held.dtype,
+        context_length=held.context_length,
+        stream=held.stream,
+        on_progress=on_progress,
+    )
 
 
 def load_processor(
@@ -57,7 +93,8 @@ def load_processor(
 ) -> Processor:
     """The processor alone: prompts are made, and refused, without reading a weight. Arguments and errors as in `load`.
 
-    `load_model(find(ref), context_length=...)` is the model that belongs to it.
+    `load_model(find(ref), context_length=...)` is the model that belongs to it. A ceiling on memory may allow fewer
+    tokens than the checkpoint does: `hold` says how many.
     """
     folder = find(ref, on_progress=on_progress)
     return Processor.from_folder(folder, read_config(folder, context_length))

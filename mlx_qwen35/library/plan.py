@@ -1,6 +1,6 @@
 """What a model takes and whether it fits: figures, and how they are shown.
 
-Knows sums and words. How the figures come about is estimate.py's and footprint.py's.
+Knows sums and words. How the figures come about is estimating.py's and footprint.py's.
 """
 
 from __future__ import annotations
@@ -10,10 +10,72 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from mlx_qwen35.library.footprint import CACHE_STEP, WeightBytes
+from mlx_qwen35.experts.budget import StreamPlan
+from mlx_qwen35.library.footprint import WeightBytes, cache_at
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 _SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[kmgt]?i?)b?", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Streaming:
+    """How experts are streamed where not all of them fit. expert_bytes: of one in memory, for each layer that has them.
+
+    needed: the least memory with which it works; plan: None if there is less.
+    """
+
+    context_length: int
+    num_experts: int
+    experts_per_token: int
+    expert_bytes: tuple[int, ...]
+    needed: int
+    plan: StreamPlan | None
+
+    @property
+    def pool(self) -> int:
+        """Bytes of all slots."""
+        slots = self.plan.slots if self.plan else ()
+        return sum(count * size for count, size in zip(slots, self.expert_bytes, strict=False))
+
+    @property
+    def share(self) -> float:
+        """Of all experts, how many are in memory at once."""
+        return self.pool / (self.num_experts * sum(self.expert_bytes))
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Read from the disk for each chunk of a prompt: every expert of the layers that are not resident."""
+        slots = self.plan.slots if self.plan else ()
+        sizes = zip(slots, self.expert_bytes, strict=False)
+        return self.num_experts * sum(size for count, size in sizes if count < self.num_experts)
+
+    @property
+    def token_bytes(self) -> int:
+        """Read for a token whose experts are all to be read."""
+        return self.experts_per_token * sum(self.expert_bytes)
+
+    def as_dict(self) -> dict[str, Any]:
+        record = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        record |= {name: getattr(self, name) for name in ("pool", "share", "chunk_bytes", "token_bytes")}
+        return record | {"plan": vars(self.plan) if self.plan else None}
+
+    def lines(self, memory: int) -> list[str]:
+        if self.plan is None:
+            lack = shown_size(self.needed - memory)
+            return [
+                f"  Nor with experts streamed from the disk: {shown_size(self.needed)} are needed with "
+                f"{self.experts_per_token} experts a layer in memory and {self.context_length:,} tokens, {lack} more."
+            ]
+        slots, layers = self.plan.slots, len(self.plan.slots)
+        few, many = min(slots), max(slots)
+        count = f"{few}" if few == many else f"{few} or {many}"
+        return [
+            f"  Experts are streamed from the disk, with up to {self.context_length:,} tokens:",
+            _line("slots", self.pool, f"{count} of {self.num_experts} experts in each of {layers} layers, "
+                  f"{self.share:.0%}, {shown_size(self.pool // layers)} a layer"),
+            _line("token", self.token_bytes, "if none of its experts is in memory"),
+            _line("chunk", self.chunk_bytes, f"read for every {self.plan.chunk:,} tokens of a prompt"),
+        ]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -21,10 +83,11 @@ class Plan:
     """What a model needs in memory, all weights resident. All sizes in bytes, all lengths in tokens.
 
     name: what was asked for; quantization: in words; dtype: computed in. weights: by role. loading: what reading them
-    takes besides, for a moment. cache_per_token, cache_constant: of one conversation. working: to read a prompt of
-    context_length. longest_context: the most that fits into memory, 0 if none does; most_context: that the model has.
-    memory: what there is, and memory_source where that was found. converted: the same as a conversion to 4 bits would
-    have it, where this is not MLX's quantization yet.
+    takes besides, for a moment. process: Python, MLX and the tokenizer. cache_per_token, cache_constant: of one
+    conversation. working: to read a prompt of context_length. longest_context: the most that fits into memory, 0 if
+    none does; most_context: that the model has. memory: what there is, and memory_source where that was found.
+    streaming: what is done where that is too little for a model with experts. converted: the same as a conversion to 4
+    bits would have it, where this is not MLX's quantization yet.
     """
 
     name: str
@@ -33,6 +96,7 @@ class Plan:
     parameters: int
     weights: WeightBytes
     loading: int
+    process: int
     cache_per_token: int
     cache_constant: int
     context_length: int
@@ -41,6 +105,7 @@ class Plan:
     most_context: int
     memory: int
     memory_source: str
+    streaming: Streaming | None = None
     converted: Plan | None = None
 
     @property
@@ -51,7 +116,7 @@ class Plan:
     @property
     def needed(self) -> int:
         """At context_length."""
-        return self.weights.total + max(self.cache + self.working, self.loading)
+        return self.weights.total + self.process + max(self.cache + self.working, self.loading)
 
     @property
     def fits(self) -> bool:
@@ -68,31 +133,36 @@ class Plan:
         record = {name: getattr(self, name) for name in self.__dataclass_fields__}
         record["weights"] = {**vars(self.weights), "total": self.weights.total}
         record |= {name: getattr(self, name) for name in ("cache", "needed", "fits", "missing")}
+        record["streaming"] = self.streaming.as_dict() if self.streaming else None
         record["converted"] = self.converted.as_dict() if self.converted else None
         return record
 
     def __str__(self) -> str:
         weights = self.weights
         roles = ", ".join(
-            f"{name} {_size(getattr(weights, name))}"
+            f"{name} {shown_size(getattr(weights, name))}"
             for name in ("experts", "trunk", "embedding", "vision")
             if getattr(weights, name)
         )
+        constant = shown_size(self.cache_constant)
         lines = [
             f"{self.name}: {_count(self.parameters)} parameters, {self.quantization}, computed in {self.dtype}",
             _line("weights", weights.total, roles),
-            _line("cache", self.cache, f"{_size(self.cache_per_token)} a token and {_size(self.cache_constant)}"),
+            _line("cache", self.cache, f"{shown_size(self.cache_per_token)} a token and {constant}"),
             _line("prompt", self.working, "at most, while one is read"),
+            _line("process", self.process, "Python, MLX and the tokenizer"),
             _line("needed", self.needed, f"for {self.context_length:,} tokens"),
             _line("memory", self.memory, self.memory_source),
             self._verdict(),
         ]
         if weights.mtp:
             lines.insert(2, _line("MTP", weights.mtp, "on the disk; it is not read"))
+        if self.streaming:
+            lines += self.streaming.lines(self.memory)
         if self.converted:
             lines.append(
                 f"  Converted to 4 bits (`mlx-qwen35 convert {self.name} TARGET -q`): weights "
-                f"{_size(self.converted.weights.total)}.{self.converted._verdict()}"
+                f"{shown_size(self.converted.weights.total)}.{self.converted._verdict()}"
             )
         return "\n".join(lines)
 
@@ -101,18 +171,14 @@ class Plan:
 
     def _verdict(self) -> str:
         if not self.longest_context:
-            return f"  Does not fit: {_size(self.missing)} more memory is needed for {self.context_length:,} tokens."
+            lack = shown_size(self.missing)
+            return f"  Does not fit: {lack} more memory is needed for {self.context_length:,} tokens."
         whole = self.longest_context == self.most_context
         most = f"{self.longest_context:,} tokens" + (", all that the model has" if whole else "")
         if not self.fits:
-            lack = f"{self.context_length:,} tokens do not fit: {_size(self.missing)} more memory is needed"
+            lack = f"{self.context_length:,} tokens do not fit: {shown_size(self.missing)} more memory is needed"
             return f"  {lack}; up to {most} do."
         return f"  Fits, up to {most}."
-
-
-def cache_at(tokens: int, per_token: int, constant: int) -> int:
-    """Bytes of a cache that holds `tokens`: it grows in steps."""
-    return constant + per_token * -(-tokens // CACHE_STEP) * CACHE_STEP
 
 
 def parse_size(text: str | int) -> int:
@@ -126,10 +192,11 @@ def parse_size(text: str | int) -> int:
 
 
 def _line(label: str, size: int, remark: str) -> str:
-    return f"  {label:8} {_size(size):>9}   {remark}"
+    return f"  {label:8} {shown_size(size):>9}   {remark}"
 
 
-def _size(size: int) -> str:
+def shown_size(size: int) -> str:
+    """Bytes as people read them, in powers of ten."""
     for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "KB")):
         if size >= unit:
             return f"{size / unit:.1f} {name}"

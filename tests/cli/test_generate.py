@@ -133,10 +133,10 @@ def test_every_flag_reaches_its_place(speak, run, monkeypatch):
     monkeypatch.setattr(generation, "stream_generate", lambda *a, **k: calls.append(k) or stream(*a, **k))
     flags = "--model x -p hi --system be --no-think -n 7 --temp 0.5 --top-p 0.9 --top-k 5 --min-p 0.1"
     flags += " --repetition-penalty 1.2 --presence-penalty 0.3 --seed 9 --stop A --stop B"
-    flags += " --context-length 300 --dtype float16"
+    flags += " --context-length 300 --dtype float16 --memory 8GB"
     assert run("generate", *flags.split()).status == 0
     assert said.loads[0][0] == "x"
-    assert said.loads[0][1] == {"dtype": "float16", "context_length": 300, "on_progress": None}
+    assert said.loads[0][1] == {"memory": "8GB", "dtype": "float16", "context_length": 300}
     (call,) = calls
     assert call["sampling"] == Sampling(
         temperature=0.5,

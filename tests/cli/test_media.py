@@ -144,7 +144,7 @@ def test_what_cannot_be_shown_is_one_line_before_weights_are_read(
     source = content if isinstance(content, str) else tmp_path / "file"
     if callable(content):
         source.write_bytes(content())
-    monkeypatch.setattr(library, "load_model", lambda *a, **k: pytest.fail("weights are read"))
+    monkeypatch.setattr(library, "load_held", lambda *a, **k: pytest.fail("weights are read"))
     flags = ["--fetch", "--image", source] if flag == "--fetch" else [flag, source]
     argv = [command, "--model", checkpoint if case == "sight of none" else seeing, *flags]
     done = run(*argv, *(["-p", "what is it"] if command == "generate" else []), stdin="what is it\n")
@@ -162,7 +162,7 @@ def test_what_cannot_be_shown_is_one_line_before_weights_are_read(
     ],
 )
 def test_flags_that_make_no_sense(seeing, run, film, monkeypatch, flags, says):
-    monkeypatch.setattr(library, "load_model", lambda *a, **k: pytest.fail("weights are read"))
+    monkeypatch.setattr(library, "load_held", lambda *a, **k: pytest.fail("weights are read"))
     done = run("generate", "--model", seeing, "-p", "hi", "--video", film, *flags)
     assert (done.status, done.out) == (2, "")
     assert done.err.startswith("error: ") and done.err.count("\n") == 1 and says in done.err

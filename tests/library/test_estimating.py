@@ -15,10 +15,11 @@ from mlx_qwen35.cache import _STEP
 from mlx_qwen35.checkpoint.convert import convert
 from mlx_qwen35.cli.main import main
 from mlx_qwen35.errors import CheckpointError
-from mlx_qwen35.generation import CHUNK_SIZE, prefill
-from mlx_qwen35.library import estimating, find, footprint, load_model
+from mlx_qwen35.generation import prefill
+from mlx_qwen35.library import estimating, find, footprint, holding, load_model
 from mlx_qwen35.library.estimating import estimate
 from mlx_qwen35.library.plan import parse_size
+from mlx_qwen35.model import PREFILL_CHUNK
 from tests.checkpoint.foreign import write_fp8, write_gptq
 from tests.fake_hub import Hub
 from tests.machine import Machine, checkpoint, gguf
@@ -86,11 +87,11 @@ def test_half_precision(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("limit", [0, 1, 2, 7, 99, 100, 101])
 def test_the_search_for_the_longest(limit: int) -> None:
-    assert estimating._longest(lambda tokens: tokens, limit, 100) == min(limit, 100)
+    assert holding._longest(lambda tokens: tokens, limit, 100) == min(limit, 100)
 
 
 def test_sizes_that_belong_to_others() -> None:
-    assert (footprint.CHUNK_SIZE, footprint.CACHE_STEP) == (CHUNK_SIZE, _STEP)
+    assert (footprint.CHUNK_SIZE, footprint.CACHE_STEP) == (PREFILL_CHUNK, _STEP)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -1,0 +1,442 @@
+"""What streaming experts from the disk costs: this package beside mlx-vlm's moe_offload, each against itself resident.
+
+    python benchmarks/experts.py [--only decode ...] [--shares 12 25 50] [--rounds 3] [--folder DIR] [--out FILE]
+
+Both read one checkpoint, which this file makes: geometry of Qwen3.5-35B-A3B with fewer layers and a small vocabulary,
+random 4-bit experts, everything else bfloat16. mlx-vlm needs a second copy in its own form, and the time it takes to
+write that copy is counted as time to ready. Both may hold the same number of experts: `share` percent of all.
+
+    decode   seconds a token, streamed less resident of the same project: what streaming costs. The tokens are given,
+             so that both make the same choices of experts; which they are is drawn with Zipf's law (--zipf)
+    prefill  seconds of a prompt (--prompt tokens) at 25 percent, beside the same resident, and beside reading all
+             experts once with eight threads and nothing else
+    sweep    the same, with attention and delta net cut small: on a CPU they take most of a prompt's time, and this is
+             about experts
+    ready    from the start of the process to a model that answers, and before it their copy
+    memory   the most that a process held, as the kernel counts it from outside
+
+Warm: the files are in the page cache. Cold: their pages are dropped before every token, before the prompt, and before
+the process starts; that is what a machine does whose memory is full. A round is one process for each side and share;
+who goes first changes from round to round.
+Knows the public calls of both, and how a checkpoint is made. Knows nothing of how either works inside.
+Prints a table, and one JSON line per measured quantity (or appends them to FILE), as METHODOLOGY.md describes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(CHECKOUT), str(Path(__file__).parent)]
+
+import startup  # noqa: E402  its machine, versions and summaries
+
+from tests.experts.synthetic import all_expert_bytes, expert_bytes, synthetic_config, write_synthetic  # noqa: E402
+
+VOCABULARY = 16384  # the published 248,320 would take time in the head and none in the experts
+PROMPT_SHARE = 25
+SIDES = ("ours", "theirs")
+PARTS = ("decode", "prefill", "sweep")
+Run = dict[str, Any]
+SMALL_MIXERS = {"num_attention_heads": 2, "num_key_value_heads": 1, "linear_num_value_heads": 2,
+                "linear_num_key_heads": 1}  # fmt: skip
+Runs = dict[tuple[str, int, bool], Run]  # by side, share and whether cold
+
+
+# A measured process: one model, loaded and run by one of the two.
+
+
+def run_here(job: Run) -> Run:
+    """What the process of a job does and reports; `start` is the clock from before it was started."""
+    import mlx.core as mx
+
+    step, model = (_ours if job["side"] == "ours" else _theirs)(job)
+    found: Run = {"ready": time.time() - job["start"], "held": mx.get_active_memory()}
+    rng = np.random.default_rng(job["seed"])
+    frequency = 1 / np.arange(1, VOCABULARY + 1) ** job["zipf"]
+    tokens = rng.choice(VOCABULARY, size=1 << 14, p=frequency / frequency.sum()).tolist()
+    if job["prompt"]:
+        if job["cold"]:
+            drop_pages(job["folder"])
+        found |= step.prompt(tokens[: job["prompt"]])
+    else:
+        found |= step.decode(tokens, job["settle"], job["tokens"], lambda: drop_pages(job["folder"]))
+    return found
+
+
+class _Forced:
+    """A sampler that draws the given tokens, and like any other only when it knows the logits."""
+
+    def __init__(self, tokens: list[int]):
+        self._tokens = iter(tokens)
+
+    def __call__(self, logits: Any, history: object = None) -> Any:
+        import mlx.core as mx
+
+        token = next(self._tokens) + 0 * mx.argmax(logits, axis=-1)
+        return token if history is None else (token, logits)
+
+    def append(self, token: object) -> None:
+        """As a history: nothing is kept."""
+
+
+def _decode(steps: Iterator[object], count: Callable[[], dict[str, int]], settle: int, tokens: int,
+            forget: Callable[[], None]) -> Run:  # fmt: skip
+    """Seconds of each token, warm and cold, and what was counted in them."""
+    for _ in range(settle):
+        next(steps)
+    found: Run = {}
+    for name, before in {"warm": lambda: None, "cold": forget}.items():
+        seconds, counted = [], count()
+        for _ in range(tokens):
+            before()
+            start = time.perf_counter()
+            next(steps)
+            seconds.append(time.perf_counter() - start)
+        found[name] = {"seconds": sum(seconds) / tokens, "median": sorted(seconds)[tokens // 2]}
+        found[name] |= {key: (value - counted[key]) / tokens for key, value in count().items()}
+    return found
+
+
+def _ours(job: Run) -> tuple[Any, Any]:
+    from mlx_qwen35.checkpoint.load import load_model
+
+    if job["slots"]:
+        from mlx_qwen35.experts.budget import StreamPlan
+
+        plan = StreamPlan((job["slots"],) * job["layers"], group=32, chunk=2048, tile=512, cache_limit=256 << 20,
+                          memory=0)  # fmt: skip
+        model = load_model(job["folder"], stream=plan)
+    else:
+        model = load_model(job["folder"])
+    return OurSteps(model), model
+
+
+class OurSteps:
+    def __init__(self, model: Any):
+        self.model = model
+
+    def count(self) -> dict[str, int]:
+        stats = self.model.expert_stats
+        names = ("hits", "misses", "prefetched", "prefetch_hits", "bytes_read", "wait_seconds")
+        return {name: getattr(stats, name) for name in names} if stats else {}
+
+    def prompt(self, tokens: list[int]) -> Run:
+        import mlx.core as mx
+
+        from mlx_qwen35.generation import prefill
+
+        start = time.perf_counter()
+        mx.eval(prefill(self.model, tokens, self.model.make_cache()))
+        return {"prompt": {"seconds": time.perf_counter() - start} | self.count()}
+
+    def decode(self, tokens: list[int], settle: int, count: int, forget: Callable[[], None]) -> Run:
+        from mlx_qwen35.generation import decode, prefill
+
+        cache, forced = self.model.make_cache(), _Forced(tokens[4:])
+        logits = prefill(self.model, tokens[:4], cache)
+        steps = decode(self.model, cache, logits, forced, forced, max_tokens=len(tokens))
+        return _decode(steps, self.count, settle, count, forget)
+
+
+def _theirs(job: Run) -> tuple[Any, Any]:
+    import mlx.core as mx
+    from mlx_vlm.utils import load_model
+
+    held = {"expert_cache_gb": job["slots"] * job["layers"] * job["expert_bytes"] / 1e9} if job["slots"] else {}
+    model = load_model(Path(job["folder"]), **held)
+    if mx.default_device() == mx.cpu:  # the precision that this package takes there by itself
+        model.set_dtype(mx.float32)
+        mx.eval(model.parameters())
+    return TheirSteps(model), model
+
+
+class TheirSteps:
+    def __init__(self, model: Any):
+        self.model = model
+
+    def count(self) -> dict[str, int]:
+        store = getattr(self.model, "moe_offload_store", None)
+        return {name: store.stats()[name] for name in ("hits", "misses")} if store else {}
+
+    def _steps(self, prompt: list[int], forced: list[int], most: int) -> Iterator[object]:
+        import mlx.core as mx
+        from mlx_vlm.generate.ar import generate_step
+
+        return generate_step(mx.array([prompt]), self.model, None, None, max_tokens=most, sampler=_Forced(forced))
+
+    def prompt(self, tokens: list[int]) -> Run:
+        start = time.perf_counter()
+        for _ in self._steps(tokens, [0, 0], 0):  # ends when the first token is known
+            pass
+        return {"prompt": {"seconds": time.perf_counter() - start} | self.count()}
+
+    def decode(self, tokens: list[int], settle: int, count: int, forget: Callable[[], None]) -> Run:
+        return _decode(self._steps(tokens[:4], tokens[4:], len(tokens)), self.count, settle, count, forget)
+
+
+# How it is measured.
+
+
+def drop_pages(folder: str | Path) -> None:
+    """Have the kernel forget what it holds of the files of a folder."""
+    for path in sorted(Path(folder).rglob("*.safetensors")):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(descriptor)
+
+
+def warm_pages(folder: str | Path) -> None:
+    for path in sorted(Path(folder).rglob("*.safetensors")):
+        with open(path, "rb", buffering=0) as file:
+            block = bytearray(1 << 24)
+            while file.readinto(block):
+                pass
+
+
+def bare_read(folder: str | Path, cold: bool) -> float:
+    """Seconds to read the routed experts of a folder once, slice by slice, with eight threads."""
+    spans = []
+    for path in sorted(Path(folder).glob("model*.safetensors")):
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+        for name, value in header.items():
+            if ".switch_mlp." in name:
+                begin, end = value["data_offsets"]
+                step = (end - begin) // value["shape"][0]
+                spans += [(path, 8 + length + place, step) for place in range(begin, end, step)]
+    files = {path: os.open(path, os.O_RDONLY) for path, _, _ in spans}
+    (drop_pages if cold else warm_pages)(folder)
+
+    def read(mine: list[tuple[Path, int, int]]) -> None:
+        block = memoryview(bytearray(max(size for _, _, size in mine)))
+        for path, offset, size in mine:
+            assert os.preadv(files[path], [block[:size]], offset) == size
+
+    start = time.perf_counter()
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(read, (spans[number::8] for number in range(8))))
+    seconds = time.perf_counter() - start
+    for descriptor in files.values():
+        os.close(descriptor)
+    return seconds
+
+
+def run_child(job: Run) -> Run:
+    """A job in a process of its own, and the most memory that it held."""
+    job = job | {"folder": str(job["folder"]), "start": time.time()}
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(CHECKOUT)}
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+        command = [sys.executable, __file__, "--job", json.dumps(job)]
+        child = subprocess.Popen(command, env=environment, stdout=output, stderr=errors)
+        _, status, used = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(status)
+        output.seek(0), errors.seek(0)
+        if child.returncode:
+            raise RuntimeError(errors.read().decode(errors="replace")[-3000:])
+        found = json.loads(output.read().decode().splitlines()[-1])
+    peak = used.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    short = {key: job[key] for key in ("side", "slots", "prompt", "cold")}
+    print(f"  {short}: {found | {'peak': peak}}", file=sys.stderr, flush=True)
+    return found | {"peak": peak}
+
+
+def repack(source: Path, target: Path) -> float:
+    """Seconds that their copy takes, from files that are not in memory."""
+    shutil.rmtree(target, ignore_errors=True)
+    os.sync()
+    drop_pages(source)
+    start = time.perf_counter()
+    command = [sys.executable, "-m", "mlx_vlm.moe_offload", "--build", str(source), "--out", str(target)]
+    subprocess.run(command, check=True, capture_output=True)
+    seconds = time.perf_counter() - start
+    os.sync()  # what is not on the disk cannot be dropped from memory
+    return seconds
+
+
+class Checkpoints:
+    """The checkpoint of a measurement, and mlx-vlm's copy of it."""
+
+    def __init__(self, folder: Path, layers: int, *, small_mixers: bool = False):
+        config = synthetic_config("35B", layers, vocab_size=VOCABULARY, **(SMALL_MIXERS if small_mixers else {}))
+        self.layers, self.experts = layers, config["text_config"]["num_experts"]
+        self.expert_bytes, self.all_bytes = expert_bytes(config), all_expert_bytes(config)
+        name = f"{layers}-layers" + ("-small-mixers" if small_mixers else "")
+        self.source, self.copy = folder / name, folder / f"{name}-offload"
+        if not self.source.exists():
+            write_synthetic(self.source, config, plain_trunk=True)
+        os.sync()
+        self.repacked: list[float] = []
+
+    def jobs(self, share: int | None, **more: Any) -> dict[str, Run]:
+        """A job for each side, with `share` percent of the experts in memory; None: all."""
+        slots = None if share is None else max(8, self.experts * share // 100)
+        common = {"slots": slots, "layers": self.layers, "expert_bytes": self.expert_bytes, **more}
+        folders = {"ours": self.source, "theirs": self.source if slots is None else self.copy}
+        return {side: common | {"side": side, "folder": folders[side]} for side in SIDES}
+
+
+def measure(at: Checkpoints, cases: list[tuple[int, bool]], arguments: argparse.Namespace, prompt: int) -> list[Runs]:
+    """The runs of each round; a case is a share and whether files are cold while it runs. Share 100 is resident."""
+    results = []
+    for number in range(arguments.rounds):
+        if "theirs" in arguments.sides:
+            at.repacked.append(repack(at.source, at.copy))
+        runs: Runs = {}
+        for share, cold in cases:
+            jobs = at.jobs(
+                None if share == 100 else share, seed=number, prompt=prompt, cold=cold, zipf=arguments.zipf,
+                settle=arguments.settle, tokens=arguments.tokens,
+            )  # fmt: skip
+            sides = arguments.sides if number % 2 == 0 else arguments.sides[::-1]
+            for side in sides:
+                drop_pages(jobs[side]["folder"])
+                if prompt and not cold:
+                    warm_pages(jobs[side]["folder"])
+                runs[side, share, cold] = run_child(jobs[side])
+        results.append(runs)
+    return results
+
+
+class Report:
+    """Prints a line of the table for every quantity, and keeps its record."""
+
+    def __init__(self, around: Run):
+        self.around, self.lines = around, []
+
+    def add(self, name: str, unit: str, values: dict[str, list[float]], **more: Any) -> None:
+        """values: a figure a round, by side; the ratio is formed round by round."""
+        scale = {"ms": 1e3, "GB": 1e-9}.get(unit, 1)
+        found = {side: startup.summary([value * scale for value in each]) for side, each in values.items()}
+        if len(values) == 2:
+            pairs = zip(*values.values(), strict=True)
+            found["ratio"] = startup.summary([b / a if a else float("inf") for a, b in pairs])
+        cells = [f"{side} {s['median']:.4g} [{s['min']:.4g} .. {s['max']:.4g}]" for side, s in found.items()]
+        print(f"{name:46s}{unit:4s}", *(f"{cell:38s}" for cell in cells), flush=True)
+        record = {"benchmark": "experts", "quantity": name, "unit": unit, "rounds": len(next(iter(values.values())))}
+        self.lines.append(json.dumps(record | found | more | self.around))
+
+
+def report_decode(report: Report, results: list[Runs], shares: list[int], sides: tuple[str, ...]) -> None:
+    def mean(run: Run) -> float:
+        return (run["warm"]["seconds"] + run["cold"]["seconds"]) / 2
+
+    resident = {side: [mean(runs[side, 100, False]) for runs in results] for side in sides}
+    report.add("decode, resident", "ms", resident)
+    for share in shares:
+        for state in ("warm", "cold"):
+            each = {side: [runs[side, share, False][state] for runs in results] for side in sides}
+            seconds = {side: [run["seconds"] for run in runs] for side, runs in each.items()}
+            report.add(f"decode, {state}, {share} %", "ms", seconds)
+            over = {s: [a - b for a, b in zip(seconds[s], resident[s], strict=True)] for s in sides}
+            report.add(f"decode, {state}, {share} %: streaming alone", "ms", over)
+        hits = {side: [run["hits"] / (run["hits"] + run["misses"]) for run in runs] for side, runs in each.items()}
+        report.add(f"hit rate, {share} %", "", hits)
+    for share in shares:
+        report.add(f"memory, {share} %", "GB", {s: [runs[s, share, False]["peak"] for runs in results] for s in sides})
+
+
+def report_ready(report: Report, results: list[Runs], share: int, repacked: list[float],
+                 sides: tuple[str, ...]) -> None:  # fmt: skip
+    ready = {side: [runs[side, share, False]["ready"] for runs in results] for side in sides}
+    report.add(f"ready, {share} %, cold files, copy made before", "s", ready)
+    if "theirs" in sides:
+        first = [a + b for a, b in zip(ready["theirs"], repacked, strict=True)]
+        report.add(f"ready the first time, {share} %", "s", ready | {"theirs": first})
+
+
+def report_prefill(report: Report, what: str, results: list[Runs], bare: dict[bool, list[float]],
+                   sides: tuple[str, ...]) -> None:  # fmt: skip
+    def seconds(side: str, share: int, cold: bool) -> list[float]:
+        return [runs[side, share, cold]["prompt"]["seconds"] for runs in results]
+
+    resident = {side: seconds(side, 100, False) for side in sides}
+    report.add(f"{what}, resident", "s", resident)
+    for cold in (False, True):
+        state = "cold" if cold else "warm"
+        streamed = {side: seconds(side, PROMPT_SHARE, cold) for side in sides}
+        report.add(f"{what}, {state}, {PROMPT_SHARE} %", "s", streamed)
+        over = {side: [a - b for a, b in zip(streamed[side], resident[side], strict=True)] for side in sides}
+        report.add(f"{what}, {state}: streaming alone", "s", over)
+        report.add(f"{what}, reading all experts once, {state}", "s", {"bare": bare[cold]})
+        least = [a + b for a, b in zip(resident["ours"], bare[cold], strict=True)]
+        report.add(f"{what}, {state}, over resident + bare reading", "",
+                   {"ours": [a / b for a, b in zip(streamed["ours"], least, strict=True)]})  # fmt: skip
+    peaks = {side: [runs[side, PROMPT_SHARE, False]["peak"] for runs in results] for side in sides}
+    report.add(f"memory, {what}, {PROMPT_SHARE} %", "GB", peaks)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
+    parser.add_argument("--shares", nargs="+", type=int, default=[12, 25, 50], help="percent of the experts")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--layers", type=int, default=8, help="for decoding; 8 have 3.6 GB of experts")
+    parser.add_argument("--prefill-layers", type=int, default=2, help="CPUs take half a minute a layer in mlx-vlm")
+    parser.add_argument("--prompt", type=int, default=2048)
+    parser.add_argument("--settle", type=int, default=48, help="tokens before those that are measured")
+    parser.add_argument("--tokens", type=int, default=24, help="measured warm, and as many cold")
+    parser.add_argument("--zipf", type=float, default=1.5, help="how much the frequent tokens are preferred")
+    parser.add_argument("--folder", type=Path, help="work here, and leave the checkpoints there")
+    parser.add_argument("--out", type=Path, help="append the JSON lines to this file")
+    parser.add_argument("--job", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.job:
+        print(json.dumps(run_here(json.loads(arguments.job))))
+        return
+    if not hasattr(os, "posix_fadvise"):
+        raise SystemExit("this needs posix_fadvise, to have the system forget files; on a Mac see benchmarks/mac.py")
+    if "theirs" in arguments.sides and startup.installed("mlx-vlm") is None:
+        raise SystemExit("mlx-vlm is not installed; pip install mlx-vlm==0.7.10, or give --sides ours")
+    around = startup.circumstances() | {"mlx_vlm": startup.installed("mlx-vlm"), "zipf": arguments.zipf}
+    print(f"{around['machine']}; mlx {around['mlx']}, mlx-vlm {around['mlx_vlm']}, load {around['load_before']:.1f}, "
+          f"{around['commit']}; median [least .. most] of {arguments.rounds}")  # fmt: skip
+    report = Report(around)
+    with tempfile.TemporaryDirectory() as own:
+        folder = arguments.folder or Path(own)
+        folder.mkdir(parents=True, exist_ok=True)
+        if "decode" in arguments.only:
+            at = Checkpoints(folder, arguments.layers)
+            report.around = around | {"layers": at.layers, "expert_bytes": at.all_bytes}
+            print(f"decode: 35B-A3B cut to {at.layers} layers, {at.all_bytes / 1e9:.1f} GB of experts")
+            results = measure(at, [(share, False) for share in (100, *arguments.shares)], arguments, 0)
+            report_decode(report, results, arguments.shares, arguments.sides)
+            report_ready(report, results, arguments.shares[-1], at.repacked, arguments.sides)
+            if not arguments.folder:
+                shutil.rmtree(at.source), shutil.rmtree(at.copy, ignore_errors=True)
+        for what in ("prefill", "sweep"):
+            if what in arguments.only:
+                at = Checkpoints(folder, arguments.prefill_layers, small_mixers=what == "sweep")
+                report.around = around | {"layers": at.layers, "expert_bytes": at.all_bytes, "prompt": arguments.prompt}
+                print(f"{what} of {arguments.prompt} tokens: 35B-A3B cut to {at.layers} layers, "
+                      f"{at.all_bytes / 1e9:.1f} GB of experts")  # fmt: skip
+                cases = [(100, False), (PROMPT_SHARE, False), (PROMPT_SHARE, True)]
+                results = measure(at, cases, arguments, arguments.prompt)
+                bare = {cold: [bare_read(at.source, cold) for _ in range(arguments.rounds)] for cold in (False, True)}
+                report_prefill(report, what, results, bare, arguments.sides)
+    if arguments.out:
+        with arguments.out.open("a") as file:
+            print(*report.lines, sep="\n", file=file)
+    else:
+        print(*report.lines, sep="\n")
+
+
+if __name__ == "__main__":
+    main()

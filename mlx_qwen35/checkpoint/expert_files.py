@@ -1,0 +1,117 @@
+"""Where the experts of a checkpoint lie in its files: in the shards, or in the records that were packed beside them.
+
+Knows how published tensors and records hold experts. Reads headers, and a few bytes of each layer's records to tell
+that they are those of the shards beside them.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from mlx_qwen35.checkpoint import files
+from mlx_qwen35.checkpoint.files import Entry
+from mlx_qwen35.checkpoint.part import Part
+from mlx_qwen35.checkpoint.records import FORMAT, VERSION
+from mlx_qwen35.checkpoint.source import AnyPart, Source
+from mlx_qwen35.errors import CheckpointError
+from mlx_qwen35.experts.layout import Extent, LayerLayout, Tensor
+
+_COMPARED = 4096  # bytes of each tensor of one expert
+
+
+def expert_layouts(source: Source) -> dict[int, LayerLayout]:
+    """The experts of every layer. Packed records are taken where there are any.
+
+    Raises CheckpointError where experts are in a form that has to be converted first (FP8, GPTQ), and for records that
+    are damaged or not of these shards.
+    """
+    layers: dict[int, list[AnyPart]] = {}
+    for ours, part in source.parts.items():
+        if ours.startswith("layers.") and ".mlp.experts." in ours:
+            layers.setdefault(int(ours.split(".")[1]), []).append(part)
+    found = {}
+    for layer, parts in sorted(layers.items()):
+        if not all(isinstance(part, Part) for part in parts):
+            method = source.config.source_quantization["quant_method"]
+            raise CheckpointError(
+                f"{source.folder}: experts in {method.upper()} cannot be streamed as they are. Convert the checkpoint, "
+                f"which takes little memory: mlx-qwen35 convert {source.folder} TARGET -q"
+            )
+        shards = _in_shards(layer, parts)
+        found[layer] = _packed(source.folder, shards) or shards
+    return found
+
+
+def _in_shards(layer: int, parts: list[Part]) -> LayerLayout:
+    stem = f"layers.{layer}.mlp.experts."
+    tensors = tuple(Tensor(part.ours.removeprefix(stem), part.dtype, part.shape[1:]) for part in parts)
+    count = parts[0].shape[0]
+    if all(part.stacked for part in parts):  # a tensor for each expert
+        places = tuple(
+            tuple(Extent(e.file, e.offset, e.nbytes) for e in (part.entries[expert] for part in parts))
+            for expert in range(count)
+        )
+        return LayerLayout(layer, count, tensors, places)
+    # gate and up of an expert may be two halves of one row: [gate 0 | up 0 | gate 1 | up 1 ...]
+    first = tuple(
+        Extent(part.entries[0].file, part.entries[0].offset + (part.half or 0) * tensor.nbytes, tensor.nbytes)
+        for part, tensor in zip(parts, tensors, strict=True)
+    )
+    steps = tuple(part.entries[0].nbytes // count for part in parts)
+    return LayerLayout(layer, count, tensors, (first,), steps)
+
+
+def _packed(folder: Path, shards: LayerLayout) -> LayerLayout | None:
+    """The same experts in the records of their layer; None if there are no records."""
+    path = folder / "experts" / f"layer-{shards.layer:05d}.safetensors"
+    if not path.exists():
+        return None
+    advice = f"delete {path.parent}, which only makes reading faster, or convert the original again with --pack-experts"
+    entries, metadata = files.read_header(path)
+    records = entries.get("records")
+    told = _told(metadata)
+    if records is None or told is None or (records.dtype, len(records.shape)) != ("U8", 2):
+        raise CheckpointError(f"{path} is no file of expert records that this version reads: {advice}")
+    expected = {(tensor.name, tensor.dtype, tensor.shape) for tensor in shards.tensors}
+    here = {(part["name"], part["dtype"], tuple(part["shape"])) for part in told}
+    count, step = records.shape
+    fit = all(0 <= part["offset"] and part["offset"] + part["nbytes"] <= step for part in told)
+    if here != expected or count != shards.num_experts or not fit or metadata.get("layer") != str(shards.layer):
+        raise CheckpointError(f"{path} holds other experts than the shards beside it: {advice}")
+    tensors = tuple(Tensor(part["name"], part["dtype"], tuple(part["shape"])) for part in told)
+    place = tuple(Extent(path, records.offset + part["offset"], part["nbytes"]) for part in told)
+    try:
+        packed = LayerLayout(shards.layer, count, tensors, (place,), (step,) * len(tensors))
+    except ValueError:
+        raise CheckpointError(f"{path}: sizes and shapes of its records contradict each other: {advice}") from None
+    if not _same_bytes(packed, shards):
+        raise CheckpointError(f"{path} was made of other weights than the shards beside it: {advice}")
+    return packed
+
+
+def _told(metadata: dict[str, str]) -> list[dict[str, Any]] | None:
+    """The parts of a record, as the metadata has them; None if they are not told in the way that this version knows."""
+    if (metadata.get("format"), metadata.get("version")) != (FORMAT, str(VERSION)):
+        return None
+    try:
+        parts = json.loads(metadata["parts"])
+        kinds = {"name": str, "dtype": str, "shape": list, "offset": int, "nbytes": int}
+        good = all(isinstance(part[key], kind) for part in parts for key, kind in kinds.items())
+        return parts if good and all(type(size) is int for part in parts for size in part["shape"]) else None
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _same_bytes(packed: LayerLayout, shards: LayerLayout) -> bool:
+    """Whether the beginnings of one expert's tensors agree; which one differs from layer to layer."""
+    expert = shards.layer % shards.num_experts
+    there = dict(zip((tensor.name for tensor in shards.tensors), shards.extents(expert), strict=True))
+    here = zip((tensor.name for tensor in packed.tensors), packed.extents(expert), strict=True)
+    return all(_beginning(extent) == _beginning(there[name]) for name, extent in here)
+
+
+def _beginning(extent: Extent) -> bytes:
+    size = min(extent.nbytes, _COMPARED)
+    return files.read(Entry("an expert", extent.file, "U8", (size,), extent.offset, size)).tobytes()

@@ -1,0 +1,57 @@
+"""Experts that stay in the files of a checkpoint: which layers', and the banks that read them.
+
+Knows how a Source and a StreamPlan become banks. What is in memory is theirs to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import mlx.core as mx
+
+from mlx_qwen35.checkpoint.expert_files import expert_layouts
+from mlx_qwen35.checkpoint.source import Source
+from mlx_qwen35.errors import CheckpointError
+from mlx_qwen35.experts.budget import StreamPlan
+from mlx_qwen35.experts.layout import LayerLayout
+from mlx_qwen35.experts.pool import ExpertPool
+from mlx_qwen35.experts.reader import Reader
+from mlx_qwen35.experts.streamed import StreamedExperts
+from mlx_qwen35.model import Model
+
+
+def experts_of(layer: int) -> str:
+    """What the names of our tensors of a layer's experts begin with."""
+    return f"layers.{layer}.mlp.experts."
+
+
+def streamed_layouts(source: Source, plan: StreamPlan) -> dict[int, LayerLayout]:
+    """Where the experts lie of those layers that do not have them all in memory; raises CheckpointError."""
+    moe = source.config.text.moe
+    if moe is None:
+        raise CheckpointError(f"{source.folder} has no experts to stream: leave the plan out")
+    if len(plan.slots) != source.config.text.num_hidden_layers:
+        raise ValueError(f"the plan has {len(plan.slots)} layers, {source.folder} has others")
+    if min(plan.slots) < moe.experts_per_token:
+        raise ValueError(f"the plan has {min(plan.slots)} slots a layer; a token needs {moe.experts_per_token}")
+    found = expert_layouts(source)
+    return {number: found[number] for number, slots in enumerate(plan.slots) if slots < moe.num_experts}
+
+
+def stream_experts(
+    model: Model, source: Source, plan: StreamPlan, layouts: Mapping[int, LayerLayout], dtype: mx.Dtype
+) -> None:
+    """Give these layers of a model, whose other weights are loaded, banks that read from the files."""
+    if not layouts:
+        return
+    pool = ExpertPool(Reader(layouts), plan)
+    try:
+        banks = {}
+        for number, layout in layouts.items():
+            start = experts_of(number)
+            specs = {name.removeprefix(start): s for name, s in source.specs.items() if name.startswith(start)}
+            banks[number] = StreamedExperts(pool, layout, specs, plan.slots[number], dtype)
+        model.stream_experts(pool, banks)
+    except BaseException:
+        pool.close()
+        raise

@@ -1,0 +1,366 @@
+"""The threads that read experts, what waits for them and what they are at.
+
+Knows queues, jobs and memory to be filled. Knows neither layers nor why an expert is wanted.
+
+    a Read    queued ── a thread takes its first job ──▶ reading ── its last job ends ──▶ done, or failed
+                └── cancel ──▶ cancelled: its memory will not be touched
+    queues    urgent ones first, then the others; in each, first come first served
+
+Nothing here waits on a Condition or an Event: an interrupt (Ctrl-C) inside of those can leave their lock taken for
+good. What an interrupt may hit takes plain locks for a few lines, publishes in one step, and what it leaves behind is
+found by asking what is there, not by counting.
+"""
+
+from __future__ import annotations
+
+import mmap
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+from time import monotonic, perf_counter
+
+from ..errors import ExpertReadError
+from .handles import Handle
+from .layout import Chunk, Job
+
+_QUEUED, _READING, _DONE, _FAILED, _CANCELLED = range(5)
+_LOOK_SECONDS = 0.5  # who waits longer looks whether anybody is left who reads
+_CLOSED = "its reader was closed. Load the model again", None
+_CLOSE_SECONDS = 10.0  # how long closing waits for a disk that does not answer
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where one tensor of an expert goes. view: bytes, writable, contiguous.
+
+    convert(file's bytes, view) is given where the memory's dtype is not the file's; it may be called for any stretch of
+    whole items, on any thread. None: view is as large as the tensor.
+    """
+
+    view: memoryview
+    convert: Callable[[memoryview, memoryview], None] | None = None
+
+
+@dataclass(frozen=True)
+class ReadStats:
+    """What was read since the reader was opened, or since its reset_stats().
+
+    records: experts that are there. read_seconds: added up over threads; busy_seconds: at least one was reading.
+    mean_depth, max_depth: threads that were reading at once, while any was.
+    """
+
+    bytes_read: int = 0
+    records: int = 0
+    read_seconds: float = 0.0
+    busy_seconds: float = 0.0
+    max_depth: int = 0
+
+    @property
+    def mean_depth(self) -> float:
+        return self.read_seconds / self.busy_seconds if self.busy_seconds > 0 else 0.0
+
+
+class Read:
+    """One expert on its way into memory."""
+
+    def __init__(
+        self,
+        crew: Crew,
+        what: str,
+        expert: int,
+        targets: Sequence[Target],
+        sizes: Sequence[int],
+        jobs: Sequence[Job],
+    ):
+        """what: the expert's name in errors; sizes: bytes of each tensor in the file."""
+        self.expert, self.what, self.sizes = expert, what, sizes
+        self.targets = targets  # let go of when they will not be touched any more
+        self.state = _QUEUED
+        self.pending = deque(jobs)
+        self.problem: tuple[str, BaseException | None] | None = None
+        self.ended = threading.Lock()  # held until the end
+        self.ended.acquire()
+        self._crew = crew
+
+    @property
+    def done(self) -> bool:
+        """Whether it has ended, in whatever way: its memory will not be touched any more."""
+        return self.state >= _DONE
+
+    @property
+    def good(self) -> bool:
+        """Whether the expert is there."""
+        return self.state == _DONE
+
+    def cancel(self) -> bool:
+        """Give up what has not begun. True: the memory was not touched, and never will be."""
+        return self._crew.cancel(self)
+
+    def promote(self) -> None:
+        """Make it urgent, where it still waits for its turn."""
+        if not self.done:
+            self._crew.queue(self, urgent=True)
+
+    def settle(self) -> None:
+        """Return when it has ended, in whatever way. KeyboardInterrupt ends the waiting and nothing else."""
+        self._crew.settle(self)
+
+    def wait(self) -> None:
+        """Return when the expert is there; raises ExpertReadError if it cannot be read, or was cancelled.
+
+        KeyboardInterrupt ends the waiting and nothing else: the read goes on.
+        """
+        self.settle()
+        if self.state != _DONE:
+            problem, cause = self.problem or ("was cancelled", None)
+            raise ExpertReadError(f"{self.what}: {problem}") from cause
+
+
+class Crew:
+    """Threads, and the open files that they read; they live on until end()."""
+
+    def __init__(self, handles: Mapping[Path, Handle], threads: int, bounce: bool):
+        """bounce: whether all is read into memory of the thread's own first."""
+        self._handles, self._bounce = handles, bounce
+        self._lock = threading.Lock()  # of what follows, but for the two queues
+        self._at: dict[int, tuple[Read, float]] = {}  # what each thread reads, and since when
+        self._gone: set[int] = set()  # threads that have ended as they should
+        self._stats = ReadStats()
+        self._busy_since = 0.0
+        self._ending = False
+        self._urgent: deque[Read] = deque()  # a Read is in there once for each of its jobs, or more often
+        self._later: deque[Read] = deque()
+        self._calls: SimpleQueue[None] = SimpleQueue()  # each wakes a thread, which then works until nothing is left
+        self._threads: list[threading.Thread] = []
+        try:
+            for number in range(threads):
+                self._threads.append(self._start(number))
+        except BaseException:
+            self.end()
+            self.join()
+            raise
+
+    def queue(self, read: Read, *, urgent: bool) -> None:
+        """Have the pending jobs of a read done; raises ExpertReadError if the threads were ended."""
+        if self._ending:
+            raise ExpertReadError(f"{read.what}: {_CLOSED[0]}")
+        count = len(read.pending)
+        (self._urgent if urgent else self._later).extend([read] * count)
+        for _ in range(count):
+            self._calls.put(None)
+        if self._ending:  # nobody may be left who would see it
+            self._tidy()
+
+    def cancel(self, read: Read) -> bool:
+        with self._lock:
+            if read.state == _QUEUED:
+                self._end(read, _CANCELLED)
+            return read.state == _CANCELLED
+
+    def settle(self, read: Read) -> None:
+        while not read.done:
+            if read.ended.acquire(timeout=_LOOK_SECONDS):
+                read.ended.release()
+            else:
+                self._look_after()
+
+    def alive(self) -> list[Read]:
+        """All that has not ended, also what nobody has in hand because an interrupt hit while it was handed over."""
+        with self._lock:
+            found = {*self._urgent.copy(), *self._later.copy(), *(read for read, _ in self._at.values())}
+        return [read for read in found if not read.done]
+
+    def stats(self) -> ReadStats:
+        with self._lock:
+            now, s = perf_counter(), self._stats
+            running = sum(now - since for _, since in self._at.values())
+            busy = now - self._busy_since if self._at else 0.0
+            return ReadStats(s.bytes_read, s.records, s.read_seconds + running, s.busy_seconds + busy, s.max_depth)
+
+    def reset_stats(self) -> None:
+        with self._lock:
+            now = perf_counter()
+            self._at = {number: (read, now) for number, (read, _) in self._at.items()}
+            self._busy_since = now
+            self._stats = ReadStats(max_depth=len(self._at))
+
+    def end(self) -> None:
+        """Let threads end when they have done the job they are at. Takes no lock: a garbage collection may call it."""
+        self._ending = True
+        for _ in range(len(self._threads)):
+            self._calls.put(None)
+
+    def join(self) -> None:
+        """Wait until threads have ended, unless a disk does not answer; every read has ended then, files are closed."""
+        last = monotonic() + _CLOSE_SECONDS
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join(max(0.0, last - monotonic()))
+        if not any(thread.is_alive() for thread in self._threads):
+            self._tidy()
+
+    # Threads
+
+    def _start(self, number: int) -> threading.Thread:
+        # A daemon: a program that ends without close() must not wait for it.
+        thread = threading.Thread(target=self._run, args=(number,), name=f"expert-reader-{number}", daemon=True)
+        thread.start()
+        return thread
+
+    def _run(self, number: int) -> None:
+        scratch = _Scratch()
+        while not self._ending:
+            try:
+                self._calls.get()
+                while not self._ending and (work := self._take(number)) is not None:
+                    read, job = work
+                    try:
+                        count, problem = self._do(read, job, scratch), None
+                    except BaseException as error:
+                        count, problem = 0, _problem(error)
+                    self._finish(number, count, problem)
+                    del work, read, job, problem  # memory that was read into is no business of who waits for work
+            except BaseException as error:  # somebody wanted to kill this thread; it fails what it was at, and goes on
+                self._finish(number, 0, _problem(error))
+        with self._lock:
+            self._gone.add(number)
+            last = len(self._gone) == len(self._threads)
+        if last:
+            self._tidy()
+
+    def _take(self, number: int) -> tuple[Read, Job] | None:
+        """The next job there is."""
+        with self._lock:
+            for queue in (self._urgent, self._later):
+                while queue:
+                    read = queue.popleft()
+                    if read.done or not read.pending:
+                        continue
+                    now = perf_counter()
+                    if not self._at:
+                        self._busy_since = now
+                    self._at[number] = read, now
+                    read.state = _READING
+                    s = self._stats
+                    if len(self._at) > s.max_depth:
+                        self._stats = ReadStats(s.bytes_read, s.records, s.read_seconds, s.busy_seconds, len(self._at))
+                    return read, read.pending.popleft()
+        return None
+
+    def _do(self, read: Read, job: Job, scratch: _Scratch) -> int:
+        """Read what a job says, to where it belongs; -> bytes."""
+        count = 0
+        for chunk in job:
+            buffers, copies = self._buffers(read, chunk, scratch)
+            count += self._handles[chunk.file].read(buffers, chunk.offset + read.expert * chunk.step)
+            for raw, target, out in copies:
+                if target.convert is None:
+                    out[:] = raw
+                else:
+                    target.convert(raw, out)
+        for file in {chunk.file for chunk in job}:
+            self._handles[file].check()
+        return count
+
+    def _buffers(
+        self, read: Read, chunk: Chunk, scratch: _Scratch
+    ) -> tuple[list[memoryview], list[tuple[memoryview, Target, memoryview]]]:
+        """What the bytes of a chunk are read into, piece by piece; what is to be copied or converted afterwards:
+        (bytes of the file, target, the memory for them)."""
+        buffers, copies, used = [], [], 0
+        memory = scratch.of(chunk.nbytes)
+        for piece in chunk.pieces:
+            size = piece.stop - piece.start
+            target = None if piece.tensor is None else read.targets[piece.tensor]
+            if target is not None and target.convert is None and not self._bounce:
+                buffers.append(target.view[piece.start : piece.stop])
+                continue
+            buffers.append(memory[used : used + size])
+            used += size
+            if target is not None:
+                whole = read.sizes[piece.tensor]
+                start, stop = (at * target.view.nbytes // whole for at in (piece.start, piece.stop))
+                copies.append((buffers[-1], target, target.view[start:stop]))
+        return buffers, copies
+
+    def _finish(self, number: int, count: int, problem: tuple[str, BaseException | None] | None) -> None:
+        """What thread `number` was at has ended, after `count` bytes."""
+        with self._lock:
+            if number not in self._at:
+                return
+            read, since = self._at.pop(number)
+            now, s = perf_counter(), self._stats
+            busy = s.busy_seconds + (0.0 if self._at else now - self._busy_since)
+            self._stats = ReadStats(
+                s.bytes_read + count, s.records, s.read_seconds + now - since, busy, s.max_depth
+            )
+            if self._ending and read.pending:
+                problem = problem or _CLOSED
+            if problem is not None:
+                read.problem = read.problem or problem
+                read.pending.clear()
+            if not read.pending and all(other is not read for other, _ in self._at.values()):
+                self._end(read, _DONE if read.problem is None else _FAILED)
+
+    def _end(self, read: Read, state: int) -> None:
+        """The last word on a read; with the lock."""
+        if state == _DONE:
+            s = self._stats
+            self._stats = ReadStats(s.bytes_read, s.records + 1, s.read_seconds, s.busy_seconds, s.max_depth)
+        read.state = state
+        read.targets = ()
+        read.ended.release()
+
+    def _look_after(self) -> None:
+        """Replace threads that are gone, fail what they were at, and wake the others: a call may have been lost."""
+        lost = []
+        with self._lock:
+            for number, thread in enumerate(self._threads):
+                if not thread.is_alive() and number not in self._gone:
+                    lost.append(number)
+                    if self._ending:
+                        self._gone.add(number)
+                    else:
+                        self._threads[number] = self._start(number)
+        for number in lost:
+            self._finish(number, 0, ("the thread that read it is gone: ask again", None))
+        if self._ending:
+            self._tidy()
+        else:
+            self._calls.put(None)
+
+    def _tidy(self) -> None:
+        """While ending: fail what no thread will take any more, and close the files when no thread is left."""
+        with self._lock:
+            reading = {read for read, _ in self._at.values()}
+            for queue in (self._urgent, self._later):
+                while queue:
+                    read = queue.popleft()
+                    if not read.done and read not in reading:
+                        read.problem = _CLOSED
+                        self._end(read, _FAILED)
+            if len(self._gone) == len(self._threads):
+                for handle in self._handles.values():
+                    handle.close()
+
+
+class _Scratch:
+    """Memory of one thread, from the start of a page on; it grows to the largest chunk."""
+
+    def __init__(self) -> None:
+        self._memory = memoryview(b"")
+
+    def of(self, size: int) -> memoryview:
+        if size > self._memory.nbytes:
+            self._memory = memoryview(mmap.mmap(-1, size))
+        return self._memory
+
+
+def _problem(error: BaseException) -> tuple[str, BaseException | None]:
+    """What to say of an error, and what caused it."""
+    if isinstance(error, ExpertReadError):
+        return str(error), error.__cause__
+    return f"{type(error).__name__} while it was read ({error}): ask again", error

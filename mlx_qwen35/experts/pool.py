@@ -1,0 +1,199 @@
+"""What the streamed layers of a model share: a reader, the turns in which they compute, staging, and what is counted.
+
+Knows when memory may be written to. Knows no router and no sums.
+
+A turn is one pass of tokens through the layers. Only in one are slots read from and written to, one turn at a time,
+whatever thread it is on; when it ends, nothing waits to compute with a slot any more. So a slot can be overwritten as
+soon as what this turn has queued with it is evaluated: the bank of the next layer does that when it asks for its
+expert ids, and the end of the turn does it for the last one.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+import mlx.core as mx
+
+from .budget import StreamPlan
+from .reader import Read, Reader
+
+if TYPE_CHECKING:
+    from .slots import Slots
+    from .streamed import StreamedExperts
+
+
+@dataclass(frozen=True)
+class ExpertStats:
+    """What streaming did since loading, or between two of these: `later - earlier`.
+
+    hits, misses: experts that decoding asked for and that were in memory, or were not. prefetched: read because the
+    next layer would probably ask for them, prefetch_hits: and it did (hits too). swept: read for a prompt.
+    records: experts read in all; bytes_read: off the disk. wait_seconds: decoding stood still for the disk;
+    read_seconds: at least one read was under way. depth: reads under way at once, on average.
+    """
+
+    hits: int
+    misses: int
+    prefetched: int
+    prefetch_hits: int
+    swept: int
+    records: int
+    bytes_read: int
+    wait_seconds: float
+    read_seconds: float
+    depth: float
+
+    @property
+    def hit_rate(self) -> float:
+        """Of what decoding asked for; 1 where it asked for nothing."""
+        asked = self.hits + self.misses
+        return self.hits / asked if asked else 1.0
+
+    def __sub__(self, earlier: ExpertStats) -> ExpertStats:
+        values = {name: getattr(self, name) - getattr(earlier, name) for name in self.__dataclass_fields__}
+        busy = values["read_seconds"]
+        work = self.depth * self.read_seconds - earlier.depth * earlier.read_seconds
+        return ExpertStats(**values | {"depth": work / busy if busy > 0 else 0.0})
+
+
+class ExpertPool:
+    """The shared half of all StreamedExperts of a model; `banks` in the order of the layers."""
+
+    def __init__(self, reader: Reader, plan: StreamPlan, *, prefetch: bool = True):
+        if mx.default_device().type == mx.gpu and not mx.metal.is_available():
+            raise NotImplementedError(
+                "experts are streamed into memory that processor and GPU share, which only Apple's GPUs have here: "
+                "give more memory, or compute on the CPU with mx.set_default_device(mx.cpu)"
+            )
+        self.reader, self.plan, self.prefetch = reader, plan, prefetch
+        self.banks: list[StreamedExperts] = []
+        self.more = False  # further tokens of the same prompt follow this turn
+        self.wait_seconds = 0.0
+        self.swept = 0
+        self._lock = threading.Lock()
+        self._owner: int | None = None
+        self._queued: tuple[StreamedExperts, mx.array] | None = None
+        self._unsure: set[StreamedExperts] = set()  # banks whose residency an interrupt would leave in doubt
+        self._staging: tuple[object, list[Slots]] | None = None
+        self._limits = _set_limits(plan)
+
+    @contextmanager
+    def turn(self, more: bool) -> Iterator[None]:
+        """Pass tokens through the layers. more: further tokens of the same prompt follow."""
+        if self._owner == threading.get_ident() and self._lock.locked():
+            self._lock.release()  # an interrupt came between two lines of the last turn
+        self._lock.acquire()
+        try:
+            self._owner, self.more = threading.get_ident(), more
+            if self._unsure:
+                self._abandon()
+            yield
+            self.settled()
+            if self._unsure:
+                self._finish()
+        except BaseException:
+            self._abandon()
+            raise
+        finally:
+            self._staging = None
+            self._owner = None
+            self._lock.release()
+
+    def touch(self, bank: StreamedExperts) -> None:
+        """The residency of a bank is about to change."""
+        self._unsure.add(bank)
+
+    def queue(self, bank: StreamedExperts, y: mx.array) -> None:
+        """y, not evaluated yet, reads slots of `bank`."""
+        self._queued = bank, y
+
+    def settled(self, *arrays: mx.array) -> None:
+        """Evaluate arrays, with what is queued: after it the slots of that bank may be overwritten."""
+        if self._queued is None:
+            mx.eval(*arrays)
+            return
+        bank, y = self._queued
+        mx.eval(y, *arrays)
+        self._queued = None
+        bank.release()
+        self._unsure.discard(bank)
+
+    def wait(self, reads: Sequence[Read], meanwhile: Sequence[mx.array] = ()) -> None:
+        """Until reads are done; raises what the first failed with. meanwhile: arrays to compute in that time."""
+        if all(read.done for read in reads):
+            for read in reads:
+                read.wait()
+            return
+        if meanwhile:
+            mx.async_eval(*meanwhile)
+        start = perf_counter()
+        try:
+            for read in reads:
+                read.wait()
+        finally:
+            self.wait_seconds += perf_counter() - start
+
+    def staging(self, kind: object, make: object) -> list[Slots]:
+        """Two stacks of slots for the experts of a prompt; made anew where a layer's tensors are of another kind."""
+        if self._staging is None or self._staging[0] != kind:
+            self._staging = None
+            self._staging = kind, [make(), make()]
+        return self._staging[1]
+
+    def stats(self) -> ExpertStats:
+        """Counts since the model was loaded."""
+        read = self.reader.stats
+        each = [bank.residency for bank in self.banks]
+        sums = {
+            name: sum(getattr(r, name) for r in each) for name in ("hits", "misses", "prefetched", "prefetch_hits")
+        }
+        return ExpertStats(
+            **sums,
+            swept=self.swept,
+            records=read.records,
+            bytes_read=read.bytes_read,
+            wait_seconds=self.wait_seconds,
+            read_seconds=read.busy_seconds,
+            depth=read.read_seconds / read.busy_seconds if read.busy_seconds else 0.0,
+        )
+
+    def close(self) -> None:
+        """End the reader, and put MLX's limits back."""
+        self.reader.close()
+        self.banks.clear()
+        _restore_limits(self._limits)
+        self._limits = {}
+
+    def _finish(self) -> None:
+        """The end of a turn in good order: reads ahead that no layer will ask for are not waited for in the next."""
+        for bank in list(self._unsure):
+            bank.drop_ahead()
+            self._unsure.discard(bank)
+
+    def _abandon(self) -> None:
+        """After an error or interrupt: no read is under way any more, and no slot counts whose content is in doubt."""
+        self._queued = None
+        for bank in list(self._unsure):
+            bank.forget()
+            self._unsure.discard(bank)
+
+
+def _set_limits(plan: StreamPlan) -> dict[str, int]:
+    """Without a limit MLX's spare buffers grow beyond any plan; wired memory is what macOS does not compress."""
+    before = {"cache": mx.set_cache_limit(plan.cache_limit)}
+    if mx.metal.is_available():
+        most = int(mx.device_info()["max_recommended_working_set_size"])
+        before["wired"] = mx.set_wired_limit(min(plan.memory, most))
+    return before
+
+
+def _restore_limits(before: dict[str, int]) -> None:
+    if "cache" in before:
+        mx.set_cache_limit(before["cache"])
+    if "wired" in before:
+        mx.set_wired_limit(before["wired"])

@@ -1,0 +1,246 @@
+"""The bank whose experts are on the disk, and in memory as far as they fit: the same sums as resident.py, bit for bit.
+
+Knows what a layer needs next and in which order things happen. Who is in which slot is residency.py's business, the
+bytes are reader.py's, and when slots may be overwritten is pool.py's.
+
+Few rows (decoding): one evaluation shows the expert ids, and with them a guess at the next layer's; the missing are
+read into slots while the shared expert computes, the guessed behind them; then one product in the router's order.
+Many rows (a prompt): every expert that is asked for is needed once, whatever fits. Those in memory compute first, the
+others come through staging in groups, one being read while the other computes. The end of a prompt leaves the experts
+that it asked for last in the slots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+import numpy as np
+
+from ..config import QuantSpec
+from .layout import LayerLayout
+from .pool import ExpertPool
+from .reader import Read
+from .residency import Residency
+from .resident import SORT_FROM, ByExpert, weighted_sum
+from .slots import Slots
+
+Guess = Callable[[mx.array], mx.array]
+
+
+class StreamedExperts:
+    """The routed experts of one layer, of which `slots` are in memory at a time.
+
+    No nn.Module: it has no parameters, and what tools do to a module's arrays must not happen to slots.
+    """
+
+    def __init__(
+        self, pool: ExpertPool, layout: LayerLayout, specs: Mapping[str, QuantSpec], slots: int, dtype: mx.Dtype
+    ):
+        """specs: "gate_proj" .. -> its quantization, where it has one. dtype: of floats in memory."""
+        self.residency = Residency(layout.num_experts, slots)
+        self._pool, self._layout, self._specs, self._dtype = pool, layout, specs, dtype
+        self._slots = Slots(layout, specs, slots, dtype)
+        self._ahead: dict[int, Read] = {}  # prefetches that have not been asked for or looked at yet
+        self._reads: list[Read] = []  # under way for this turn
+        self._next: StreamedExperts | None = None
+        self._guess: Guess | None = None
+
+    def follow(self, bank: StreamedExperts, guess: Guess) -> None:
+        """bank: of the next layer. guess(x [N, H]) -> the ids [N, K] that its router probably asks for after this x."""
+        self._next, self._guess = bank, guess
+
+    def __call__(
+        self, x: mx.array, expert_ids: mx.array, weights: mx.array, beside: Sequence[mx.array] = ()
+    ) -> mx.array:
+        """x [N, H], expert_ids [N, K] int, weights [N, K] -> sum over K of weight * expert(x), [N, H].
+
+        beside: arrays that can be computed while experts are read. Raises ExpertReadError if the disk fails.
+        """
+        if expert_ids.size >= SORT_FROM:
+            self._pool.settled(expert_ids, x)
+            return weighted_sum(self._many(x, np.array(expert_ids), beside), weights)
+        guessed = self._guess(x) if self._guess is not None and self._pool.prefetch else None
+        self._pool.settled(*(a for a in (expert_ids, guessed) if a is not None))
+        y = self._few(x, np.array(expert_ids), guessed, beside)
+        return weighted_sum(y, weights)
+
+    def release(self) -> None:
+        """Nothing waits to compute with what was demanded any more."""
+        self.residency.release()
+
+    def forget(self) -> None:
+        """After an error or interrupt: end all reads, and count no slot whose content is in doubt."""
+        self._stop([*self._reads, *self._ahead.values()])
+        self._reads, self._ahead = [], {}
+        self.residency.clear()
+
+    def drop_ahead(self) -> None:
+        """Reads ahead that nobody asked for are not worth waiting for."""
+        ahead = [(expert, read) for expert, read in self._ahead.items()]
+        self._stop([read for _, read in ahead])
+        for expert, read in ahead:
+            self._looked_at(expert, read)
+        self._ahead = {}
+
+    def warm(self, experts: Sequence[int]) -> None:
+        """Read experts, the most valuable first, into free slots; in a turn."""
+        self._pool.touch(self)
+        self._reads = [self._submit(expert, slot) for expert, slot in self.residency.fill(experts)]
+        self._pool.wait(self._reads)
+        self._reads = []
+
+    # Few rows
+
+    def _few(self, x: mx.array, ids: np.ndarray, guessed: mx.array | None, beside: Sequence[mx.array]) -> mx.array:
+        parts = []
+        for rows in self._that_fit(ids):
+            if parts:  # the rows before are done with their slots only when they are computed
+                self._pool.settled()
+            wanted = list(dict.fromkeys(ids[rows].flatten().tolist()))
+            slot_of = self._hold(wanted, guessed, beside)
+            slots = mx.array([[slot_of[e] for e in row] for row in ids[rows].tolist()], mx.uint32)
+            parts.append(self._slots.experts.pairs(x[rows], slots))
+            self._pool.queue(self, parts[-1])
+            guessed, beside = None, ()
+        return parts[0] if len(parts) == 1 else mx.concatenate(parts)
+
+    def _that_fit(self, ids: np.ndarray) -> Iterator[slice]:
+        """Cut rows so that the experts of each piece fit into the slots together."""
+        start, together = 0, set()
+        for row, experts in enumerate(ids.tolist()):
+            together |= set(experts)
+            if len(together) > self.residency.slots:
+                yield slice(start, row)
+                start, together = row, set(experts)
+        yield slice(start, len(ids))
+
+    def _hold(self, wanted: list[int], guessed: mx.array | None, beside: Sequence[mx.array]) -> dict[int, int]:
+        """Have experts in memory; -> the slot of each."""
+        self._pool.touch(self)
+        mine = set(wanted)
+        for expert, read in list(self._ahead.items()):
+            if expert in mine:
+                read.promote()
+            elif read.done or read.cancel():
+                self._looked_at(expert, self._ahead.pop(expert))
+        placed = self.residency.demand(wanted)
+        if placed is None:  # reads that were guessed wrong are under way, and hold slots that are needed
+            wrong = [expert for expert in self._ahead if expert not in mine]
+            self._stop([self._ahead[expert] for expert in wrong])
+            for expert in wrong:
+                self._looked_at(expert, self._ahead.pop(expert))
+            placed = self.residency.demand(wanted)
+        slots, loads = placed
+        self._reads += [self._submit(expert, slot) for expert, slot in loads]
+        coming = {expert: self._ahead.pop(expert) for expert in wanted if expert in self._ahead}
+        self._reads += coming.values()
+        if guessed is not None:
+            self._next._prepare(guessed)
+        self._pool.wait(self._reads, beside)
+        self._reads = []
+        for expert in coming:
+            self.residency.landed(expert)
+        return dict(zip(wanted, slots, strict=True))
+
+    def _prepare(self, guessed: mx.array) -> None:
+        """Read ahead what this layer will probably ask for."""
+        self._pool.touch(self)
+        likely = list(dict.fromkeys(np.array(guessed).flatten().tolist()))
+        for expert, slot in self.residency.prefetch(likely, self.residency.slots):
+            self._ahead[expert] = self._submit(expert, slot, urgent=False)
+
+    def _looked_at(self, expert: int, read: Read) -> None:
+        """A prefetch has ended, one way or another."""
+        if read.good:
+            self.residency.landed(expert)
+        else:
+            self.residency.drop(expert)
+
+    # Many rows
+
+    def _many(self, x: mx.array, ids: np.ndarray, beside: Sequence[mx.array]) -> mx.array:
+        """-> each row of x through each of its experts, [N, K, H]."""
+        self._pool.touch(self)
+        self.drop_ahead()
+        if beside:
+            mx.async_eval(*beside)
+        found = ByExpert(ids)
+        passes = self._passes(found)
+        reading: list[list[Read]] = []
+        done = []
+        for number, each in enumerate(passes):
+            # While this one computes, the next is read; a slot is written to when the pass that had it is done.
+            while len(reading) < min(number + 2, len(passes)) and passes[len(reading)].after <= number:
+                reading.append(self._read_pass(passes[len(reading)]))
+            self._pool.wait(reading[number])
+            experts, slots = zip(*each.members, strict=True)
+            done.append(each.slots.experts.runs(x[found.rows(experts)], slots, found.counts(experts)))
+            mx.eval(done[-1])
+        self._reads = []
+        order = [expert for each in passes for expert, _ in each.members]
+        y = mx.concatenate(done)[found.places(order)].reshape(*ids.shape, -1)
+        mx.eval(y)
+        return y
+
+    def _passes(self, found: ByExpert) -> list[_Pass]:
+        """Which experts are computed together: those in memory, those that pass through, those that come to stay."""
+        slot_of = self.residency.slot_of
+        held = sorted(((e, slot_of[e]) for e in found.experts if e in slot_of), key=_slot)
+        passes = [_Pass(self._slots, held, read=False, after=0)] if held else []
+        first_to_stay = len(passes)  # the slots of those that leave are free when the held ones are done
+        recent = [expert for _, expert in sorted(zip(found.last, found.experts, strict=True), reverse=True)]
+        staying = self.residency.fill(recent) if self._pool.more else self.residency.admit(recent)
+        group = self._pool.plan.group
+        known = {expert for expert, _ in (*held, *staying)}
+        passing = [expert for expert in found.experts if expert not in known]
+        if passing:
+            staging = self._pool.staging(
+                (self._layout.tensors, tuple(self._specs.items())),
+                lambda: Slots(self._layout, self._specs, min(group, self.residency.num_experts), self._dtype),
+            )
+            for number, start in enumerate(range(0, len(passing), group)):
+                members = [(expert, slot) for slot, expert in enumerate(passing[start : start + group])]
+                passes.append(_Pass(staging[number % 2], members, read=True, after=max(len(passes) - 1, 0)))
+        staying.sort(key=_slot)
+        for start in range(0, len(staying), group):
+            after = max(len(passes) - 1, first_to_stay)
+            passes.append(_Pass(self._slots, staying[start : start + group], read=True, after=after))
+        return passes
+
+    def _read_pass(self, each: _Pass) -> list[Read]:
+        if not each.read:
+            return []
+        reads = [self._submit(expert, slot, each.slots) for expert, slot in each.members]
+        self._reads += reads
+        self._pool.swept += len(reads)
+        return reads
+
+    # Reads
+
+    def _submit(self, expert: int, slot: int, slots: Slots | None = None, *, urgent: bool = True) -> Read:
+        targets = (slots or self._slots).targets(slot)
+        return self._pool.reader.submit(self._layout.layer, expert, targets, urgent=urgent)
+
+    def _stop(self, reads: Sequence[Read]) -> None:
+        for read in reads:
+            read.cancel()
+        self._pool.reader.settle(reads)
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """Experts of a prompt that are computed together: members (expert, slot), by slot.
+
+    read: they have to be read first, which may begin when `after` passes are done.
+    """
+
+    slots: Slots
+    members: list[tuple[int, int]]
+    read: bool
+    after: int
+
+
+def _slot(member: tuple[int, int]) -> int:
+    return member[1]
