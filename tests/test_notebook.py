@@ -250,7 +250,7 @@ class TestInterrupts:
         chat = talk("hello", "the")
         chat.send("one")
 
-        def interrupted(*arguments: Any) -> None:
+        def interrupted(*arguments: Any, **options: Any) -> None:
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
