@@ -4,8 +4,8 @@ Knows geometry, quantizations and the sizes of our own intermediate arrays. Read
 
 The working memory of a prefill is modelled: the arrays of one layer that exist at once, counted in values a token. The
 counts were fitted to mx.get_peak_memory() on the CPU in float32, over layers of many shapes, and are meant to be above
-it: tests allow 1 to 4 times what is measured, which itself varies with how far MLX allocates ahead of its work. A GPU
-fuses more and needs less; that has not been measured.
+it: tests allow 1 to 4 times what is measured (8 where the CPU unpacks quantized weights), which itself varies with how
+far MLX allocates ahead of its work. A GPU fuses more, unpacks nothing and needs less; that has not been measured.
 """
 
 from __future__ import annotations
