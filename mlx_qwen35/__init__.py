@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mlx_qwen35.notebook import Chat, ProgressBar, Reply
     from mlx_qwen35.processor import Processor, Prompt
     from mlx_qwen35.sampling import Sampling
+    from mlx_qwen35.session import Session, Sessions
 
 __version__ = "0.1.0"
 
@@ -39,6 +40,8 @@ __all__ = [
     "Qwen35Error",
     "Reply",
     "Sampling",
+    "Session",
+    "Sessions",
     "convert",
     "estimate",
     "fuse",
@@ -68,6 +71,8 @@ _HOME = {
     "Qwen35Error": "errors",
     "Reply": "notebook",
     "Sampling": "sampling",
+    "Session": "session",
+    "Sessions": "session",
     "convert": "checkpoint.convert",
     "estimate": "library.estimating",
     "fuse": "checkpoint.adapters",

@@ -1,8 +1,8 @@
 """What a model remembers between calls: keys and values of attention layers, states of delta layers.
 
-Knows arrays, lengths and how to go back. Knows no layers, no tokens and no sampling.
+Knows arrays, lengths, how to go back and how to branch. Knows no layers, no tokens and no sampling.
 
-    Cache.layers   one KVCache or DeltaState per layer, in the order of the layers
+    Cache.layers   one KVCache, StretchedKVCache or DeltaState per layer, in the order of the layers
     Cache.offset   positions seen so far, padding included: the same for all rows of a batch
 
 A Cache is also a sequence of its layers, and these have the methods of mlx-lm's caches, so that mlx-lm's tools can use
@@ -17,7 +17,7 @@ from typing import Any
 
 import mlx.core as mx
 
-_STEP = 256  # positions by which a KVCache grows
+from .kv import KVFormat, Stretch, grown
 
 
 class _Layer:
@@ -45,6 +45,7 @@ class KVCache(_Layer):
         self.keys: mx.array | None = None
         self.values: mx.array | None = None
         self.offset = 0
+        self.reserved = 0  # positions to make room for, when room is made
 
     def update(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Append keys and values [B, Hkv, T, D]; returns all that are held, [B, Hkv, offset, D] each."""
@@ -52,8 +53,8 @@ class KVCache(_Layer):
         if self.keys is None or stop > self.keys.shape[2]:
             # In one assignment: an interrupt between two would leave buffers of unequal length.
             self.keys, self.values = (
-                _grown(self.keys, keys, start, stop),
-                _grown(self.values, values, start, stop),
+                grown(self.keys, keys, start, stop, self.reserved),
+                grown(self.values, values, start, stop, self.reserved),
             )
         self.keys[..., start:stop, :] = keys
         self.values[..., start:stop, :] = values
@@ -65,6 +66,17 @@ class KVCache(_Layer):
         if not 0 <= n <= self.offset:
             raise ValueError(f"cannot trim {n} positions from a cache that holds {self.offset}")
         self.offset -= n
+
+    def rewind(self, offset: int) -> None:
+        """Forget all positions from `offset` on."""
+        self.offset = offset
+
+    def branched(self) -> tuple[StretchedKVCache, StretchedKVCache]:
+        """Two caches with what is held here, which both share; this one is not to be used any more."""
+        stretch = Stretch()
+        if self.keys is not None:
+            stretch.keys, stretch.values, stretch.length = (self.keys,), (self.values,), self.offset
+        return StretchedKVCache(stretches=[stretch] if self.offset else []).branched()
 
     def arrays(self) -> list[mx.array]:
         return [] if self.keys is None else [self.keys, self.values]
@@ -84,12 +96,81 @@ class KVCache(_Layer):
         return BatchKVCache.merge(caches)
 
 
-def _grown(held: mx.array | None, new: mx.array, start: int, stop: int) -> mx.array:
-    """A buffer for at least `stop` positions whose first `start` are those of `held`."""
-    batch, heads, _, dim = new.shape
-    capacity = -(-stop // _STEP) * _STEP
-    space = mx.zeros((batch, heads, capacity - start, dim), new.dtype)
-    return space if start == 0 else mx.concatenate([held[..., :start, :], space], axis=2)
+class StretchedKVCache(_Layer):
+    """Keys and values of one attention layer in stretches: some that other caches share, and one of its own at the end.
+
+    form: how positions from form.start on are kept; None: as they are.
+
+        after a branch     | shared by both .......... | own, grows
+        form.start = 5     | as they are, 5 | packed, grows
+    """
+
+    def __init__(self, form: KVFormat | None = None, stretches: Sequence[Stretch] = ()) -> None:
+        self.form = form
+        self.stretches = list(stretches)
+        self.reserved = 0  # positions to make room for, when room is made
+
+    @property
+    def offset(self) -> int:
+        return sum(stretch.length for stretch in self.stretches)
+
+    def update(self, keys: mx.array, values: mx.array) -> list[Stretch]:
+        """Append keys and values [B, Hkv, T, D]; returns all stretches, in their order."""
+        plain = keys.shape[2] if self.form is None else min(max(self.form.start - self.offset, 0), keys.shape[2])
+        for form, part in ((None, slice(0, plain)), (self.form, slice(plain, keys.shape[2]))):
+            if part.start < part.stop:
+                self._append(form, keys[..., part, :], values[..., part, :])
+        return self.stretches
+
+    def _append(self, form: KVFormat | None, keys: mx.array, values: mx.array) -> None:
+        before = self.offset
+        last = self.stretches[-1] if self.stretches else None
+        if last is None or last.frozen or last.form != form:
+            last = Stretch(form)
+            self.stretches = [*self.stretches, last]
+        else:
+            before -= last.length
+        reserved = self.reserved
+        if form is None and self.form is not None:
+            reserved = min(reserved, self.form.start)
+        last.append(keys, values, reserved - before)
+
+    def rewind(self, offset: int) -> None:
+        """Forget all positions from `offset` on."""
+        kept, start = [], 0
+        for stretch in self.stretches:
+            length = min(stretch.length, offset - start)
+            if length <= 0:
+                break
+            if length < stretch.length and stretch.frozen:
+                stretch = stretch.cut(length)
+            stretch.length = length
+            kept.append(stretch)
+            start += length
+        self.stretches = kept
+
+    def branched(self) -> tuple[StretchedKVCache, StretchedKVCache]:
+        """Two caches with what is held here, which both share; this one is not to be used any more."""
+        for stretch in self.stretches:
+            stretch.frozen = True
+        return StretchedKVCache(self.form, self.stretches), StretchedKVCache(self.form, self.stretches)
+
+    def arrays(self) -> list[mx.array]:
+        return [array for stretch in self.stretches for array in stretch.arrays()]
+
+    @property
+    def state(self) -> list[mx.array]:
+        return self.arrays()
+
+    def size(self) -> int:
+        return self.offset
+
+    @staticmethod
+    def merge(caches: Sequence[StretchedKVCache]) -> Any:
+        raise ValueError(
+            "keys and values that are kept in few bits or shared between sessions cannot join a batch of mlx-lm: load "
+            "the model without kv_bits, and give mlx-lm caches of its own (model.make_cache())"
+        )
 
 
 class DeltaState(_Layer):
@@ -104,6 +185,12 @@ class DeltaState(_Layer):
 
     def update(self, conv: mx.array, matrix: mx.array) -> None:
         self.conv, self.matrix = conv, matrix
+
+    def branched(self) -> tuple[DeltaState, DeltaState]:
+        """This one, and another with the same arrays: neither is ever written to."""
+        other = DeltaState()
+        other.update(self.conv, self.matrix)
+        return self, other
 
     def arrays(self) -> list[mx.array]:
         return [a for a in (self.conv, self.matrix) if a is not None]
@@ -126,6 +213,9 @@ class DeltaState(_Layer):
         return ArraysCache.merge(rows)
 
 
+AnyLayer = KVCache | StretchedKVCache | DeltaState
+
+
 @dataclass(frozen=True)
 class Snapshot:
     """A point in a Cache's past to go back to. Holds the delta states; keys and values stay where they are."""
@@ -134,6 +224,10 @@ class Snapshot:
     rope_delta: int | Sequence[int]
     delta: tuple[tuple[mx.array | None, mx.array | None] | None, ...]
     rewinds: int  # how often the cache had gone back when this was taken
+
+    @property
+    def nbytes(self) -> int:
+        return sum(array.nbytes for pair in self.delta if pair for array in pair if array is not None)
 
 
 class Cache:
@@ -144,7 +238,7 @@ class Cache:
     one number for all rows, or one a row.
     """
 
-    def __init__(self, layers: Sequence[KVCache | DeltaState], *, left_padding: Sequence[int] | None = None) -> None:
+    def __init__(self, layers: Sequence[AnyLayer], *, left_padding: Sequence[int] | None = None) -> None:
         self.layers = list(layers)
         self.offset = 0
         self.rope_delta: int | Sequence[int] = 0
@@ -155,10 +249,10 @@ class Cache:
     def __len__(self) -> int:
         return len(self.layers)
 
-    def __getitem__(self, layer: int) -> KVCache | DeltaState:
+    def __getitem__(self, layer: int) -> AnyLayer:
         return self.layers[layer]
 
-    def __iter__(self) -> Iterator[KVCache | DeltaState]:
+    def __iter__(self) -> Iterator[AnyLayer]:
         return iter(self.layers)
 
     def __bool__(self) -> bool:
@@ -176,6 +270,23 @@ class Cache:
     def advance(self, length: int) -> None:
         """The layers have taken `length` more positions."""
         self.offset += length
+
+    def reserve(self, positions: int) -> None:
+        """Make room for so many positions in all when room is made next: without a copy at each step on the way."""
+        for layer in self.layers:
+            if not isinstance(layer, DeltaState):
+                layer.reserved = positions
+
+    def branch(self) -> Cache:
+        """A second cache with the same past, keys and values of which both share from now on. Snapshots are good for
+        both. Each goes on by itself; attention over what is shared is computed in blocks (layers/stretches.py)."""
+        pairs = [layer.branched() for layer in self.layers]
+        other = Cache([theirs for _, theirs in pairs])
+        other.offset, other.rope_delta = self.offset, self.rope_delta
+        other.longest_padding, other.left_padding = self.longest_padding, self.left_padding
+        other._rewinds = list(self._rewinds)
+        self.layers = [own for own, _ in pairs]
+        return other
 
     def snapshot(self) -> Snapshot:
         """Remember this point; costs no memory but the delta states of this moment."""
@@ -197,7 +308,7 @@ class Cache:
             if isinstance(layer, DeltaState):
                 layer.update(*delta)
             else:
-                layer.offset = snapshot.offset
+                layer.rewind(snapshot.offset)
         self.offset, self.rope_delta = snapshot.offset, snapshot.rope_delta
         self._rewinds.append(snapshot.offset)
 

@@ -1,8 +1,8 @@
 """A conversation: its messages, what its next message shows, and what was computed for it.
 
 Knows exchanges (what was asked, what was answered) and that whatever ends an answer leaves them whole. Answers are
-`stream_generate`'s. What was computed is kept as long as the next prompt goes on from it (timeline.py), and what was
-seen as long as there is room. Knows nothing of screens.
+`stream_generate`'s. What was computed is kept in a session, and what was seen as long as there is room. Knows nothing
+of screens.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from mlx_qwen35 import generation
 from mlx_qwen35.interrupt import stop_on_ctrl_c
 from mlx_qwen35.screen import call_record
+from mlx_qwen35.session import Session
 from mlx_qwen35.text.messages import MediaPart
-from mlx_qwen35.timeline import Timeline
 from mlx_qwen35.vision.features import FeatureStore
 
 if TYPE_CHECKING:
@@ -24,14 +24,12 @@ if TYPE_CHECKING:
     from mlx_qwen35.parts import Part
     from mlx_qwen35.processor import Processor
 
-TURN_START = "<|im_start|>"
-
 Message = dict[str, Any]
 Exchange = tuple[list[Message], Message]  # what was asked, what was answered
 
 
 class Conversation:
-    """Exchanges with one model, and the timeline that was computed for them. `shown`: pictures and videos of the next
+    """Exchanges with one model, and the session that was computed for them. `shown`: pictures and videos of the next
     message, as parts of its content."""
 
     def __init__(
@@ -50,14 +48,13 @@ class Conversation:
         self._system, self._tools, self._enable_thinking = system, list(tools), enable_thinking
         self._reading, self._settings = dict(reading or {}), dict(settings or {})
         self._features = FeatureStore()
-        self._turn_start = processor.tokenizer.token_id(TURN_START)
         self.reset()
 
     def reset(self) -> None:
         """Forgets everything but features of pictures, which may come again."""
         self.exchanges: list[Exchange] = []
         self.shown: list[Message] = []
-        self._timeline = Timeline(self._model)
+        self._session = Session(self._model)
 
     @property
     def messages(self) -> list[Message]:
@@ -104,17 +101,6 @@ class Conversation:
             enable_thinking=thinking,
         )
         settings = {**self._settings, **settings}
-        timeline = self._timeline
-        covered = timeline.go_on(prompt)
-        to_mark = self._last_turn(prompt.tokens) - covered
-        show_progress = settings.get("on_progress")
-
-        def on_progress(done: int, total: int) -> None:
-            if done == to_mark:
-                timeline.mark()
-            if show_progress:
-                show_progress(done, total)
-
         parts: list[Part] = []
         try:
             with stop_on_ctrl_c() as asked:
@@ -123,29 +109,20 @@ class Conversation:
                     self._processor,
                     prompt,
                     tools=self._tools,
-                    cache=timeline.cache,
-                    covered=covered,
+                    session=self._session,
                     features=self._features,
-                    boundaries=[to_mark],
                     cancel=asked,
-                    **{**settings, "on_progress": on_progress},
+                    **settings,
                 )
                 with closing(stream):
                     for part in stream:
                         parts.append(replace(part, logprobs=None))  # a megabyte a token
                         on_part(part)
         finally:
-            answered = [part.token for part in parts if part.token is not None]
-            timeline.settle([*prompt.tokens, *answered])
-            if answered:
+            if any(part.token is not None for part in parts):
                 self.exchanges = [*self.exchanges, (list(questions), _message(parts))]
                 self.shown = []
         return parts
-
-    def _last_turn(self, tokens: list[int]) -> int:
-        """Where the turn begins that the model is to write; 0 where it cannot be told."""
-        turns = [at for at, token in enumerate(tokens) if token == self._turn_start]
-        return turns[-1] if turns else 0
 
 
 def _message(parts: list[Part]) -> Message:

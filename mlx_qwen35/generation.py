@@ -10,6 +10,7 @@ the prompt and exactly the tokens that were handed out: a step that was queued a
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping, MutableMapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from mlx_qwen35.cache import Cache, Snapshot
     from mlx_qwen35.model import Model
     from mlx_qwen35.processor import Processor
+    from mlx_qwen35.session import Session
     from mlx_qwen35.vision.media import Media
 
 __all__ = ["Completion", "Part", "decode", "generate", "generate_batch", "prefill", "statistics", "stream_generate"]
@@ -79,6 +81,7 @@ def prefill(
     cancelled = _cancel_check(cancel)
     ends = sorted({*range(chunk_size, total, chunk_size), *(b for b in boundaries if 0 < b < total), total})
     done, logits = 0, None
+    cache.reserve(cache.offset + total)
     if on_progress:
         on_progress(0, total)
     if cancelled():
@@ -161,6 +164,7 @@ def stream_generate(
     max_tokens: int | None = DEFAULT_MAX_TOKENS,
     sampling: Sampling | None = None,
     stop: str | Iterable[str] = (),
+    session: Session | None = None,
     cache: Cache | None = None,
     covered: int = 0,
     features: MutableMapping[str, mx.array] | None = None,
@@ -175,6 +179,8 @@ def stream_generate(
     prompt: a text (one user message), a list of messages, token ids, or a Prompt.
     images, videos, fps, max_pixels, fetch: what it shows, and how that is read; see `Processor.prompt`.
     max_tokens: None goes on until the context is full. sampling: None takes what generation_config.json says.
+    session: what was computed before. The prompt is all of it; the part that begins as an earlier one is not computed
+    again. cache and covered are its own then.
     cache: continued; the prompt is what comes after the tokens it holds, and afterwards it covers prompt and answer.
     covered: not 0: the prompt is all of it instead, and the cache holds its first `covered` tokens, which need not be
     computed again; a repetition penalty knows them then.
@@ -188,6 +194,8 @@ def stream_generate(
     """
     chosen = {"system": system, "tools": tools, "enable_thinking": enable_thinking}
     chosen |= {"fps": fps, "max_pixels": max_pixels, "fetch": fetch}
+    if session is not None and (cache is not None or covered):
+        raise ValueError("a session has a cache of its own, and knows what it covers: give it alone")
     prompt = _read_prompt(processor, prompt, images, videos, **chosen)
     cache = model.make_cache() if cache is None else cache
     _check_covered(covered, len(prompt.tokens), cache)
@@ -196,7 +204,41 @@ def stream_generate(
     held = cache.offset - covered
     asked = _Asked(model, processor, [prompt], held, context_length, max_tokens, sampling, tools, stop)
     prefilling = {"chunk_size": chunk_size, "boundaries": tuple(boundaries), "on_progress": on_progress}
+    if session is not None:
+        return _stream_in_session(session, model, prompt, features, asked, prefilling, cancel)
     return _stream(model, cache, prompt, covered, features, asked, prefilling, cancel)
+
+
+def _stream_in_session(
+    session: Session,
+    model: Model,
+    prompt: Prompt,
+    features: MutableMapping[str, mx.array] | None,
+    asked: _Asked,
+    prefilling: dict[str, Any],
+    cancel: Cancel,
+) -> Generator[Part, None, None]:
+    """As `_stream`; the session knows afterwards what its cache covers, and has taken snapshots on the way."""
+    covered = session.go_on(prompt)
+    show, chunk = prefilling["on_progress"], prefilling["chunk_size"] or model.prefill_chunk
+    answered: list[int] = []
+
+    def on_progress(done: int, total: int) -> None:
+        session.reached(chunk)
+        if show:
+            show(done, total)
+
+    ends = [*prefilling["boundaries"], *(place - covered for place in session.meetings)]
+    prefilling = {**prefilling, "boundaries": ends, "on_progress": on_progress}
+    try:
+        with closing(_stream(model, session.cache, prompt, covered, features, asked, prefilling, cancel)) as parts:
+            for part in parts:
+                if part.token is not None:
+                    answered.append(part.token)
+                    session.reached(1)
+                yield part
+    finally:
+        session.settle([*prompt.tokens, *answered])
 
 
 def _stream(

@@ -35,17 +35,20 @@ from mlx_qwen35.vision.media import Media
 from mlx_qwen35.vision.positions import place
 from mlx_qwen35.vision.video import VideoLimits, prepare_video
 
+TURN_START = "<|im_start|>"
+
 
 @dataclass(frozen=True)
 class Prompt:
     """tokens: what the model reads; text: what they were made of (None if they came as ids); thinking: the prompt
     ends inside <think>, so that the reply begins with reasoning; media: the pictures and videos whose placeholders are
-    among the tokens, in their order."""
+    among the tokens, in their order; turns: where turns of a conversation begin, the one to be written included."""
 
     tokens: list[int]
     text: str | None
     thinking: bool
     media: tuple[Media, ...] = ()
+    turns: tuple[int, ...] = ()
 
 
 @dataclass(eq=False)  # not frozen: mlx-lm sets a name of its own on what it takes for a tokenizer
@@ -157,7 +160,10 @@ class Processor(TokenizerFace):
                 f"the prompt has {len(tokens)} tokens{shown}, the context {self.context_length}; shorten it or load "
                 f"the model with a larger context_length"
             )
-        return Prompt(tokens, text, _ends_in_thinking(self.decode(tokens) if text is None else text), media)
+        thinking = _ends_in_thinking(self.decode(tokens) if text is None else text)
+        turn = self.tokenizer.token_id(TURN_START)
+        turns = tuple(at for at, token in enumerate(tokens) if token == turn)
+        return Prompt(tokens, text, thinking, media, turns)
 
     def prepare(
         self, messages: Messages, *, fps: float | None = None, max_pixels: int | None = None, fetch: bool = False
@@ -247,7 +253,7 @@ def _eos_ids(generation_config: Mapping[str, Any], path: Path) -> frozenset[int]
 
 def _ends_in_thinking(text: str) -> bool:
     """Whether the last turn opened <think> and left it open."""
-    turn = text[text.rfind("<|im_start|>") + 1 :]
+    turn = text[text.rfind(TURN_START) + 1 :]
     return turn.rfind("<think>") > turn.rfind("</think>")
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..cache import KVCache
+from ..cache import KVCache, StretchedKVCache
 from ..config import TextConfig
 from ..kernels.activation import gated
 from .linear import Linear
 from .norm import RMSNorm
 from .rope import rotate
+from .stretches import stretched_attention
 
 # Scores of one layer that may exist at once. MLX materialises them for head_dim 256 when more than 8 rows ask.
 MOST_SCORES = 2**26
@@ -42,7 +43,7 @@ class GatedAttention(nn.Module):
         self,
         x: mx.array,
         rope: tuple[mx.array, mx.array],
-        cache: KVCache | None = None,
+        cache: KVCache | StretchedKVCache | None = None,
         readable: mx.array | None = None,
     ) -> mx.array:
         """x [B, T, H] -> [B, T, H]. rope: cos, sin of these T positions. cache: of this layer, or None.
@@ -55,9 +56,12 @@ class GatedAttention(nn.Module):
         values = self.v_proj(x).reshape(batch, length, self.kv_heads, self.head_dim).swapaxes(1, 2)
         queries = rotate(self.q_norm(queries).swapaxes(1, 2), *rope)  # [B, heads, T, D]
         keys = rotate(self.k_norm(keys).swapaxes(1, 2), *rope)  # [B, kv_heads, T, D]
-        if cache is not None:
-            keys, values = cache.update(keys, values)
-        out = causal_attention(queries, keys, values, readable)
+        if isinstance(cache, StretchedKVCache):
+            out = stretched_attention(queries, cache.update(keys, values), readable)
+        else:
+            if cache is not None:
+                keys, values = cache.update(keys, values)
+            out = causal_attention(queries, keys, values, readable)
         out = out.swapaxes(1, 2).reshape(batch, length, -1)
         return self.o_proj(gated(out, gate.reshape(batch, length, -1)))
 

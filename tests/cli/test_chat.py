@@ -40,9 +40,15 @@ def test_an_answer_without_a_token_leaves_no_message(speak, run):
 def test_a_penalty_knows_the_kept_tokens(speak, run, monkeypatch):
     speak("hello", "hello")
     calls, stream = [], generation.stream_generate
-    monkeypatch.setattr(generation, "stream_generate", lambda *a, **k: calls.append((a[2], k)) or stream(*a, **k))
+
+
+    def watched(*given, session, **options):
+        calls.append((given[2], len(session.tokens)))
+        return stream(*given, session=session, **options)
+
+    monkeypatch.setattr(generation, "stream_generate", watched)
     run("chat", "--model", "x", "--no-think", stdin="one\ntwo\n")
-    assert [options["covered"] > 5 for _, options in calls] == [False, True]
+    assert [kept > 5 for _, kept in calls] == [False, True]
     assert all(prompt.text.startswith("<|im_start|>user\none<|im_end|>") for prompt, _ in calls)
 
 

@@ -246,7 +246,7 @@ def test_a_message_given_up_inside_a_picture_is_asked_again(talk, media, encoded
             *_, last = talk.answer([talk.question("what is it")], lambda part: None)
         talk._settings = settings
         assert last.finish_reason == "cancelled" and talk.messages == []
-        assert [part["image"] for part in talk.shown] == [shown] and talk._timeline.cache.offset >= stop
+        assert [part["image"] for part in talk.shown] == [shown] and talk._session.cache.offset >= stop
         encoded.clear()
         answered(talk, "what is it")
         assert len(encoded) == 1  # for the answer without anything kept

@@ -11,11 +11,11 @@ import pytest
 from mlx.utils import tree_flatten
 
 import mlx_qwen35
-from mlx_qwen35.cache import _STEP
 from mlx_qwen35.checkpoint.convert import convert
 from mlx_qwen35.cli.main import main
 from mlx_qwen35.errors import CheckpointError
 from mlx_qwen35.generation import prefill
+from mlx_qwen35.kv import STEP
 from mlx_qwen35.library import estimating, find, footprint, holding, load_model
 from mlx_qwen35.library.estimating import estimate
 from mlx_qwen35.library.plan import parse_size
@@ -91,7 +91,7 @@ def test_the_search_for_the_longest(limit: int) -> None:
 
 
 def test_sizes_that_belong_to_others() -> None:
-    assert (footprint.CHUNK_SIZE, footprint.CACHE_STEP) == (PREFILL_CHUNK, _STEP)
+    assert (footprint.CHUNK_SIZE, footprint.CACHE_STEP) == (PREFILL_CHUNK, STEP)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

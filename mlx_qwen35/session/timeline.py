@@ -1,0 +1,157 @@
+"""A session: the tokens and media that were computed, their cache, and how a new prompt goes on from them.
+
+Knows token ids, what stands behind placeholders, the cache and its snapshots. Knows nothing of messages or text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import zip_longest
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mlx_qwen35.session.marks import Marks
+
+if TYPE_CHECKING:
+    from mlx_qwen35.cache import Cache
+    from mlx_qwen35.model import Model
+    from mlx_qwen35.processor import Prompt
+    from mlx_qwen35.session.pool import Sessions
+    from mlx_qwen35.vision.media import Media
+
+SNAPSHOT_BYTES = 1 << 30  # 5 snapshots of the largest published model, 55 of the smallest
+
+Shown = tuple[int, "Media"]  # where the placeholders of an image or video begin
+
+
+class Session:
+    """One cache and the tokens it covers, with marks to go back to. `stream_generate(..., session=)` goes on with it.
+
+    Keys and values can be cut anywhere, the state of a delta layer cannot: it goes back to a snapshot only. A template
+    writes an answer differently once it lies in the past (its reasoning is dropped), so the next prompt goes on from a
+    mark before that:
+
+        computed   system | user1 | <think> why </think> four          marks at each |
+        prompt     system | user1 | four user2 | <think>               goes on from before the answer
+
+    Two pictures of one size have the same tokens: what counts is the picture. One that the cache has the first half of
+    is gone on with like anything else.
+    """
+
+    def __init__(self, model: Model, *, snapshot_bytes: int = SNAPSHOT_BYTES, pool: Sessions | None = None) -> None:
+        """snapshot_bytes: for snapshots, which then lie closer together or further apart. pool: of which it is one."""
+        self._model, self._snapshot_bytes, self._pool = model, snapshot_bytes, pool
+        self.forget()
+
+    def forget(self) -> None:
+        """Gives back all memory: nothing is computed. The session can be used as before."""
+        self.tokens: list[int] = []  # of which the cache covers all, unless something is being computed
+        self.cache: Cache = self._model.make_cache()
+        self._marks = Marks(self._snapshot_bytes, self._model.prefill_chunk)
+        self._shown: list[Shown] = []  # among the tokens, and perhaps beyond
+        self._meetings: frozenset[int] = frozenset()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held, what is shared with branches included."""
+        return sum(array.nbytes for array in self.buffers().values())
+
+    @property
+    def spacing(self) -> int:
+        """The most tokens that are computed again where a prompt parts from this one at a place of its own."""
+        return self._marks.spacing(len(self.tokens))
+
+    def buffers(self) -> dict[int, object]:
+        """Every array held, by identity."""
+        arrays = self.cache.arrays()
+        for mark in self._marks:
+            arrays += [array for pair in mark.snapshot.delta if pair for array in pair if array is not None]
+        return {id(array): array for array in arrays}
+
+    def go_on(self, prompt: Prompt) -> int:
+        """Makes the cache cover as much of the beginning of `prompt` as it can, and returns how many tokens that is.
+
+        At least one token of the prompt is left to compute.
+        """
+        places = self._places(prompt)
+        shared = min(_common(self.tokens, prompt.tokens), _first_other(self._shown, [(a, m) for a, _, m in places]))
+        # Now the tokens are the beginning of this prompt, and stay it whatever interrupts what follows.
+        length = self._go_back(min(shared, len(prompt.tokens) - 1))
+        self._shown = [(start, medium) for start, _, medium in places]
+        turns = {*prompt.turns[1:2], *prompt.turns[-1:]}  # after the system message and tools; where the answer begins
+        self._meetings = frozenset(at for at in turns | {end for _, end, _ in places} if at > length)
+        return length
+
+    def _go_back(self, most: int) -> int:
+        """Makes the cache and the tokens end as late as possible, after `most` tokens or fewer; -> after how many."""
+        if not most == len(self.tokens) == self.cache.offset:
+            tokens, mark = self.tokens, self._marks.last(most)
+            if mark is None:
+                self.forget()
+            else:
+                self.tokens = []  # a cache that is halfway back, if this is interrupted, stands for nothing
+                self.cache.restore(mark.snapshot)
+                self._marks.cut(mark.offset)
+                self.tokens = tokens[: mark.offset]
+        return len(self.tokens)
+
+    @property
+    def meetings(self) -> list[int]:
+        """Where the prompt that `go_on` was given has places, after what is covered, at which to take a snapshot."""
+        return sorted(self._meetings)
+
+    def reached(self, ahead: int) -> None:
+        """The cache has come to the end of a chunk or token; the next end is at most `ahead` tokens away."""
+        offset = self.cache.offset
+        if offset in self._meetings or self._marks.due(offset, ahead):
+            self._marks.add(offset, self.cache.snapshot(), met=offset in self._meetings)
+
+    def settle(self, tokens: Sequence[int]) -> None:
+        """After an answer: `tokens`, prompt and answer, of which the cache covers the first `cache.offset`."""
+        self.tokens = list(tokens[: self.cache.offset])
+        self._meetings = frozenset()
+        if self._pool is not None:
+            self._pool.used(self)
+
+    def branch(self) -> Session:
+        """Another session with the same past, which is not copied: both go on from it, each its own way."""
+        self._go_back(len(self.tokens))  # only if it was interrupted
+        other = Session(self._model, snapshot_bytes=self._snapshot_bytes, pool=self._pool)
+        if self.tokens:
+            other.cache = self.cache.branch()
+            other.tokens, other._shown = list(self.tokens), list(self._shown)
+            for mark in self._marks:
+                other._marks.add(mark.offset, mark.snapshot, met=mark.met)
+        if self._pool is not None:
+            self._pool.used(other)
+        return other
+
+    def _places(self, prompt: Prompt) -> list[tuple[int, int, Media]]:
+        """Where the placeholders of each image and video begin and end, in the order of the tokens."""
+        if not prompt.media:
+            return []
+        taken = self._model.placement([prompt.tokens], [prompt.media]).features[0]
+        places, first = [], 0
+        for medium in prompt.media:
+            own = np.flatnonzero((taken >= first) & (taken < first + medium.tokens))
+            places.append((int(own[0]), int(own[-1]) + 1, medium))
+            first += medium.tokens
+        return sorted(places, key=lambda place: place[0])
+
+
+def _common(left: Sequence[int], right: Sequence[int]) -> int:
+    """How many tokens at the beginning are the same."""
+    for at, (a, b) in enumerate(zip(left, right, strict=False)):
+        if a != b:
+            return at
+    return min(len(left), len(right))
+
+
+def _first_other(left: Sequence[Shown], right: Sequence[Shown]) -> float:
+    """Where the first image or video begins that the other does not have; infinity: nowhere."""
+    for a, b in zip_longest(left, right):
+        # The key is a hash of all pixels; a chat keeps its media, and then the object is the same.
+        if a is None or b is None or not (a[1] is b[1] or a[1].key == b[1].key):
+            return min(place[0] for place in (a, b) if place is not None)
+    return float("inf")
