@@ -19,7 +19,7 @@ import mlx.core as mx
 
 from mlx_qwen35 import __version__
 from mlx_qwen35.checkpoint import adapters, allotment, pipeline, recipes
-from mlx_qwen35.checkpoint.files import ReadError
+from mlx_qwen35.checkpoint.files import ReadError, fingerprint
 from mlx_qwen35.checkpoint.gptq import Gptq
 from mlx_qwen35.checkpoint.inventory import text_tensors
 from mlx_qwen35.checkpoint.journal import Journal, Refused, is_begun
@@ -59,6 +59,7 @@ def convert(
     verify: bool | Callable[[Verification], None] = False,
     pack_experts: bool = False,
     on_progress: OnProgress | None = None,
+    on_measure: OnProgress | None = None,
 ) -> Path:
     """Write the checkpoint in folder `source` as an MLX checkpoint into folder `target`, and return that.
 
@@ -74,7 +75,7 @@ def convert(
     unfinished one, if there is any. verify: read everything back before the target gets its name, and compare weights
     and logits with the source (verify.py); a function gets the report. pack_experts: add expert records (records.py),
     which repeat the experts' bytes in the order in which streaming reads them. on_progress: called with (bytes read,
-    bytes in all).
+    bytes in all); on_measure: before that, where target_size is given, with (modules measured, modules in all).
     Raises CheckpointError for a source that cannot be read or is already what is asked for, weights that are NaN or
     infinite, an existing target, an unfinished conversion to it, another one at the same time, a quantization that MLX
     does not have and a full disk. `target` appears only when it is complete. What an interruption (Ctrl-C, a kill, a
@@ -117,7 +118,7 @@ def convert(
                 _check_unfinished(partial, overwrite, resume)
                 if journal.assignment is None:
                     partial.clear()
-                    found = _assignment(origin, default, recipe, target_size, wanted, updates or {})
+                    found = _assignment(origin, default, recipe, target_size, wanted, updates or {}, on_measure)
                     journal.start(_to_json(found))
                 search = target_size is not None or recipes.searches(recipe)
                 plan = make_plan(origin, _from_json(journal.assignment), default, wanted, search, updates)
@@ -239,6 +240,7 @@ def _assignment(
     target_size: int | None,
     dtype: mx.Dtype | None,
     updated: Container[str],
+    on_measure: OnProgress | None,
 ) -> dict[str, QuantSpec | None] | None:
     """How each linear module of the text model is to be quantized; None: not at all. updated: the weights that an
     adapter changes."""
@@ -254,7 +256,9 @@ def _assignment(
     rest = make_plan(origin, None, None, dtype)
     beside = sum(spec.nbytes for task in rest.vision + rest.mtp for spec in task.specs().values())
     beside += sum(path.stat().st_size for path in _to_copy(origin.folder))
-    return allotment.fit(origin, target_size, beside=beside, group_size=default.group_size, dtype=dtype)
+    return allotment.fit(
+        origin, target_size, beside=beside, group_size=default.group_size, dtype=dtype, on_progress=on_measure
+    )
 
 
 def _is_kept(origin: Source, had: QuantSpec | None, asked: QuantSpec | None, recipe: str | None) -> bool:
@@ -281,11 +285,14 @@ def _from_json(value: dict[str, Any] | None) -> dict[str, QuantSpec | None] | No
 
 
 def _digest(origin: Source, adapter: adapters.Adapter | None) -> str:
-    """Of what the target's bytes are made of: the files of source and adapter as they are now, and MLX."""
+    """Of what the target's bytes are made of: the files of source and adapter as they are now, and MLX.
+
+    Times alone would not do: archives and builds that are to be repeated give every file the same.
+    """
     paths = sorted({entry.file for entry in origin.files.entries.values()} | {origin.folder / "config.json"})
     paths += [path for path in [origin.folder / MTP_FILE] if path.exists()]
     paths += [] if adapter is None else [adapter.folder / adapters.CONFIG, adapter.folder / adapters.WEIGHTS]
-    found = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+    found = [(path.name, path.stat().st_mtime_ns, fingerprint(path)) for path in paths]
     device = mx.default_device().type
     text = json.dumps([str(origin.folder.resolve()), found, mx.__version__, str(device), __version__])
     return hashlib.sha256(text.encode()).hexdigest()
@@ -326,7 +333,7 @@ def _unreadable(error: OSError, path: Path) -> ReadError:
 
 
 def _check_target(source: Path, target: Path, overwrite: bool) -> None:
-    if not target.exists():
+    if not os.path.exists(target):  # Path.exists() raises where the name is too long
         return
     if target.resolve() == source.resolve() or target.resolve() in source.resolve().parents:
         raise Refused(f"{target} is the source or holds it: choose another folder for the conversion")

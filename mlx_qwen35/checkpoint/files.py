@@ -7,6 +7,7 @@ name and never a wrong tensor.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -34,6 +35,7 @@ _NUMPY = {
     "F8_E4M3": np.uint8,
 }  # fmt: skip
 _LONGEST_HEADER = 100_000_000  # the format's own limit
+_HEAD, _BLOCKS, _BLOCK = 1 << 16, 64, 1 << 12  # of a fingerprint
 _LFS = b"version https://git-lfs.github.com/spec/"
 _NUMBERED = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.safetensors")
 
@@ -112,6 +114,24 @@ def open_file(path: Path) -> TensorFiles:
     """The same for a single file, such as mtp/weights.safetensors."""
     entries, metadata = read_header(path)
     return TensorFiles(path.parent, entries, {path.name: metadata.get("format")})
+
+
+def fingerprint(path: Path) -> str:
+    """Of a file's size, its first bytes, which hold a safetensors header, and blocks that are spread over the rest.
+
+    Not of all of it: that would be to read a whole checkpoint. Raises CheckpointError if it cannot be read.
+    """
+    found = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            found.update(size.to_bytes(8, "little") + file.read(_HEAD))
+            for block in range(_BLOCKS):
+                file.seek((size - _BLOCK) * block // (_BLOCKS - 1) if size > _BLOCK else 0)
+                found.update(file.read(_BLOCK))
+    except OSError as error:
+        raise ReadError(f"{path} cannot be read ({error}): check the disk, or download the file again") from None
+    return found.hexdigest()
 
 
 def read(entry: Entry, start: int = 0, stop: int | None = None, half: int | None = None) -> np.ndarray:

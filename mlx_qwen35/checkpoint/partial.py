@@ -11,6 +11,7 @@ name is enough to find, go on with or remove what an interruption left behind:
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -25,6 +26,9 @@ try:
     import fcntl
 except ImportError:  # no such locks there: two conversions to one target are not noticed
     fcntl = None  # type: ignore[assignment]
+
+
+_LONGEST_NAME = 255  # bytes, of a file on all common disks
 
 
 class Partial:
@@ -82,7 +86,10 @@ class Partial:
 
 def container_of(target: Path) -> Path:
     """The hidden folder of a target."""
-    return target.parent / f".{target.name}.partial"
+    name = f".{target.name}.partial"
+    if len(os.fsencode(name)) > _LONGEST_NAME:
+        name = f".{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:32]}.partial"
+    return target.parent / name
 
 
 @contextmanager
@@ -94,6 +101,8 @@ def claim(target: Path) -> Iterator[Partial]:
     """
     if target.is_symlink():
         raise Refused(f"{target} is a link to {os.readlink(target)}: give the folder that it leads to, or remove it")
+    if len(os.fsencode(target.name)) > _LONGEST_NAME:
+        raise Refused(f"{target} has a name of more than {_LONGEST_NAME} bytes, which disks do not take: shorten it")
     if target.name in ("", ".."):
         raise Refused(f"{target} is a way to a folder and not its name: give the name")
     partial = Partial(target)

@@ -22,7 +22,7 @@ from mlx_qwen35.errors import CheckpointError
 SHARD_BYTES = 5 << 30
 _SIZES = {"U32": 4, "F32": 4, "F16": 2, "BF16": 2, "U8": 1}
 TAGS = {mx.uint32: "U32", mx.float32: "F32", mx.float16: "F16", mx.bfloat16: "BF16", mx.uint8: "U8"}
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class WriteError(CheckpointError):
@@ -133,6 +133,11 @@ def write_error(error: OSError, path: Path) -> WriteError:
     """What to say of a write to `path` that failed."""
     if error.errno in _FULL:
         return WriteError(f"the disk is full: {path} cannot be written to its end ({error.strerror}). Free some space")
+    if error.errno == errno.EFBIG:
+        return WriteError(
+            f"{path} is larger than a file may be here: raise the limit (`ulimit -f`), or choose a disk whose file "
+            "system takes large files, as FAT32 does not"
+        )
     return WriteError(f"{path} cannot be written ({error.strerror or error}): check the disk and its permissions")
 
 

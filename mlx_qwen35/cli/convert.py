@@ -72,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
             resume=args.resume,
             verify=(lambda report: print(report, file=sys.stderr)) if args.verify else False,
             on_progress=Progress("Converting", "bytes"),
+            on_measure=Progress("Choosing bits", "modules"),
         )
     except KeyboardInterrupt:
         if unfinished(target):

@@ -48,6 +48,18 @@ def test_here(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert contents(tmp_path / "here") == before and os.listdir(tmp_path / "here") == ["inner"]
 
 
+@pytest.mark.parametrize("name", ["n" * 255, "\u00fc" * 127, "n" * 248])
+def test_the_longest_names(source: Path, tmp_path: Path, name: str) -> None:
+    """There is no room for what is put around the name of unfinished work."""
+    assert os.listdir(convert(source, tmp_path / "out" / name).parent) == [name]
+
+
+def test_a_name_too_long(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="a name of more than 255 bytes, which disks do not take: shorten it"):
+        convert(source, tmp_path / "out" / ("n" * 256))
+    assert os.listdir(tmp_path) == ["source"]
+
+
 def once(act: Callable[[], Any]) -> Callable[[int, int], None]:
     """As on_progress: `act` in the middle of the work."""
     done: list[Any] = []

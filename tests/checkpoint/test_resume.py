@@ -193,6 +193,18 @@ def test_another_source_is_not_mixed_in(tmp_path: Path) -> None:
         convert(first, target, resume=True)
 
 
+def test_another_source_of_the_same_size_and_time(tmp_path: Path) -> None:
+    """As archives and builds that are to be repeated leave them."""
+    source = source_of(tmp_path / "a")
+    target, weights = begun(source, tmp_path / "b"), source / "model.safetensors"
+    before, data = weights.stat(), bytearray(weights.read_bytes())
+    data[-2] ^= 1
+    weights.write_bytes(data)
+    os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(CheckpointError, match="files of the source, MLX or this package have changed"):
+        convert(source, target, resume=True)
+
+
 def test_nothing_to_resume(source: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
     assert contents(convert(source, tmp_path / "b", resume=True)) == whole
     with pytest.raises(CheckpointError, match="exists already"):
@@ -227,6 +239,20 @@ def test_disk_that_fills_up(
                 convert(source, target, resume=True)
         assert not target.exists()
     assert contents(convert(source, target, resume=True)) == whole
+
+
+def test_a_limit_for_files_is_no_full_disk(source: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
+    """It is the process's own, and its end says so."""
+    code = f"""
+import resource
+from mlx_qwen35 import convert
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+convert({str(source)!r}, {str(tmp_path / "b")!r})
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=CHECKOUT)
+    last = done.stderr.strip().splitlines()[-1]
+    assert "model.safetensors is larger than a file may be here: raise the limit" in last and "--resume" in last
+    assert contents(convert(source, tmp_path / "b", resume=True)) == whole
 
 
 def test_full_disk_for_the_journal(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

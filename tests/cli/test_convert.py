@@ -20,7 +20,7 @@ def calls(monkeypatch):
     calls = []
 
     def convert(source, target, **options):
-        assert options.pop("on_progress") and not options.pop("verify")
+        assert options.pop("on_progress") and options.pop("on_measure") and not options.pop("verify")
         calls.append((source, target, options))
         return target
 
@@ -96,6 +96,12 @@ def test_a_converted_checkpoint_answers_the_same(checkpoint, run, tmp_path):
     assert first["text"] == second["text"]
     done = run("convert", checkpoint, target)
     assert done.status == 2 and done.err.count("error: ") == 1
+
+
+def test_choosing_bits_shows_how_far_it_is(checkpoint, run, tmp_path):
+    done = run("convert", checkpoint, tmp_path / "small", "--target-size", "1GB")
+    assert done.status == 0
+    assert re.search(r"Choosing bits: (\d+) modules of \1 modules, .*\nConverting: ", done.err)
 
 
 def test_ctrl_c_says_how_to_go_on(checkpoint, run, tmp_path, monkeypatch):
