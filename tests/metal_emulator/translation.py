@@ -39,7 +39,7 @@ _FORBIDDEN = [
     (r"\b(?:new|delete|throw|try|catch|virtual|dynamic_cast|typeid|thread_local|goto)\b", "no such keyword in MSL"),
     (r"\b(?:printf|malloc|assert|memcpy)\s*\(", "there is no C library in MSL"),
     (r"\[[&=]?\w*\]\s*\([^)]*\)\s*(?:->\s*\w+\s*)?\{", "no lambdas before Metal 4"),
-    (r"\bstatic\s+(?!const\b|constexpr\b|_)\w", "no local static variables in MSL"),
+    (r"\bstatic\s+(?!const\b|constexpr\b|METAL_FUNC\b|_)\w", "no local static variables in MSL"),
 ]
 
 
