@@ -14,7 +14,7 @@ import mlx.core as mx
 import numpy as np
 
 from benchmarks.likelihood import Question, questions
-from mlx_qwen35.layers.moe import route
+from mlx_qwen35.kernels.router import route
 from mlx_qwen35.model import DecoderLayer, Model
 from mlx_qwen35.processor import Processor
 

@@ -12,6 +12,9 @@ import mlx.nn as nn
 import numpy as np
 
 from ..kernels.activation import swiglu
+from ..kernels.expert_down import down
+from ..kernels.expert_gate_up import gate_up
+from ..kernels.weights import Projections
 from .linear import ExpertLinear, QuantizedExpertLinear
 
 # From this many (row, expert) pairs on, taking them expert by expert pays: each expert is then read once.
@@ -29,6 +32,20 @@ class Experts(nn.Module):
     def pairs(self, x: mx.array, expert_ids: mx.array) -> mx.array:
         """x [N, H], expert_ids [N, K] int -> each row through each of its experts, [N, K, H]."""
         return self._gathered(x[:, None, None, :], expert_ids, sorted_indices=False).squeeze(-2)
+
+    def mixed(self, x: mx.array, expert_ids: mx.array, weights: mx.array, shared: Projections) -> mx.array:
+        """x [N, H], expert_ids [N, K] uint32, weights [N, K + 1] -> sum over K of weight * expert(x), plus the last
+        weight * shared(x), [N, H], in two launches. To be called only if `projections` are there."""
+        own = self.projections()
+        hidden, shared_hidden = gate_up(x, expert_ids, own.gate, own.up, shared.gate, shared.up)
+        return down(hidden, shared_hidden, expert_ids, weights, own.down, shared.down)
+
+    def projections(self) -> Projections | None:
+        """The three stacks as kernels read them; None where an adapter lies, or a form that they do not know."""
+        plain = (ExpertLinear, QuantizedExpertLinear)
+        maps = (self.gate_proj, self.up_proj, self.down_proj)
+        stacks = [each.weights() if isinstance(each, plain) else None for each in maps]
+        return None if any(stack is None for stack in stacks) else Projections(*stacks)
 
     def runs(self, rows: mx.array, experts: Sequence[int], counts: Sequence[int]) -> mx.array:
         """rows [R, H], of which the first counts[0] go through experts[0], the next through experts[1], ... -> [R, H].

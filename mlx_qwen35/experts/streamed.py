@@ -19,6 +19,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..config import QuantSpec
+from ..kernels.weights import Projections
 from .layout import LayerLayout
 from .pool import ExpertPool
 from .reader import Read
@@ -61,10 +62,23 @@ class StreamedExperts:
         if expert_ids.size >= SORT_FROM:
             self._pool.settled(expert_ids, x)
             return weighted_sum(self._many(x, np.array(expert_ids), beside), weights)
-        guessed = self._guess(x) if self._guess is not None and self._pool.prefetch else None
-        self._pool.settled(*(a for a in (expert_ids, guessed) if a is not None))
-        y = self._few(x, np.array(expert_ids), guessed, beside)
+        guessed = self._decided(x, expert_ids)
+        y = self._few(
+            np.array(expert_ids), guessed, beside, lambda rows, slots: self._slots.experts.pairs(x[rows], slots)
+        )
         return weighted_sum(y, weights)
+
+    def projections(self) -> Projections | None:
+        """The slots as kernels read them; None if they do not know the form of one."""
+        return self._slots.experts.projections()
+
+    def mixed(self, x: mx.array, expert_ids: mx.array, weights: mx.array, shared: Projections) -> mx.array:
+        """What ResidentExperts.mixed computes, by the same kernels; raises as __call__ does."""
+        guessed = self._decided(x, expert_ids)
+        compute = self._slots.experts.mixed
+        return self._few(
+            np.array(expert_ids), guessed, (), lambda rows, slots: compute(x[rows], slots, weights[rows], shared)
+        )
 
     def release(self) -> None:
         """Nothing waits to compute with what was demanded any more."""
@@ -93,7 +107,20 @@ class StreamedExperts:
 
     # Few rows
 
-    def _few(self, x: mx.array, ids: np.ndarray, guessed: mx.array | None, beside: Sequence[mx.array]) -> mx.array:
+    def _decided(self, x: mx.array, expert_ids: mx.array) -> mx.array | None:
+        """Evaluate the ids, and with them the guess at the next layer's, which is returned."""
+        guessed = self._guess(x) if self._guess is not None and self._pool.prefetch else None
+        self._pool.settled(*(a for a in (expert_ids, guessed) if a is not None))
+        return guessed
+
+    def _few(
+        self,
+        ids: np.ndarray,
+        guessed: mx.array | None,
+        beside: Sequence[mx.array],
+        compute: Callable[[slice, mx.array], mx.array],
+    ) -> mx.array:
+        """compute(rows, slots [R, K]): of some rows, whose experts are in these slots."""
         parts = []
         for rows in self._that_fit(ids):
             if parts:  # the rows before are done with their slots only when they are computed
@@ -101,7 +128,7 @@ class StreamedExperts:
             wanted = list(dict.fromkeys(ids[rows].flatten().tolist()))
             slot_of = self._hold(wanted, guessed, beside)
             slots = mx.array([[slot_of[e] for e in row] for row in ids[rows].tolist()], mx.uint32)
-            parts.append(self._slots.experts.pairs(x[rows], slots))
+            parts.append(compute(rows, slots))
             self._pool.queue(self, parts[-1])
             guessed, beside = None, ()
         return parts[0] if len(parts) == 1 else mx.concatenate(parts)

@@ -6,6 +6,7 @@ Knows the forms of mx.quantize. Knows neither whose weights they are nor what th
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import mlx.core as mx
 
@@ -74,3 +75,11 @@ class Weights:
             return mx.dequantize(self.weight, self.scales, None, self.group, 4, "mxfp4", dtype=mx.float32)
         biases = self.biases.astype(mx.float32)
         return mx.dequantize(self.weight, self.scales.astype(mx.float32), biases, self.group, self.form)
+
+
+class Projections(NamedTuple):
+    """The three maps of an expert, or stacks of those of several experts: gate, up [.., I, H], down [.., H, I]."""
+
+    gate: Weights
+    up: Weights
+    down: Weights

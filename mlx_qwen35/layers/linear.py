@@ -6,6 +6,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..kernels.quantized_matmul import quantized_matmul
+from ..kernels.weights import Weights
 
 
 class Linear(nn.Linear):
@@ -28,3 +29,13 @@ class QuantizedLinear(nn.QuantizedLinear):
         how = {"group_size": self.group_size, "bits": self.bits, "mode": self.mode}
         y = quantized_matmul(x, self.weight, self.scales, self.get("biases"), **how)
         return y + self.bias if "bias" in self else y
+
+
+def weights_of(linear: nn.Module) -> Weights | None:
+    """The matrix [out, in] as kernels read it; None for what is more than a matrix, or of a form they do not know."""
+    if type(linear) is Linear and "bias" not in linear:
+        return Weights.of(linear.weight)
+    if type(linear) is QuantizedLinear and "bias" not in linear:
+        how = {"group_size": linear.group_size, "bits": linear.bits, "mode": linear.mode}
+        return Weights.of(linear.weight, linear.scales, linear.get("biases"), **how)
+    return None

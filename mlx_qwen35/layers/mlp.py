@@ -6,7 +6,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..kernels.activation import swiglu
-from .linear import Linear
+from ..kernels.weights import Projections
+from .linear import Linear, weights_of
 
 
 class MLP(nn.Module):
@@ -20,3 +21,8 @@ class MLP(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
+
+    def projections(self) -> Projections | None:
+        """The three matrices as kernels read them; None if they do not know one."""
+        gate, up, down = (weights_of(linear) for linear in (self.gate_proj, self.up_proj, self.down_proj))
+        return None if gate is None or up is None or down is None else Projections(gate, up, down)

@@ -13,8 +13,14 @@ import mlx.nn as nn
 
 from ..config import MoE
 from ..kernels.activation import fused
-from .linear import Linear
+from ..kernels.backend import on_gpu
+from ..kernels.router import route
+from ..kernels.weights import Projections
+from .linear import Linear, weights_of
 from .mlp import MLP
+
+# Rows up to which a GPU takes each with its experts in one launch; more are sorted by expert, which is then read once.
+MIX_UP_TO = 8
 
 
 class ExpertBank(Protocol):
@@ -27,6 +33,14 @@ class ExpertBank(Protocol):
 
         beside: arrays that may be computed while the bank waits for weights.
         """
+        ...
+
+    def projections(self) -> Projections | None:
+        """Stacks of experts as kernels read them; None where they cannot."""
+        ...
+
+    def mixed(self, x: mx.array, expert_ids: mx.array, weights: mx.array, shared: Projections) -> mx.array:
+        """The same with the shared expert, by kernels: weights [N, K + 1], the last that of the shared one."""
         ...
 
 
@@ -43,11 +57,16 @@ class SparseMoE(nn.Module):
 
     def choose(self, rows: mx.array) -> tuple[mx.array, mx.array]:
         """rows [N, H], normed -> (expert ids [N, K], weights [N, K])."""
-        return route(self.gate(rows), self.experts_per_token)
+        return route(self.gate(rows), self.experts_per_token, differentiable=self.training)
 
     def __call__(self, x: mx.array) -> mx.array:
         """x [B, T, H] -> [B, T, H]."""
         rows = x.reshape(-1, x.shape[-1])  # [N, H]
+        if on_gpu() and len(rows) <= MIX_UP_TO and not self.training:
+            shared, shared_gate = self.shared_expert.projections(), weights_of(self.shared_expert_gate)
+            if shared is not None and shared_gate is not None and self.experts.projections() is not None:
+                expert_ids, weights = route(self.gate(rows), self.experts_per_token, rows, shared_gate)
+                return self.experts.mixed(rows, expert_ids, weights, shared).reshape(x.shape)
         expert_ids, weights = self.choose(rows)
         shared, gate = self.shared_expert(rows), self.shared_expert_gate(rows)
         routed = self.experts(rows, expert_ids, weights, beside=(shared, gate))
@@ -58,13 +77,3 @@ class SparseMoE(nn.Module):
 def _with_shared(routed: mx.array, shared: mx.array, gate: mx.array) -> mx.array:
     """routed, shared [N, H], gate [N, 1] -> [N, H]."""
     return routed + mx.sigmoid(gate) * shared
-
-
-def route(logits: mx.array, experts_per_token: int) -> tuple[mx.array, mx.array]:
-    """Router logits [N, E] -> (expert ids [N, K], weights [N, K] that add up to 1, in the dtype of logits)."""
-    probabilities = mx.softmax(logits.astype(mx.float32), axis=-1)
-    ranked = mx.stop_gradient(mx.argpartition(-probabilities, experts_per_token - 1, axis=-1))
-    expert_ids = ranked[:, :experts_per_token]
-    weights = mx.take_along_axis(probabilities, expert_ids, axis=-1)
-    weights = weights / weights.sum(axis=-1, keepdims=True)
-    return expert_ids, weights.astype(logits.dtype)

@@ -8,7 +8,7 @@ import pytest
 import mlx_qwen35.experts.resident as resident
 from mlx_qwen35.experts.linear import QuantizedExpertLinear
 from mlx_qwen35.experts.resident import ResidentExperts
-from mlx_qwen35.layers.moe import route
+from mlx_qwen35.kernels.router import route
 
 from ..tiny_model import tiny_model
 

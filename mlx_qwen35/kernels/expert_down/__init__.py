@@ -33,8 +33,8 @@ def down(
     """The sum over K of weight * (matrix of the expert) hidden, plus the last weight * shared_matrix shared_hidden.
 
     hidden [N, K, I], shared_hidden [N, J], expert_ids [N, K] uint32, weights [N, K + 1] float32, matrix [E, H, I],
-    shared_matrix [H, J] -> [N, H] in the dtype of hidden (the reference in float32). body.metal says in which order sums
-    are taken: that of expert_ids counts.
+    shared_matrix [H, J] -> [N, H] in the dtype of hidden (the reference in float32). body.metal says in which order
+    sums are taken: that of expert_ids counts.
     """
     if not on_gpu():
         return reference.down(hidden, shared_hidden, expert_ids, weights, matrix, shared_matrix)

@@ -27,8 +27,8 @@ def gate_up(
 ) -> tuple[mx.array, mx.array]:
     """silu(gate x) * (up x), in the dtype of x (the reference in float32).
 
-    x [N, H], expert_ids [N, K] uint32: which matrices of the stacks gate and up [E, I, H]; shared_gate, shared_up [J, H].
-    -> (hidden [N, K, I], of the shared expert [N, J]). body.metal says in which order sums are taken.
+    x [N, H], expert_ids [N, K] uint32: which matrices of the stacks gate and up [E, I, H]; shared_gate, shared_up
+    [J, H]. -> (hidden [N, K, I], of the shared expert [N, J]). body.metal says in which order sums are taken.
     """
     if not on_gpu():
         return reference.gate_up(x, expert_ids, gate, up, shared_gate, shared_up)

@@ -1,4 +1,4 @@
-// logits [N, E] -> ids [N, K], weights [N, K + SHARED] in float. A threadgroup a row: its first SIMD group chooses, the
+// logits [N, E] -> ids [N, K], weights [N, K + SHARED]. A threadgroup a row: its first SIMD group chooses, the
 // second finds how much the shared expert counts: sigmoid(x gate^T), x [N, WIDTH], gate [1, WIDTH].
 //
 // The largest logits are taken one after the other, of equal ones that of the lower id: ids come by weight, then by id.
@@ -54,7 +54,7 @@ if (simdgroup_index_in_threadgroup == 0) {
   missing = simd_max(missing);
   if (lane < K) {
     ids[row * K + lane] = my_id;
-    weights[row * (K + SHARED) + lane] = missing ? as_type<float>(0x7fc00000u) : mine / sum;
+    weights[row * (K + SHARED) + lane] = static_cast<TO>(missing ? as_type<float>(0x7fc00000u) : mine / sum);
   }
 } else {
   float sum = 0.0f, values[BLOCK];
@@ -64,6 +64,6 @@ if (simdgroup_index_in_threadgroup == 0) {
   }
   sum = simd_sum(sum);
   if (lane == 0) {
-    weights[row * (K + SHARED) + K] = 1.0f / (1.0f + metal::precise::exp(-sum));
+    weights[row * (K + SHARED) + K] = static_cast<TO>(1.0f / (1.0f + metal::precise::exp(-sum)));
   }
 }
