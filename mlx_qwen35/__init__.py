@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from mlx_qwen35.checkpoint.adapters import fuse, load_adapter, save_adapter
     from mlx_qwen35.checkpoint.convert import convert
     from mlx_qwen35.config import ModelConfig
-    from mlx_qwen35.errors import CheckpointError, PromptError, Qwen35Error
+    from mlx_qwen35.errors import CheckpointError, PromptError, Qwen35Error, SessionError
     from mlx_qwen35.generation import Completion, Part, generate, generate_batch, stream_generate
     from mlx_qwen35.library import load, load_model, load_processor
     from mlx_qwen35.library.estimating import estimate
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mlx_qwen35.notebook import Chat, ProgressBar, Reply
     from mlx_qwen35.processor import Processor, Prompt
     from mlx_qwen35.sampling import Sampling
-    from mlx_qwen35.session import Session, Sessions
+    from mlx_qwen35.session import Session, Sessions, load_session
 
 __version__ = "0.1.0"
 
@@ -41,6 +41,7 @@ __all__ = [
     "Reply",
     "Sampling",
     "Session",
+    "SessionError",
     "Sessions",
     "convert",
     "estimate",
@@ -52,6 +53,7 @@ __all__ = [
     "load_adapter",
     "load_model",
     "load_processor",
+    "load_session",
     "save_adapter",
     "stream_generate",
 ]
@@ -72,6 +74,7 @@ _HOME = {
     "Reply": "notebook",
     "Sampling": "sampling",
     "Session": "session",
+    "SessionError": "errors",
     "Sessions": "session",
     "convert": "checkpoint.convert",
     "estimate": "library.estimating",
@@ -83,6 +86,7 @@ _HOME = {
     "load_adapter": "checkpoint.adapters",
     "load_model": "library",
     "load_processor": "library",
+    "load_session": "session",
     "save_adapter": "checkpoint.adapters",
     "stream_generate": "generation",
 }

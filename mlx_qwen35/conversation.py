@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlx_qwen35 import generation
@@ -42,19 +43,29 @@ class Conversation:
         enable_thinking: bool | None = None,
         reading: Mapping[str, Any] | None = None,
         settings: Mapping[str, Any] | None = None,
+        session: Session | None = None,
     ) -> None:
-        """reading: how pictures and videos are read, as `Processor.prepare` has it. settings: of `stream_generate`."""
+        """reading: how pictures and videos are read, as `Processor.prepare` has it. settings: of `stream_generate`.
+        session: what was computed, and what was said if `save` wrote it."""
         self._model, self._processor = model, processor
         self._system, self._tools, self._enable_thinking = system, list(tools), enable_thinking
         self._reading, self._settings = dict(reading or {}), dict(settings or {})
         self._features = FeatureStore()
         self.reset()
+        if session is not None:
+            self._session = session
+            self.exchanges = [(questions, answer) for questions, answer in (session.notes or {}).get("exchanges", [])]
 
     def reset(self) -> None:
         """Forgets everything but features of pictures, which may come again."""
         self.exchanges: list[Exchange] = []
         self.shown: list[Message] = []
-        self._session = Session(self._model)
+        self._session = Session(self._model, self._processor)
+
+    def save(self, path: str | Path) -> None:
+        """Writes what was said and computed to a file, which `load_session` reads. Raises WriteError."""
+        self._session.notes = {"exchanges": self.exchanges}
+        self._session.save(path)
 
     @property
     def messages(self) -> list[Message]:

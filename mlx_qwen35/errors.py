@@ -18,5 +18,9 @@ class PromptError(Qwen35Error, ValueError):
     """What was asked cannot become a prompt: refused by the template, empty, longer than the context, ..."""
 
 
+class SessionError(Qwen35Error, ValueError):
+    """A saved session is damaged, or that of another model."""
+
+
 class ExpertReadError(Qwen35Error):
     """An expert's bytes could not be had from the disk while a model was running: nothing was computed with them."""

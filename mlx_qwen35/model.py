@@ -15,11 +15,12 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from .cache import Cache, DeltaState, KVCache
+from .cache import Cache, DeltaState, KVCache, StretchedKVCache
 from .cache_list import CacheList
 from .config import ModelConfig, TextConfig
 from .errors import PromptError, Qwen35Error
 from .experts.resident import ResidentExperts
+from .kv import KVFormat
 from .layers.attention import GatedAttention
 from .layers.delta_net import GatedDeltaNet
 from .layers.linear import Linear
@@ -61,7 +62,7 @@ class DecoderLayer(nn.Module):
         self,
         x: mx.array,
         rope: tuple[mx.array, mx.array],
-        cache: KVCache | DeltaState | None,
+        cache: KVCache | StretchedKVCache | DeltaState | None,
         readable: mx.array | None,
         present: mx.array | None,
     ) -> mx.array:
@@ -73,7 +74,7 @@ class DecoderLayer(nn.Module):
         self,
         x: mx.array,
         rope: tuple[mx.array, mx.array],
-        cache: KVCache | DeltaState | None,
+        cache: KVCache | StretchedKVCache | DeltaState | None,
         readable: mx.array | None,
         present: mx.array | None,
     ) -> mx.array:
@@ -109,6 +110,7 @@ class Model(nn.Module):
             self.vision = VisionTower(config.vision)
         self._rope = RotaryEmbedding(text.rope)
         self._pool: ExpertPool | None = None
+        self.kv_form: KVFormat | None = None  # how caches keep keys and values; None: as they are
 
     @property
     def prefill_chunk(self) -> int:
@@ -292,7 +294,11 @@ class Model(nn.Module):
         if left_padding is not None and (len(left_padding) != batch or min(left_padding, default=0) < 0):
             raise ValueError(f"left_padding must give a count >= 0 for each of {batch} rows, not {left_padding}")
         kinds = self.config.text.layer_types
-        layers = [KVCache() if kind == "full_attention" else DeltaState() for kind in kinds]
+
+        def keys() -> KVCache | StretchedKVCache:
+            return KVCache() if self.kv_form is None else StretchedKVCache(self.kv_form)
+
+        layers = [keys() if kind == "full_attention" else DeltaState() for kind in kinds]
         return Cache(layers, left_padding=left_padding)
 
     def stream_experts(self, pool: ExpertPool, banks: Mapping[int, StreamedExperts]) -> None:

@@ -60,6 +60,11 @@ class SafetensorsFile:
         self.nbytes = begin
         self._handle = -1
 
+    @property
+    def names(self) -> list[str]:
+        """In the order of the file."""
+        return list(self._place)
+
     def open(self) -> None:
         """Create the file with its header, or go on with one that is there."""
         with _named(self.path):

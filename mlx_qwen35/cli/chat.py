@@ -37,17 +37,23 @@ def run(args: argparse.Namespace) -> int:
     shown = processor.prepare([{"role": "user", "content": options.media_parts(args)}], **reading)[0]["content"]
     from mlx_qwen35.conversation import Conversation
 
+    model = options.load_model(args, held)
     talk = Conversation(
-        options.load_model(args, held),
+        model,
         processor,
         system=args.system,
         tools=tools,
         enable_thinking=args.think,
         reading=reading,
         settings=options.answer_options(args, processor),
+        session=options.open_session(args, model, processor),
     )
     talk.shown += shown
-    _converse(talk, stats=args.stats)
+    try:
+        _converse(talk, stats=args.stats)
+    finally:
+        if args.session is not None:
+            talk.save(args.session)
     return 0
 
 

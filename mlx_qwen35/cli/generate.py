@@ -51,18 +51,21 @@ def run(args: argparse.Namespace) -> int:
         **options.reading_options(args),
     )
     model = options.load_model(args, held)
+    session = options.open_session(args, model, processor)
     from mlx_qwen35.generation import statistics, stream_generate
 
     output = {None: _Plain, "object": _Object, "lines": _Lines}[args.json]()
     with stop_on_ctrl_c() as asked:
-        settings = options.answer_options(args, processor)
+        settings = {**options.answer_options(args, processor), "tools": tools, "session": session}
         try:
-            for part in stream_generate(model, processor, prompt, tools=tools, cancel=asked, **settings):
+            for part in stream_generate(model, processor, prompt, cancel=asked, **settings):
                 output.show(part)
         except BaseException:
             output.abort()
             raise
         output.end(part)
+    if session is not None:
+        session.save(args.session)
     if args.stats:
         print(statistics(part), file=sys.stderr)
     return INTERRUPTED if part.finish_reason == "cancelled" else 0

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from mlx_qwen35.library import Held
     from mlx_qwen35.model import Model
     from mlx_qwen35.processor import Processor
+    from mlx_qwen35.session import Session
 
 DTYPES = ("float32", "float16", "bfloat16")
 SAMPLING_FLAGS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "seed")
@@ -87,6 +89,11 @@ def add_answer_arguments(parser: argparse.ArgumentParser) -> None:
     answer.add_argument("--presence-penalty", type=float, metavar="X", help="subtract X from what was said (0: off)")
     answer.add_argument("--seed", type=int, metavar="N", help="draw the same tokens every time")
     answer.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before TEXT (may be repeated)")
+    answer.add_argument(
+        "--session",
+        metavar="FILE",
+        help="keep what was computed (and, in a chat, said) in FILE and go on from it next time: nothing is read twice",
+    )
     output = parser.add_argument_group("output")
     output.add_argument("--stats", action="store_true", help="print speed and memory on standard error")
     output.add_argument("-v", "--verbose", action="store_true", help="show loading and prefill on standard error")
@@ -130,6 +137,19 @@ def load_model(args: argparse.Namespace, held: Held) -> Model:
     adapter = None if args.adapter_path is None else read_adapter(args.adapter_path)
     model = library.load_held(held, on_progress=progress)
     return model if adapter is None else load_adapter(model, adapter)
+
+
+def open_session(args: argparse.Namespace, model: Model, processor: Processor) -> Session | None:
+    """The one in the file that the flags name, a new one where there is no file, None where no file is named."""
+    if args.session is None:
+        return None
+    from mlx_qwen35.session import Session, load_session
+
+    if not os.path.lexists(args.session):
+        return Session(model, processor)
+    session = load_session(args.session, model, processor)
+    print(f"Going on with {args.session}: {len(session.tokens):,} tokens are computed.", file=sys.stderr)
+    return session
 
 
 def check_sampling(args: argparse.Namespace) -> None:

@@ -13,6 +13,7 @@ from mlx_qwen35.session.timeline import SNAPSHOT_BYTES, Session
 
 if TYPE_CHECKING:
     from mlx_qwen35.model import Model
+    from mlx_qwen35.processor import Processor
 
 
 class Sessions:
@@ -22,16 +23,24 @@ class Sessions:
     as long as one of them has it. The session that was used last is kept, however large it is.
     """
 
-    def __init__(self, model: Model, *, most_bytes: int, snapshot_bytes: int = SNAPSHOT_BYTES) -> None:
+    def __init__(
+        self,
+        model: Model,
+        processor: Processor | None = None,
+        *,
+        most_bytes: int,
+        snapshot_bytes: int = SNAPSHOT_BYTES,
+    ) -> None:
+        """processor, snapshot_bytes: of each session."""
         if most_bytes < 0:
             raise ValueError(f"most_bytes is {most_bytes}; give 0 (keep only the session in use) or more")
         self.most_bytes = most_bytes
-        self._model, self._snapshot_bytes = model, snapshot_bytes
+        self._model, self._processor, self._snapshot_bytes = model, processor, snapshot_bytes
         self._sessions: dict[int, weakref.ref[Session]] = {}  # the one used last is the last
 
     def new(self) -> Session:
         """An empty session. It is one of these as long as somebody holds it."""
-        session = Session(self._model, snapshot_bytes=self._snapshot_bytes, pool=self)
+        session = Session(self._model, self._processor, snapshot_bytes=self._snapshot_bytes, pool=self)
         self.used(session)
         return session
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import zip_longest
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from mlx_qwen35.session.marks import Marks
 if TYPE_CHECKING:
     from mlx_qwen35.cache import Cache
     from mlx_qwen35.model import Model
-    from mlx_qwen35.processor import Prompt
+    from mlx_qwen35.processor import Processor, Prompt
     from mlx_qwen35.session.pool import Sessions
     from mlx_qwen35.vision.media import Media
 
@@ -39,17 +40,30 @@ class Session:
     is gone on with like anything else.
     """
 
-    def __init__(self, model: Model, *, snapshot_bytes: int = SNAPSHOT_BYTES, pool: Sessions | None = None) -> None:
-        """snapshot_bytes: for snapshots, which then lie closer together or further apart. pool: of which it is one."""
-        self._model, self._snapshot_bytes, self._pool = model, snapshot_bytes, pool
+    def __init__(
+        self,
+        model: Model,
+        processor: Processor | None = None,
+        *,
+        snapshot_bytes: int = SNAPSHOT_BYTES,
+        pool: Sessions | None = None,
+    ) -> None:
+        """processor: that makes the prompts; a saved session then fits only that. snapshot_bytes: for snapshots, which
+        then lie closer together or further apart. pool: of which it is one.
+
+        notes: what is saved with it: anything of JSON, with Media among it.
+        """
+        self.model, self.processor = model, processor
+        self._snapshot_bytes, self._pool = snapshot_bytes, pool
+        self.notes: Any = None
         self.forget()
 
     def forget(self) -> None:
         """Gives back all memory: nothing is computed. The session can be used as before."""
         self.tokens: list[int] = []  # of which the cache covers all, unless something is being computed
-        self.cache: Cache = self._model.make_cache()
-        self._marks = Marks(self._snapshot_bytes, self._model.prefill_chunk)
-        self._shown: list[Shown] = []  # among the tokens, and perhaps beyond
+        self.cache: Cache = self.model.make_cache()
+        self.marks = Marks(self._snapshot_bytes, self.model.prefill_chunk)
+        self.shown: list[Shown] = []  # among the tokens, and perhaps beyond
         self._meetings: frozenset[int] = frozenset()
 
     @property
@@ -60,12 +74,12 @@ class Session:
     @property
     def spacing(self) -> int:
         """The most tokens that are computed again where a prompt parts from this one at a place of its own."""
-        return self._marks.spacing(len(self.tokens))
+        return self.marks.spacing(len(self.tokens))
 
     def buffers(self) -> dict[int, object]:
         """Every array held, by identity."""
         arrays = self.cache.arrays()
-        for mark in self._marks:
+        for mark in self.marks:
             arrays += [array for pair in mark.snapshot.delta if pair for array in pair if array is not None]
         return {id(array): array for array in arrays}
 
@@ -75,10 +89,10 @@ class Session:
         At least one token of the prompt is left to compute.
         """
         places = self._places(prompt)
-        shared = min(_common(self.tokens, prompt.tokens), _first_other(self._shown, [(a, m) for a, _, m in places]))
+        shared = min(_common(self.tokens, prompt.tokens), _first_other(self.shown, [(a, m) for a, _, m in places]))
         # Now the tokens are the beginning of this prompt, and stay it whatever interrupts what follows.
         length = self._go_back(min(shared, len(prompt.tokens) - 1))
-        self._shown = [(start, medium) for start, _, medium in places]
+        self.shown = [(start, medium) for start, _, medium in places]
         turns = {*prompt.turns[1:2], *prompt.turns[-1:]}  # after the system message and tools; where the answer begins
         self._meetings = frozenset(at for at in turns | {end for _, end, _ in places} if at > length)
         return length
@@ -86,13 +100,13 @@ class Session:
     def _go_back(self, most: int) -> int:
         """Makes the cache and the tokens end as late as possible, after `most` tokens or fewer; -> after how many."""
         if not most == len(self.tokens) == self.cache.offset:
-            tokens, mark = self.tokens, self._marks.last(most)
+            tokens, mark = self.tokens, self.marks.last(most)
             if mark is None:
                 self.forget()
             else:
                 self.tokens = []  # a cache that is halfway back, if this is interrupted, stands for nothing
                 self.cache.restore(mark.snapshot)
-                self._marks.cut(mark.offset)
+                self.marks.cut(mark.offset)
                 self.tokens = tokens[: mark.offset]
         return len(self.tokens)
 
@@ -104,8 +118,8 @@ class Session:
     def reached(self, ahead: int) -> None:
         """The cache has come to the end of a chunk or token; the next end is at most `ahead` tokens away."""
         offset = self.cache.offset
-        if offset in self._meetings or self._marks.due(offset, ahead):
-            self._marks.add(offset, self.cache.snapshot(), met=offset in self._meetings)
+        if offset in self._meetings or self.marks.due(offset, ahead):
+            self.marks.add(offset, self.cache.snapshot(), met=offset in self._meetings)
 
     def settle(self, tokens: Sequence[int]) -> None:
         """After an answer: `tokens`, prompt and answer, of which the cache covers the first `cache.offset`."""
@@ -114,15 +128,26 @@ class Session:
         if self._pool is not None:
             self._pool.used(self)
 
+    def agree(self) -> None:
+        """Goes back to where tokens and cache agree, if an interrupt left them apart."""
+        self._go_back(len(self.tokens))
+
+    def save(self, path: str | Path) -> None:
+        """Writes it to a file, in place of what may be there: that stays whole until the new one is. `load_session`
+        reads it. Raises WriteError where the disk refuses."""
+        from mlx_qwen35.session.saving import save_session
+
+        save_session(self, path)
+
     def branch(self) -> Session:
         """Another session with the same past, which is not copied: both go on from it, each its own way."""
-        self._go_back(len(self.tokens))  # only if it was interrupted
-        other = Session(self._model, snapshot_bytes=self._snapshot_bytes, pool=self._pool)
+        self.agree()
+        other = Session(self.model, self.processor, snapshot_bytes=self._snapshot_bytes, pool=self._pool)
         if self.tokens:
             other.cache = self.cache.branch()
-            other.tokens, other._shown = list(self.tokens), list(self._shown)
-            for mark in self._marks:
-                other._marks.add(mark.offset, mark.snapshot, met=mark.met)
+            other.tokens, other.shown = list(self.tokens), list(self.shown)
+            for mark in self.marks:
+                other.marks.add(mark.offset, mark.snapshot, met=mark.met)
         if self._pool is not None:
             self._pool.used(other)
         return other
@@ -131,7 +156,7 @@ class Session:
         """Where the placeholders of each image and video begin and end, in the order of the tokens."""
         if not prompt.media:
             return []
-        taken = self._model.placement([prompt.tokens], [prompt.media]).features[0]
+        taken = self.model.placement([prompt.tokens], [prompt.media]).features[0]
         places, first = [], 0
         for medium in prompt.media:
             own = np.flatnonzero((taken >= first) & (taken < first + medium.tokens))

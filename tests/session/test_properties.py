@@ -1,5 +1,8 @@
 """Whatever is done with sessions, each answers as one that has computed its prompt from the beginning."""
 
+import shutil
+import tempfile
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -9,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from mlx_qwen35.generation import prefill
 from mlx_qwen35.processor import Prompt
-from mlx_qwen35.session import Sessions
+from mlx_qwen35.session import Sessions, load_session
 from tests.seeing_model import prompt_of, seeing_model, some_media
 
 MODEL, _ = seeing_model()
@@ -99,9 +102,16 @@ class Talk(RuleBasedStateMachine):
         at = self.at(which)
         self.pool.most_bytes = most
         self.compute(at)
-        held = [s for s in self.sessions if s.tokens]
-        assert self.sessions[at] in held and (self.pool.nbytes <= most or held == [self.sessions[at]])
+        held = [session for session in self.sessions if session.tokens]
+        assert self.sessions[at] in held and (self.pool.nbytes <= most or len(held) == 1)
         self.pool.most_bytes = 1 << 30
+
+    @rule(which=WHICH)
+    def save_and_load(self, which: int) -> None:
+        at, folder = self.at(which), tempfile.mkdtemp()
+        self.sessions[at].save(f"{folder}/session")
+        self.sessions[at] = load_session(f"{folder}/session", MODEL, pool=self.pool)
+        shutil.rmtree(folder)
 
     @invariant()
     def covers_what_it_says(self) -> None:

@@ -73,9 +73,9 @@ def compute(session: Session, prompt: Prompt, stop: int | None = None, *, mark: 
     stop = len(prompt.tokens) if stop is None else stop
     for end in sorted({*(place for place in session.meetings if place == mark and place < stop), stop}):
         if end > at:
-            see = session._model.see
+            see = session.model.see
             sight = see(mx.array([prompt.tokens]), prompt.media, session.cache, covered=at) if prompt.media else ()
-            session._model(mx.array([prompt.tokens[at:end]]), session.cache, sight[: end - at])
+            session.model(mx.array([prompt.tokens[at:end]]), session.cache, sight[: end - at])
             at = end
             if end == mark:
                 session.reached(1)
@@ -86,8 +86,8 @@ def compute(session: Session, prompt: Prompt, stop: int | None = None, *, mark: 
 def assert_right(session: Session, prompt: Prompt) -> None:
     """Going on with the prompt gives what all of it gives."""
     covered = session.go_on(prompt)
-    found = prefill(session._model, prompt.tokens, session.cache, media=prompt.media, covered=covered)
-    whole = session._model(mx.array([prompt.tokens]), None, prompt.media)[:, -1]
+    found = prefill(session.model, prompt.tokens, session.cache, media=prompt.media, covered=covered)
+    whole = session.model(mx.array([prompt.tokens]), None, prompt.media)[:, -1]
     np.testing.assert_allclose(np.array(found), np.array(whole), atol=1e-3)
 
 

@@ -1,0 +1,183 @@
+"""One file with arrays, a description of them in JSON and the media it speaks of: written whole or not at all.
+
+Knows the file (a safetensors file, so that others can look into it), its checksum and how it takes the place of an
+older one. Knows nothing of sessions or models.
+
+    header     names, places, and the description under __metadata__
+    arrays     in the order of the header; those of media among them
+    ~checksum  of all bytes before it
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_qwen35.checkpoint.files import read, read_header
+from mlx_qwen35.checkpoint.write import TAGS, SafetensorsFile, TensorSpec
+from mlx_qwen35.errors import CheckpointError, SessionError
+from mlx_qwen35.vision.media import Levels, Media
+
+FORMAT, VERSION = "mlx-qwen35-session", "1"
+_CHECKSUM, _DIGEST = "~checksum", 32  # the last of the narrowest tensors, and so the last in the file
+_MEDIUM = "~medium"
+_ADVICE = re.compile(r"[:.,]? (download|finish the download).*", re.IGNORECASE | re.DOTALL)
+
+
+def write(path: Path, description: Mapping[str, Any], arrays: Mapping[str, mx.array]) -> None:
+    """Put a file at `path` in place of what may be there, which stays whole until the new one is.
+
+    description: JSON values, and Media anywhere among them. arrays: uint32, float32, float16, bfloat16 or uint8.
+    Raises WriteError where the disk refuses.
+    """
+    media: dict[str, Media] = {}
+
+    def medium(value: Any) -> Any:
+        if not isinstance(value, Media):
+            raise TypeError(f"{type(value).__name__} cannot be saved")
+        media[value.key] = value
+        return {_MEDIUM: value.key}
+
+    text = json.dumps(description, default=medium, ensure_ascii=False)
+    about = json.dumps({key: _about(value) for key, value in media.items()})
+    pixels = {f"media.{key}": _rows(value) for key, value in media.items()}
+    specs = [TensorSpec(name, TAGS[array.dtype], tuple(array.shape)) for name, array in arrays.items()]
+    specs += [TensorSpec(name, "U8" if rows.dtype == np.uint8 else "F32", rows.shape) for name, rows in pixels.items()]
+    specs.append(TensorSpec(_CHECKSUM, "U8", (_DIGEST,)))
+    metadata = {"format": FORMAT, "version": VERSION, "description": text, "media": about}
+    path = path.absolute()
+    _remove_left_over(path)
+    made = SafetensorsFile(path.with_name(f".{path.name}.{os.getpid()}.partial"), specs, metadata)
+    digest = hashlib.blake2b(made.header, digest_size=_DIGEST)
+    try:
+        made.open()
+        for name in made.names:
+            if name != _CHECKSUM:
+                data = memoryview(pixels[name]).cast("B") if name in pixels else _bytes(arrays[name])
+                digest.update(data)
+                made.write(name, data, 0)
+        made.write(_CHECKSUM, memoryview(digest.digest()), 0)
+        made.sync()
+        made.close()
+        os.replace(made.path, path)
+    except BaseException:
+        made.close()
+        with suppress(OSError):
+            made.path.unlink()
+        raise
+    _sync_folder(path.parent)
+
+
+def read_description(path: Path) -> dict[str, Any]:
+    """The description alone, Media as they were written; nothing of it is checked yet but its form."""
+    with _refusing(path):
+        _, metadata = read_header(path)
+        if metadata.get("format") != FORMAT:
+            raise SessionError(f"{path} is no session of this package: give another file, or a name that is free")
+        if metadata.get("version") != VERSION:
+            raise SessionError(
+                f"{path} has version {metadata.get('version')!r:.20} of the session file, this package reads "
+                f"{VERSION}: take the release that wrote it, or begin a new session"
+            )
+        return json.loads(metadata["description"])
+
+
+def read_all(path: Path) -> tuple[dict[str, Any], dict[str, mx.array]]:
+    """(description with its Media, arrays); raises SessionError where a byte is not what was written."""
+    with _refusing(path):
+        entries, metadata = read_header(path)
+        with open(path, "rb") as file:
+            start = min((entry.offset for entry in entries.values()), default=0)
+            digest = hashlib.blake2b(file.read(start), digest_size=_DIGEST)
+        arrays, pixels = {}, {}
+        for name, entry in entries.items():
+            values = read(entry)
+            if name == _CHECKSUM:
+                if values.tobytes() != digest.digest():
+                    raise SessionError(f"{path} is damaged: its bytes are not those that were written. Delete it")
+            else:
+                digest.update(memoryview(values).cast("B"))
+                if name.startswith("media."):
+                    pixels[name.removeprefix("media.")] = values
+                else:
+                    array = mx.array(values)
+                    arrays[name] = array.view(mx.bfloat16) if entry.dtype == "BF16" else array
+        if _CHECKSUM not in entries:
+            raise SessionError(f"{path} is damaged: it has no checksum. Delete it")
+        about = json.loads(metadata["media"])
+        media = {key: _medium(about[key], rows) for key, rows in pixels.items()}
+
+        def revived(value: dict[str, Any]) -> Any:
+            return media[value[_MEDIUM]] if value.keys() == {_MEDIUM} else value
+
+        return json.loads(metadata["description"], object_hook=revived), arrays
+
+
+def _about(medium: Media) -> dict[str, Any]:
+    about = {name: getattr(medium, name) for name in ("kind", "grid", "timestamps", "merge_size")}
+    if isinstance(medium.rows, Levels):
+        about |= {"mean": medium.rows.mean, "std": medium.rows.std}
+    return about
+
+
+def _rows(medium: Media) -> np.ndarray:
+    return medium.rows.levels if isinstance(medium.rows, Levels) else medium.rows
+
+
+def _medium(about: dict[str, Any], rows: np.ndarray) -> Media:
+    levels = rows
+    if "mean" in about:
+        levels = Levels(rows, tuple(about.pop("mean")), tuple(about.pop("std")))
+    return Media(about["kind"], levels, tuple(about["grid"]), tuple(about["timestamps"]), about["merge_size"])
+
+
+def _bytes(array: mx.array) -> memoryview:
+    array = mx.contiguous(array)
+    if array.dtype == mx.bfloat16:
+        array = array.view(mx.uint16)
+    mx.eval(array)
+    return memoryview(array).cast("B")
+
+
+@contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    """Turns what a damaged file leads to into one error that says what to do about a session."""
+    try:
+        yield
+    except CheckpointError as error:
+        reason = _ADVICE.sub("", str(error))
+        raise SessionError(f"{reason}: it is no session that can be gone on with. Delete it, or give another") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise SessionError(f"{path} is damaged ({type(error).__name__}: {error}). Delete it") from error
+
+
+def _remove_left_over(path: Path) -> None:
+    """What processes that are gone had begun to write."""
+    for partial in path.parent.glob(f".{path.name}.*.partial"):
+        process = partial.name.split(".")[-2]
+        if process.isdigit():
+            try:
+                os.kill(int(process), 0)
+            except ProcessLookupError:
+                partial.unlink(missing_ok=True)
+            except OSError:
+                pass
+
+
+def _sync_folder(folder: Path) -> None:
+    """So that the new name outlives a loss of power, where the system can be told so."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,0 +1,62 @@
+"""Whose cache it is: what of a model, its files and its settings decides about the numbers in it.
+
+Knows which of it that is, each under a name that an error can say. Knows nothing of sessions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_flatten
+
+if TYPE_CHECKING:
+    from mlx_qwen35.model import Model
+    from mlx_qwen35.processor import Processor
+
+_SAMPLE = 64  # values of each tensor
+
+
+def fingerprint(model: Model, processor: Processor | None) -> dict[str, str]:
+    """Name -> hash. Equal for two loads of one checkpoint in one precision, and different in what the two differ in.
+
+    Weights are told apart by the names, shapes and dtypes of all tensors and by 64 values of each, spread over it: a
+    fine-tune or an adapter changes those, and all of a large model would take minutes to read. Experts that are
+    streamed are not looked at. processor None: nothing is said of tokenizer and template.
+    """
+    raw = dict(model.config.raw)
+    quantization = {key: raw.pop(key) for key in ("quantization", "quantization_config") if key in raw}
+    found = {
+        "config.json": _hash(raw),
+        "quantization": _hash([quantization, _dtypes(model)]),
+        "weights": _weights(model),
+        "positions": _hash(repr(model.config.text.rope)),
+    }
+    if processor is not None:
+        found["tokenizer"] = _hash(sorted(processor.tokenizer.vocabulary().items(), key=lambda item: item[1]))
+        found["chat template"] = _hash(processor.template.source)
+    return found
+
+
+def _dtypes(model: Model) -> list[Any]:
+    return [(name, list(array.shape), str(array.dtype)) for name, array in _parameters(model)]
+
+
+def _weights(model: Model) -> str:
+    samples = []
+    for _, array in _parameters(model):
+        flat = array.reshape(-1)
+        samples.append(flat[:: max(1, array.size // _SAMPLE)][:_SAMPLE].astype(mx.float32))
+    return hashlib.blake2b(np.array(mx.concatenate(samples)), digest_size=16).hexdigest()
+
+
+def _parameters(model: Model) -> list[tuple[str, mx.array]]:
+    return sorted(tree_flatten(model.parameters()))
+
+
+def _hash(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

@@ -1,0 +1,158 @@
+"""A session to a file and back, bit for bit.
+
+Knows what a session consists of and whether a file fits a model. The file itself is file.py's.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+
+from mlx_qwen35.cache import Cache, DeltaState, KVCache, Snapshot, StretchedKVCache
+from mlx_qwen35.errors import SessionError
+from mlx_qwen35.kv import KVFormat, Stretch
+from mlx_qwen35.session import file
+from mlx_qwen35.session.fingerprint import fingerprint
+from mlx_qwen35.session.timeline import SNAPSHOT_BYTES, Session
+
+if TYPE_CHECKING:
+    from mlx_qwen35.model import Model
+    from mlx_qwen35.processor import Processor
+    from mlx_qwen35.session.pool import Sessions
+
+_STATES, _KINDS = ("conv", "matrix"), ("keys", "values")
+
+
+def save_session(session: Session, path: str | Path) -> None:
+    """Write a session to a file, in place of what may be there: that stays whole until the new one is.
+
+    Raises WriteError where the disk refuses.
+    """
+    session.agree()
+    cache, arrays = session.cache, {"tokens": mx.array(session.tokens, mx.uint32)}
+    layers = [_put_layer(layer, f"layers.{number}", arrays) for number, layer in enumerate(cache.layers)]
+    marks = []
+    for number, mark in enumerate(session.marks):
+        taken = mark.snapshot
+        marks.append({"offset": mark.offset, "met": mark.met, "rope_delta": taken.rope_delta})
+        for at, pair in enumerate(taken.delta):
+            _put_states(pair or (), f"marks.{number}.{at}", arrays)
+    description = {
+        "fingerprint": fingerprint(session.model, session.processor),
+        "kv": _form_of(session.model),
+        "rope_delta": cache.rope_delta,
+        "layers": layers,
+        "marks": marks,
+        "shown": session.shown,
+        "notes": session.notes,
+    }
+    file.write(Path(path), description, arrays)
+
+
+def load_session(
+    path: str | Path,
+    model: Model,
+    processor: Processor | None = None,
+    *,
+    snapshot_bytes: int = SNAPSHOT_BYTES,
+    pool: Sessions | None = None,
+) -> Session:
+    """The session that `save_session` wrote; what it computes next is what it would have computed then, bit for bit.
+
+    snapshot_bytes, pool: as in Session. Raises SessionError with the reason where the file is damaged or cut off, is no
+    session, or is that of another model, quantization, tokenizer or template.
+    """
+    path = Path(path)
+    _check(path, file.read_description(path), model, processor)
+    description, arrays = file.read_all(path)
+    session = Session(model, processor, snapshot_bytes=snapshot_bytes, pool=pool)
+    session.tokens = arrays["tokens"].tolist()
+    cache = Cache([_layer(kept, f"layers.{n}", arrays, model.kv_form) for n, kept in enumerate(description["layers"])])
+    cache.offset, cache.rope_delta = len(session.tokens), description["rope_delta"]
+    for number, mark in enumerate(description["marks"]):
+        delta = tuple(
+            _states(f"marks.{number}.{at}", arrays) if isinstance(layer, DeltaState) else None
+            for at, layer in enumerate(cache.layers)
+        )
+        snapshot = Snapshot(mark["offset"], mark["rope_delta"], delta, 0)
+        session.marks.add(mark["offset"], snapshot, met=mark["met"])
+    session.cache, session.notes = cache, description["notes"]
+    session.shown = [(start, medium) for start, medium in description["shown"]]
+    if pool is not None:
+        pool.used(session)
+    return session
+
+
+def _check(path: Path, description: dict[str, Any], model: Model, processor: Processor | None) -> None:
+    saved, here = description.get("fingerprint"), fingerprint(model, processor)
+    if not isinstance(saved, dict):
+        raise SessionError(f"{path} is damaged: it does not say whose session it is. Delete it")
+    other = [name for name in here if name in saved and saved[name] != here[name]]
+    if description.get("kv") != _form_of(model):
+        other.append("kv_bits")
+    if other:
+        raise SessionError(
+            f"{path} does not fit this model: it was saved with other {', '.join(other)}. Load what it was saved with, "
+            "or begin a new session"
+        )
+
+
+def _form_of(model: Model) -> list[int] | None:
+    form = model.kv_form
+    return None if form is None else [form.bits, form.group_size, form.start]
+
+
+def _put_layer(layer: KVCache | StretchedKVCache | DeltaState, name: str, arrays: dict[str, mx.array]) -> Any:
+    """Adds its arrays; -> what they are: None of a delta layer, a length of one array each, or a list of stretches."""
+    if isinstance(layer, DeltaState):
+        _put_states(layer.state, name, arrays)
+        return None
+    if isinstance(layer, KVCache):
+        if layer.offset:
+            arrays[f"{name}.keys"] = layer.keys[..., : layer.offset, :]
+            arrays[f"{name}.values"] = layer.values[..., : layer.offset, :]
+        return layer.offset
+    kept = []
+    for number, stretch in enumerate(layer.stretches):
+        for kind, parts in zip(_KINDS, stretch.block(0, stretch.length), strict=True):
+            arrays |= {f"{name}.{number}.{kind}.{n}": part for n, part in enumerate(parts)}
+        kept.append({"length": stretch.length, "packed": stretch.form is not None, "frozen": stretch.frozen})
+    return kept
+
+
+def _layer(
+    kept: Any, name: str, arrays: dict[str, mx.array], form: KVFormat | None
+) -> KVCache | StretchedKVCache | DeltaState:
+    """What `_put_layer` put."""
+    if kept is None:
+        layer = DeltaState()
+        layer.update(*_states(name, arrays))
+        return layer
+    if isinstance(kept, int):
+        layer = KVCache()
+        if kept:
+            layer.keys, layer.values, layer.offset = arrays[f"{name}.keys"], arrays[f"{name}.values"], kept
+        return layer
+    stretches = []
+    for number, about in enumerate(kept):
+        stretch = Stretch(form if about["packed"] else None)
+        count = 3 if about["packed"] else 1
+        stretch.keys, stretch.values = (
+            tuple(arrays[f"{name}.{number}.{kind}.{n}"] for n in range(count)) for kind in _KINDS
+        )
+        stretch.length, stretch.frozen = about["length"], about["frozen"]
+        stretches.append(stretch)
+    return StretchedKVCache(form, stretches)
+
+
+def _put_states(states: Any, name: str, arrays: dict[str, mx.array]) -> None:
+    for kind, state in zip(_STATES, states, strict=False):
+        if state is not None:
+            arrays[f"{name}.{kind}"] = state
+
+
+def _states(name: str, arrays: dict[str, mx.array]) -> tuple[mx.array | None, mx.array | None]:
+    conv, matrix = (arrays.get(f"{name}.{kind}") for kind in _STATES)
+    return conv, matrix
