@@ -23,6 +23,7 @@ from .experts.resident import ResidentExperts
 from .kv import KVFormat
 from .layers.attention import GatedAttention
 from .layers.delta_net import GatedDeltaNet
+from .layers.embedding import Embedding
 from .layers.linear import Linear
 from .layers.mlp import MLP
 from .layers.moe import SparseMoE
@@ -101,7 +102,7 @@ class Model(nn.Module):
         super().__init__()
         text = config.text
         self.config = config
-        self.embed_tokens = nn.Embedding(text.vocab_size, text.hidden_size)
+        self.embed_tokens = Embedding(text.vocab_size, text.hidden_size)
         self.layers = [DecoderLayer(text, kind) for kind in text.layer_types]
         self.norm = RMSNorm(text.hidden_size, text.rms_norm_eps)
         if not text.tie_word_embeddings:

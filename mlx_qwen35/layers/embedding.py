@@ -1,0 +1,32 @@
+"""The embedding, which may be the head as well; quantized, its product is the one of the linear maps.
+
+Knows one matrix of vectors. Knows no tokens' meaning.
+"""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ..kernels.quantized_matmul import quantized_matmul
+
+
+class Embedding(nn.Embedding):
+    """nn.Embedding that quantizes to the QuantizedEmbedding below."""
+
+    def to_quantized(
+        self, group_size: int | None = None, bits: int | None = None, mode: str = "affine", quantize_input: bool = False
+    ) -> nn.Module:
+        """nn.quantize calls this."""
+        if quantize_input:
+            return super().to_quantized(group_size, bits, mode, quantize_input)
+        return QuantizedEmbedding.from_embedding(self, group_size, bits, mode)
+
+
+class QuantizedEmbedding(nn.QuantizedEmbedding):
+    """nn.QuantizedEmbedding whose `as_linear` goes through kernels.quantized_matmul."""
+
+    def as_linear(self, x: mx.array) -> mx.array:
+        """x [.., H] -> [.., vocab]."""
+        how = {"group_size": self.group_size, "bits": self.bits, "mode": self.mode}
+        return quantized_matmul(x, self.weight, self.scales, self.get("biases"), **how)

@@ -1,0 +1,73 @@
+"""Lanes: which parts there are, that the bits are one core's, in any thread."""
+
+import threading
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+import mlx_qwen35.kernels.lanes as lanes
+from mlx_qwen35.kernels.quantized_matmul import quantized_matmul
+
+HOW = {"group_size": 64, "bits": 4, "mode": "affine"}
+
+
+@pytest.fixture(params=[1, 2, 3])
+def cores(request, monkeypatch):
+    others = [mx.new_thread_local_stream(mx.cpu) for _ in range(request.param - 1)]
+    monkeypatch.setattr(lanes, "_OTHERS", others)
+    return request.param
+
+
+def cut(count, least):
+    seen = []
+    made = lanes.in_lanes(lambda rows: seen.append((rows.start, rows.stop)) or mx.array(rows.start), count, least=least)
+    assert [a.item() for a in made] == [start for start, _ in seen]
+    return seen
+
+
+def test_parts_cover_the_rows_and_are_never_small(cores):
+    for count, least in [(1, 1), (2, 1), (7, 1), (7, 3), (100, 30), (5, 100)]:
+        parts = cut(count, least)
+        assert [start for start, _ in parts] == [0, *(stop for _, stop in parts[:-1])] and parts[-1][1] == count
+        assert len(parts) == max(1, min(cores, count // least))
+        assert all(stop - start >= min(least, count) for start, stop in parts)
+
+
+def test_a_product_has_the_bits_of_one_core(cores, monkeypatch):
+    import mlx_qwen35.kernels.quantized_matmul as kernel
+
+    monkeypatch.setattr(kernel, "_LEAST_SHARED", 128 * 20)
+    packed = mx.quantize(mx.random.normal((96, 128)), 64, 4)
+    for shape in [(128,), (1, 1, 128), (2, 3, 128)]:
+        x = mx.random.normal(shape)
+        expected = mx.quantized_matmul(x, *packed, transpose=True, **HOW)
+        np.testing.assert_array_equal(np.array(quantized_matmul(x, *packed, **HOW)), np.array(expected))
+
+
+def test_lanes_wait_for_what_they_need_and_are_waited_for(cores):
+    """A chain in which each product needs both halves of the one before."""
+    packed = mx.quantize(mx.random.normal((1024, 1024)) / 32, 64, 4)
+    wanted = x = mx.random.normal((1, 1024))
+    for _ in range(20):
+        x, wanted = quantized_matmul(x, *packed, **HOW), mx.quantized_matmul(wanted, *packed, **HOW)
+    np.testing.assert_array_equal(np.array(x), np.array(wanted))
+
+
+def test_another_thread_has_lanes_of_its_own(cores):
+    packed = mx.quantize(mx.random.normal((1024, 1024)), 64, 4)
+    x = mx.random.normal((1, 1024))
+    expected = quantized_matmul(x, *packed, **HOW)
+    mx.eval(packed, x, expected)
+    found = []
+
+    def work():
+        y = quantized_matmul(x, *packed, **HOW)
+        mx.eval(y)
+        found.append(np.array(y))
+
+    for _ in range(2):
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        np.testing.assert_array_equal(found.pop(), np.array(expected))
