@@ -36,11 +36,24 @@ class ShortConv(nn.Module):
         if window is None:
             window = mx.zeros((batch, before, channels), x.dtype)
         x = mx.concatenate([window, x], axis=1)  # [B, K-1+T, C]
-        y = mx.conv1d(x, self.weight, groups=channels)
+        y = _convolution(x, self.weight)
         if ends is not None:
             return y, mx.take_along_axis(x, (ends[:, None] + mx.arange(before))[..., None], axis=1)
         # Contiguous: a plain slice would keep the whole chunk alive.
         return y, mx.contiguous(x[:, length:])
+
+
+def _convolution(x: mx.array, weight: mx.array) -> mx.array:
+    """x [B, K-1+T, C], weight [C, K, 1] -> [B, T, C]. On the CPU tap by tap: the bits of mx.conv1d, which is scalar
+    there, in a third of the time for 512 tokens and a tenth for one."""
+    taps = weight.shape[1]
+    if mx.default_device().type != mx.cpu:
+        return mx.conv1d(x, weight, groups=x.shape[-1])
+    length = x.shape[1] - taps + 1
+    y = x[:, :length] * weight[:, 0, 0]
+    for tap in range(1, taps):
+        y = y + x[:, tap : tap + length] * weight[:, tap, 0]
+    return y
 
 
 class GatedDeltaNet(nn.Module):

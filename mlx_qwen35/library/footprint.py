@@ -160,10 +160,9 @@ def _delta_bytes(text: TextConfig, chunk: int, gpu: bool) -> int:
     """Of a delta net's recurrence, which is float32 throughout."""
     heads, keys, values = text.linear_num_value_heads, text.linear_key_head_dim, text.linear_value_head_dim
     count = 3 * _channels(text) + 3 * heads * values
-    own = has_own_form((text.linear_num_key_heads, keys), (heads, values), gpu=gpu)
+    own = has_own_form((text.linear_num_key_heads, keys), (heads, values), chunk, gpu=gpu)
     if own and not gpu:
-        # MLX's form on the CPU keeps the state of every token of the chunk: 1 of a few hundred, up to 3 of more.
-        count += int((1 + min(2, chunk / 400)) * heads * values * keys)
+        count += heads * values * keys  # MLX's form on the CPU keeps the state of every token
     elif not own:
         count += heads * (10 * keys + 7 * values + 4 * 16)
     return 4 * (chunk * count + 8 * heads * values * keys)

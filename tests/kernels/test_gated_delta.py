@@ -100,15 +100,27 @@ def test_states_begin_at_zero_without_one():
 
 
 @pytest.mark.parametrize(
-    ("heads", "gpu", "metal", "own"),
+    ("heads", "tokens", "gpu", "metal", "own"),
     [
-        (((16, 128), (48, 128)), True, True, True),  # 27B on a Mac
-        (((16, 128), (64, 128)), True, True, True),  # 397B on a Mac
-        (((2, 32), (4, 48)), True, True, False),  # the demo: no kernel for these sizes
-        (((16, 128), (48, 128)), True, False, False),  # CUDA has no kernel at all
-        (((2, 32), (4, 48)), False, False, True),  # the CPU's own form takes every size
+        (((16, 128), (48, 128)), 2048, True, True, True),  # 27B on a Mac
+        (((16, 128), (64, 128)), 1, True, True, True),  # 397B on a Mac
+        (((2, 32), (4, 48)), 1, True, True, False),  # the demo: no kernel for these sizes
+        (((16, 128), (48, 128)), 1, True, False, False),  # CUDA has no kernel at all
+        (((2, 32), (4, 48)), 15, False, False, True),  # the CPU's own form takes every size, a token at a time
+        (((2, 32), (4, 48)), 16, False, False, False),
     ],
 )
-def test_the_plain_form_runs_where_mlx_has_no_kernel(heads, gpu, metal, own):
+def test_the_plain_form_runs_where_mlx_has_no_kernel_or_a_slow_one(heads, tokens, gpu, metal, own):
     expected = own and hasattr(mx.fast, "gated_delta_update")
-    assert has_own_form(*heads, gpu=gpu, metal=metal) is expected
+    assert has_own_form(*heads, tokens, gpu=gpu, metal=metal) is expected
+
+
+@pytest.mark.parametrize("cut", [1, 7, 14])
+def test_few_tokens_have_the_same_bits_however_they_are_cut(cut):
+    """Verified together or decoded one by one."""
+    *tokens, state = map(mx.array, inputs(15))
+    whole, last = gated_delta(*tokens, state)
+    first, state = gated_delta(*(a[:, :cut] for a in tokens), state)
+    second, state = gated_delta(*(a[:, cut:] for a in tokens), state)
+    np.testing.assert_array_equal(np.array(mx.concatenate([first, second], axis=1)), np.array(whole))
+    np.testing.assert_array_equal(np.array(state), np.array(last))

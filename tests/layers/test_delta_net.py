@@ -51,6 +51,23 @@ def test_padding_leaves_no_trace(cut):
     np.testing.assert_allclose(out[4:], reference.delta_net(x[4:], 0), atol=1e-4)
 
 
+@pytest.mark.parametrize("length", [1, 2, 63, 257])
+@pytest.mark.parametrize("kernel", [1, 2, 4, 6])
+def test_convolution_has_the_bits_of_mlx(kernel, length):
+    """In float32; in bfloat16 each tap is rounded."""
+    rng = np.random.RandomState(length)
+    for dtype, exact in ((mx.float32, True), (mx.bfloat16, False)):
+        conv = ShortConv(9, kernel)
+        conv.weight = mx.array(rng.standard_normal((9, kernel, 1))).astype(dtype)
+        x = mx.array(rng.standard_normal((2, length, 9))).astype(dtype)
+        window = mx.array(rng.standard_normal((2, kernel - 1, 9))).astype(dtype)
+        y, _ = conv(x, window)
+        expected = mx.conv1d(mx.concatenate([window, x], axis=1), conv.weight, groups=9)
+        assert y.dtype == dtype and y.shape == x.shape
+        tolerance = 0 if exact else 0.1
+        np.testing.assert_allclose(*(np.array(a.astype(mx.float32)) for a in (y, expected)), rtol=0, atol=tolerance)
+
+
 @pytest.mark.parametrize("kernel", [1, 2, 4])
 def test_window_is_the_last_inputs_and_no_more(kernel):
     conv = ShortConv(5, kernel)

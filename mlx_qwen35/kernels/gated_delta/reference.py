@@ -47,11 +47,15 @@ def gated_delta_chunks(
     q, k = (_chunked(_per_value_head(a, v), chunk, 0) for a in (q, k))  # [B, Hv, N, C, Dk]
     v, beta = _chunked(v, chunk, 0), _chunked(beta[..., None], chunk, 0)  # [B, Hv, N, C, Dv], [B, Hv, N, C, 1]
     # A decay may underflow to 0: the floor keeps its logarithm finite, and the exp() of it is as good as 0.
-    logs = mx.cumsum(mx.log(mx.maximum(_chunked(decay[..., None], chunk, 1), 1e-37)), axis=-2)  # log G_t
+    logs = mx.log(mx.maximum(_chunked(decay[..., None], chunk, 1), 1e-37))  # [B, Hv, N, C, 1]
     lower = mx.tril(mx.ones((chunk, chunk), mx.bool_))
-    # Masked before exp(), which overflows above the diagonal.
-    ratio = mx.exp(mx.where(lower, logs - logs.swapaxes(-1, -2), -mx.inf))  # [B, Hv, N, C, C]: G_t / G_s
-    reach, left = mx.exp(logs), mx.exp(logs[..., -1:, :] - logs)  # [B, Hv, N, C, 1]: G_t, G_C / G_t
+    # G_t / G_s: a sum of the logs from s + 1 to t, not a difference of two long ones, which would lose digits.
+    #     logs below the diagonal    . . .        sums down the columns    0    . .     s = 0, 1, 2 across
+    #                                b . .                                 b    0 .     t = 0, 1, 2 down
+    #                                c c .                                 b+c  c 0
+    between = mx.cumsum(mx.tril(mx.broadcast_to(logs, (*logs.shape[:-1], chunk)), -1), axis=-2)
+    ratio = mx.where(lower, mx.exp(between), 0)  # [B, Hv, N, C, C]
+    reach, left = mx.exp(mx.cumsum(logs, axis=-2)), ratio[..., -1, :, None]  # [B, Hv, N, C, 1]: G_t, G_C / G_t
 
     k_t = k.swapaxes(-1, -2)
     solve = _inverse_unit_lower(beta * ratio * (k @ k_t))  # (I + L)^-1; the diagonal is not read
