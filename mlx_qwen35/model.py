@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, MutableMapping, Sequence
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import mlx.core as mx
@@ -185,9 +184,13 @@ class Model(nn.Module):
         if cache is None and pool is not None and length > pool.plan.tile:
             cache = self.make_cache(x.shape[0])  # which joins the tiles
         states = cache.layers if cache is not None else [None] * len(self.layers)
-        with pool.turn(more) if pool is not None else nullcontext():
+        if pool is None:
             for layer, state in zip(self.layers, states, strict=True):
-                if pool is not None and length > pool.plan.tile:
+                x = layer(x, rope, state, readable, present)
+            return x
+        with pool.one_at_a_time, pool.turn(more):
+            for layer, state in zip(self.layers, states, strict=True):
+                if length > pool.plan.tile:
                     x = layer.feed(mix_in_tiles(layer.mix, pool.plan.tile, x, rope, state, readable, present))
                 else:
                     x = layer(x, rope, state, readable, present)

@@ -8,12 +8,15 @@ Knows queues, jobs and memory to be filled. Knows neither layers nor why an expe
 
 Nothing here waits on a Condition or an Event: an interrupt (Ctrl-C) inside of those can leave their lock taken for
 good. What an interrupt may hit takes plain locks for a few lines, publishes in one step, and what it leaves behind is
-found by asking what is there, not by counting.
+found by asking what is there, not by counting. The same holds for the threads, which a debugger or a notebook may try
+to kill: a read is in the queue or in the hands of a thread at every moment, and what ends it can be done twice.
 """
 
 from __future__ import annotations
 
+import itertools
 import mmap
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -125,19 +128,20 @@ class Crew:
     def __init__(self, handles: Mapping[Path, Handle], threads: int, bounce: bool):
         """bounce: whether all is read into memory of the thread's own first."""
         self._handles, self._bounce = handles, bounce
+        self._process = os.getpid()
         self._lock = threading.Lock()  # of what follows, but for the two queues
-        self._at: dict[int, tuple[Read, float]] = {}  # what each thread reads, and since when
-        self._gone: set[int] = set()  # threads that have ended as they should
+        self._numbers = itertools.count()
+        self._threads: dict[int, threading.Thread] = {}  # that have not ended
+        self._at: dict[int, tuple[Read, float]] = {}  # what each of them reads, and since when
         self._stats = ReadStats()
         self._busy_since = 0.0
         self._ending = False
         self._urgent: deque[Read] = deque()  # a Read is in there once for each of its jobs, or more often
         self._later: deque[Read] = deque()
         self._calls: SimpleQueue[None] = SimpleQueue()  # each wakes a thread, which then works until nothing is left
-        self._threads: list[threading.Thread] = []
         try:
-            for number in range(threads):
-                self._threads.append(self._start(number))
+            for _ in range(threads):
+                self._start()
         except BaseException:
             self.end()
             self.join()
@@ -147,12 +151,13 @@ class Crew:
         """Have the pending jobs of a read done; raises ExpertReadError if the threads were ended."""
         if self._ending:
             raise ExpertReadError(f"{read.what}: {_CLOSED[0]}")
+        if os.getpid() != self._process:
+            raise ExpertReadError(f"{read.what}: a fork of the process has no threads that read. Load the model again")
         count = len(read.pending)
         (self._urgent if urgent else self._later).extend([read] * count)
         for _ in range(count):
             self._calls.put(None)
-        if self._ending:  # nobody may be left who would see it
-            self._tidy()
+        self._tidy()  # the threads may have ended meanwhile
 
     def cancel(self, read: Read) -> bool:
         with self._lock:
@@ -190,29 +195,30 @@ class Crew:
     def end(self) -> None:
         """Let threads end when they have done the job they are at. Takes no lock: a garbage collection may call it."""
         self._ending = True
-        for _ in range(len(self._threads)):
-            self._calls.put(None)
+        self._calls.put(None)  # who is woken by it wakes the next
 
     def join(self) -> None:
         """Wait until threads have ended, unless a disk does not answer; every read has ended then, files are closed."""
         last = monotonic() + _CLOSE_SECONDS
-        for thread in self._threads:
-            if thread is not threading.current_thread():
+        with self._lock:
+            threads = [*self._threads.values()]
+        for thread in threads:
+            if thread.is_alive() and thread is not threading.current_thread():
                 thread.join(max(0.0, last - monotonic()))
-        if not any(thread.is_alive() for thread in self._threads):
-            self._tidy()
+        self._look_after()
 
     # Threads
 
-    def _start(self, number: int) -> threading.Thread:
+    def _start(self) -> None:
+        number = next(self._numbers)  # of nobody else, ever: what a thread that is gone had in hand is found by it
         # A daemon: a program that ends without close() must not wait for it.
         thread = threading.Thread(target=self._run, args=(number,), name=f"expert-reader-{number}", daemon=True)
+        self._threads[number] = thread
         thread.start()
-        return thread
 
     def _run(self, number: int) -> None:
         scratch = _Scratch()
-        while not self._ending:
+        while not self._ending and number in self._threads:
             try:
                 self._calls.get()
                 while not self._ending and (work := self._take(number)) is not None:
@@ -225,19 +231,19 @@ class Crew:
                     del work, read, job, problem  # memory that was read into is no business of who waits for work
             except BaseException as error:  # somebody wanted to kill this thread; it fails what it was at, and goes on
                 self._finish(number, 0, _problem(error))
+        self._calls.put(None)
         with self._lock:
-            self._gone.add(number)
-            last = len(self._gone) == len(self._threads)
-        if last:
-            self._tidy()
+            self._threads.pop(number, None)
+        self._tidy()
 
     def _take(self, number: int) -> tuple[Read, Job] | None:
         """The next job there is."""
         with self._lock:
             for queue in (self._urgent, self._later):
-                while queue:
-                    read = queue.popleft()
+                while queue and number in self._threads:
+                    read = queue[0]
                     if read.done or not read.pending:
+                        queue.popleft()
                         continue
                     now = perf_counter()
                     if not self._at:
@@ -247,6 +253,7 @@ class Crew:
                     s = self._stats
                     if len(self._at) > s.max_depth:
                         self._stats = ReadStats(s.bytes_read, s.records, s.read_seconds, s.busy_seconds, len(self._at))
+                    queue.popleft()
                     return read, read.pending.popleft()
         return None
 
@@ -287,62 +294,61 @@ class Crew:
         return buffers, copies
 
     def _finish(self, number: int, count: int, problem: tuple[str, BaseException | None] | None) -> None:
-        """What thread `number` was at has ended, after `count` bytes."""
+        """What thread `number` was at has ended, after `count` bytes. Nothing happens if it was at nothing."""
         with self._lock:
             if number not in self._at:
                 return
-            read, since = self._at.pop(number)
-            now, s = perf_counter(), self._stats
-            busy = s.busy_seconds + (0.0 if self._at else now - self._busy_since)
-            self._stats = ReadStats(
-                s.bytes_read + count, s.records, s.read_seconds + now - since, busy, s.max_depth
-            )
+            read, since = self._at[number]
             if self._ending and read.pending:
                 problem = problem or _CLOSED
             if problem is not None:
                 read.problem = read.problem or problem
                 read.pending.clear()
-            if not read.pending and all(other is not read for other, _ in self._at.values()):
-                self._end(read, _DONE if read.problem is None else _FAILED)
+            last = not read.pending and all(other is not read for n, (other, _) in self._at.items() if n != number)
+            good = last and read.problem is None and not read.done
+            now, s = perf_counter(), self._stats
+            busy = s.busy_seconds + (0.0 if len(self._at) > 1 else now - self._busy_since)
+            self._stats = ReadStats(
+                s.bytes_read + count, s.records + good, s.read_seconds + now - since, busy, s.max_depth
+            )
+            if last:
+                self._end(read, _DONE if good else _FAILED)
+            del self._at[number]  # at last: killed before, this is done again
 
     def _end(self, read: Read, state: int) -> None:
-        """The last word on a read; with the lock."""
-        if state == _DONE:
-            s = self._stats
-            self._stats = ReadStats(s.bytes_read, s.records + 1, s.read_seconds, s.busy_seconds, s.max_depth)
-        read.state = state
+        """The last word on a read, if none was said; with the lock."""
+        if read.done:
+            return
         read.targets = ()
+        read.state = state
         read.ended.release()
 
     def _look_after(self) -> None:
         """Replace threads that are gone, fail what they were at, and wake the others: a call may have been lost."""
-        lost = []
         with self._lock:
-            for number, thread in enumerate(self._threads):
-                if not thread.is_alive() and number not in self._gone:
-                    lost.append(number)
-                    if self._ending:
-                        self._gone.add(number)
-                    else:
-                        self._threads[number] = self._start(number)
-        for number in lost:
+            for number in [number for number, thread in self._threads.items() if not thread.is_alive()]:
+                del self._threads[number]
+                if not self._ending:
+                    self._start()
+            left = self._at.keys() - self._threads.keys()
+        for number in left:
             self._finish(number, 0, ("the thread that read it is gone: ask again", None))
-        if self._ending:
-            self._tidy()
-        else:
-            self._calls.put(None)
+        self._calls.put(None)
+        self._tidy()
 
     def _tidy(self) -> None:
         """While ending: fail what no thread will take any more, and close the files when no thread is left."""
+        if not self._ending:
+            return
         with self._lock:
             reading = {read for read, _ in self._at.values()}
             for queue in (self._urgent, self._later):
                 while queue:
                     read = queue.popleft()
-                    if not read.done and read not in reading:
-                        read.problem = _CLOSED
+                    if read not in reading:
+                        read.problem = read.problem or _CLOSED
                         self._end(read, _FAILED)
-            if len(self._gone) == len(self._threads):
+            if not self._threads and not self._at:
                 for handle in self._handles.values():
                     handle.close()
 
@@ -360,7 +366,7 @@ class _Scratch:
 
 
 def _problem(error: BaseException) -> tuple[str, BaseException | None]:
-    """What to say of an error, and what caused it."""
+    """What to say of an error, and what caused it: without frames, in which the memory that was read into lives on."""
     if isinstance(error, ExpertReadError):
-        return str(error), error.__cause__
-    return f"{type(error).__name__} while it was read ({error}): ask again", error
+        return str(error), error.__cause__ and error.__cause__.with_traceback(None)
+    return f"{type(error).__name__} while it was read ({error}): ask again", error.with_traceback(None)

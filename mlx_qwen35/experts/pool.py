@@ -6,13 +6,15 @@ A turn is one pass of tokens through the layers. Only in one are slots read from
 whatever thread it is on; when it ends, nothing waits to compute with a slot any more. So a slot can be overwritten as
 soon as what this turn has queued with it is evaluated: the bank of the next layer does that when it asks for its
 expert ids, and the end of the turn does it for the last one.
+
+A turn is  `with pool.one_at_a_time, pool.turn(more):`  in one line. Python never puts an interrupt (Ctrl-C) between
+taking a plain lock in a `with` and being inside of it; what else an interrupt leaves behind, the next turn tidies up.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -75,34 +77,39 @@ class ExpertPool:
         self.more = False  # further tokens of the same prompt follow this turn
         self.wait_seconds = 0.0
         self.swept = 0
-        self._lock = threading.Lock()
-        self._owner: int | None = None
+        self.one_at_a_time = threading.Lock()
         self._queued: tuple[StreamedExperts, mx.array] | None = None
         self._unsure: set[StreamedExperts] = set()  # banks whose residency an interrupt would leave in doubt
         self._staging: tuple[object, list[Slots]] | None = None
         self._limits = _set_limits(plan)
 
-    @contextmanager
-    def turn(self, more: bool) -> Iterator[None]:
-        """Pass tokens through the layers. more: further tokens of the same prompt follow."""
-        if self._owner == threading.get_ident() and self._lock.locked():
-            self._lock.release()  # an interrupt came between two lines of the last turn
-        self._lock.acquire()
-        try:
-            self._owner, self.more = threading.get_ident(), more
-            if self._unsure:
-                self._abandon()
-            yield
-            self.settled()
-            if self._unsure:
-                self._finish()
-        except BaseException:
-            self._abandon()
-            raise
-        finally:
-            self._staging = None
-            self._owner = None
-            self._lock.release()
+    def turn(self, more: bool) -> _Turn:
+        """To be entered with `one_at_a_time`: tokens pass through the layers. more: further ones of the same prompt
+        follow."""
+        return _Turn(self, more)
+
+    def begin(self, more: bool) -> None:
+        self.more = more
+        if self._unsure or self._queued is not None:  # an interrupt came while the last turn was ended
+            self.abandon()
+
+    def finish(self) -> None:
+        """The end of a turn in good order: reads ahead that no layer will ask for are not waited for in the next."""
+        self.settled()
+        self._staging = None
+        for bank in list(self._unsure):
+            bank.drop_ahead()
+            self._unsure.discard(bank)
+
+    def abandon(self) -> None:
+        """After an error or interrupt: nothing is read or computed any more, and no slot counts whose content is in
+        doubt."""
+        self._queued = self._staging = None
+        mx.synchronize()
+        self.reader.abandon()  # those too that no bank knows of, because the interrupt came before it took note
+        for bank in list(self._unsure):
+            bank.forget()
+            self._unsure.discard(bank)
 
     def touch(self, bank: StreamedExperts) -> None:
         """The residency of a bank is about to change."""
@@ -169,18 +176,25 @@ class ExpertPool:
         _restore_limits(self._limits)
         self._limits = {}
 
-    def _finish(self) -> None:
-        """The end of a turn in good order: reads ahead that no layer will ask for are not waited for in the next."""
-        for bank in list(self._unsure):
-            bank.drop_ahead()
-            self._unsure.discard(bank)
 
-    def _abandon(self) -> None:
-        """After an error or interrupt: no read is under way any more, and no slot counts whose content is in doubt."""
-        self._queued = None
-        for bank in list(self._unsure):
-            bank.forget()
-            self._unsure.discard(bank)
+class _Turn:
+    """Begins, and ends in one way or the other."""
+
+    def __init__(self, pool: ExpertPool, more: bool):
+        self._pool, self._more = pool, more
+
+    def __enter__(self) -> None:
+        self._pool.begin(self._more)
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        try:
+            if kind is None:
+                self._pool.finish()
+        except BaseException:
+            self._pool.abandon()
+            raise
+        if kind is not None:
+            self._pool.abandon()
 
 
 def _set_limits(plan: StreamPlan) -> dict[str, int]:

@@ -85,8 +85,7 @@ class StreamedExperts:
         self.residency.release()
 
     def forget(self) -> None:
-        """After an error or interrupt: end all reads, and count no slot whose content is in doubt."""
-        self._stop([*self._reads, *self._ahead.values()])
+        """After an error or interrupt, when all reads have ended: count no slot, their content is in doubt."""
         self._reads, self._ahead = [], {}
         self.residency.clear()
 
