@@ -202,6 +202,8 @@ class Crew:
         last = monotonic() + _CLOSE_SECONDS
         with self._lock:
             threads = [*self._threads.values()]
+        for _ in threads:  # one that was killed has not woken the next
+            self._calls.put(None)
         for thread in threads:
             if thread.is_alive() and thread is not threading.current_thread():
                 thread.join(max(0.0, last - monotonic()))
