@@ -233,6 +233,7 @@ class Crew:
                     del work, read, job, problem  # memory that was read into is no business of who waits for work
             except BaseException as error:  # somebody wanted to kill this thread; it fails what it was at, and goes on
                 self._finish(number, 0, _problem(error))
+                self._calls.put(None)  # the one that it may have taken
         self._calls.put(None)
         with self._lock:
             self._threads.pop(number, None)
