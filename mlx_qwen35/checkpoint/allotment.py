@@ -20,6 +20,7 @@ from mlx_qwen35.checkpoint.names import TARGET
 from mlx_qwen35.checkpoint.quantize import pack, packed, unpack
 from mlx_qwen35.checkpoint.recipes import fitted, role, sensitivities
 from mlx_qwen35.checkpoint.source import Source
+from mlx_qwen35.checkpoint.write import shown_size
 from mlx_qwen35.config import BITS, GROUP_SIZES, QuantSpec
 from mlx_qwen35.errors import CheckpointError
 
@@ -78,8 +79,8 @@ def fit(
     least = fixed + sum(min(choice.nbytes for choice in found) for found in choices.values())
     if least > target_bytes:
         raise CheckpointError(
-            f"{_size(target_bytes)} is too small for {origin.folder}: with every module in its smallest form it has "
-            f"{_size(least)}, {_size(beside)} of it beside the text model. Give at least {least} bytes"
+            f"{shown_size(target_bytes)} is too small for {origin.folder}: with every module in its smallest form it "
+            f"has {shown_size(least)}, {shown_size(beside)} of it beside the text model. Give at least {least} bytes"
         )
     return {module: choice.spec for module, choice in allot(choices, target_bytes - fixed).items()}
 
@@ -193,7 +194,3 @@ def _around(origin: Source, shapes: Mapping[str, Shape]) -> int:
         total += tensors * (2 * written + _HEADER + _INDEX)
         total += 2 * (written + _OVERRIDE) if is_linear(name, shape) else 0
     return total
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.2f} MB"

@@ -32,7 +32,7 @@ from mlx_qwen35.checkpoint.records import LayerRecords, layer_records
 from mlx_qwen35.checkpoint.source import Source, open_source
 from mlx_qwen35.checkpoint.verify import Verification, check_memory
 from mlx_qwen35.checkpoint.verify import verify as check
-from mlx_qwen35.checkpoint.write import WriteError, write_error, write_index, write_json
+from mlx_qwen35.checkpoint.write import WriteError, shown_size, write_error, write_index, write_json
 from mlx_qwen35.config import QuantSpec
 from mlx_qwen35.errors import CheckpointError
 
@@ -349,6 +349,6 @@ def _check_space(plan: Plan, partial: Partial, beside: int) -> None:
     free = shutil.disk_usage(partial.container).free
     if needed > free:
         raise WriteError(
-            f"{partial.target.parent} has {free / 1e9:.1f} GB free and the conversion needs {needed / 1e9:.1f} GB: "
+            f"{partial.target.parent} has {shown_size(free)} free and the conversion needs {shown_size(needed)}: "
             "free some space, choose another disk or fewer bits"
         )

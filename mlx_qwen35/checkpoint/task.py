@@ -30,7 +30,7 @@ from mlx_qwen35.errors import CheckpointError
 PIECE_BYTES = 4 << 20  # of a source tensor in memory at a time, for each worker
 # Bits of the exponent, all of which are set in NaN and infinity; and the integers that have as many bits.
 _EXPONENT = {"F32": (0x7F800000, np.uint32), "F16": (0x7C00, np.uint16), "BF16": (0x7F80, np.uint16)}
-_FITS_CACHE = 1 << 19  # values looked at together
+_FITS_CACHE = 1 << 16  # values looked at together
 _GPU = Lock()  # one command queue: threads that read and write overlap it, threads that compute take turns
 
 Update = Callable[[mx.array, int, int], mx.array]
@@ -196,8 +196,10 @@ def _first_odd(array: np.ndarray, tag: str) -> int | None:
     """Where in the flat array of a dtype the first value is that is NaN or infinite; None: all are numbers."""
     exponent, bits = _EXPONENT[tag]
     values = array.reshape(-1).view(bits)
+    room = np.empty(min(len(values), _FITS_CACHE), bits)
     for begin in range(0, len(values), _FITS_CACHE):
-        found = values[begin : begin + _FITS_CACHE] & bits(exponent)
+        block = values[begin : begin + _FITS_CACHE]
+        found = np.bitwise_and(block, bits(exponent), out=room[: len(block)])
         if found.max() == exponent:
             return begin + int(found.argmax())
     return None

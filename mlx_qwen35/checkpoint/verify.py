@@ -26,7 +26,7 @@ from mlx_qwen35.checkpoint.piece import Piece
 from mlx_qwen35.checkpoint.plan import Plan, make_plan
 from mlx_qwen35.checkpoint.source import Source, open_source
 from mlx_qwen35.checkpoint.task import Task
-from mlx_qwen35.checkpoint.write import WriteError
+from mlx_qwen35.checkpoint.write import WriteError, shown_size
 from mlx_qwen35.config import QuantSpec
 from mlx_qwen35.errors import CheckpointError
 from mlx_qwen35.text.tokenizer import Tokenizer
@@ -62,7 +62,7 @@ class Verification:
 
     def __str__(self) -> str:
         lines = [
-            f"read back: {self.tensors:,} tensors, {self.nbytes / 1e9:.2f} GB, all as they were written",
+            f"read back: {self.tensors:,} tensors, {shown_size(self.nbytes)}, all as they were written",
             f"weights: {self.exact:,} bit by bit the source's, {self.quantized:,} quantized",
         ]
         if self.worst:

@@ -170,6 +170,14 @@ def write_index(folder: Path, shards: dict[str, list[TensorSpec]]) -> None:
     write_json(folder / INDEX, index)
 
 
+def shown_size(count: int) -> str:
+    """Bytes as people read them, in powers of ten."""
+    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "KB")):
+        if count >= unit:
+            return f"{count / unit:.2f} {name}"
+    return f"{count} bytes"
+
+
 def write_json(path: Path, value: object) -> None:
     with _named(path):
         path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -315,6 +315,6 @@ def test_the_disk_is_asked_for_what_is_missing_only(
     size = sum(map(len, whole.values()))
     usage = shutil._ntuple_diskusage
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, size * 2 // 3))
-    with pytest.raises(CheckpointError, match="GB free and the conversion needs"):
+    with pytest.raises(CheckpointError, match="B free and the conversion needs"):
         convert(source, tmp_path / "c")
     open_source(convert(source, target, resume=True))

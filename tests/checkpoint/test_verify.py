@@ -123,5 +123,5 @@ def test_too_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_checksums_are_of_the_bytes() -> None:
-    assert piece.checksum(b"a") != piece.checksum(b"b") and len(piece.checksum(b"a")) == 32
+    assert piece.checksum(b"a") == "e8b7be43" and piece.checksum(memoryview(b"b")) == "71beeff9"  # CRC-32's own
     assert pipeline.workers() >= 1
