@@ -69,7 +69,7 @@ def our_step(config: dict[str, Any], context: int) -> Step:
     from mlx_qwen35.config import ModelConfig
     from mlx_qwen35.model import Model
 
-    model = Model(ModelConfig.from_dict(config)).eval()
+    model = Model(ModelConfig.from_dict(config))
     cache = model.make_cache()
     return _step(model, cache.layers, config, context, cache, lambda token: model(token, cache))
 
