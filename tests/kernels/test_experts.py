@@ -62,8 +62,9 @@ def test_float32(case, form):
 
 @CASES
 @pytest.mark.parametrize("rows, k", [(1, 5), (2, 7), (63, 1), (257, 2)])
-def test_any_number_of_rows(case, rows, k):
-    check(**case(("affine", 4, 64), ("affine", 8, 64), rows, k, mx.float32, hidden=128, size=64, shared=64))
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
+def test_any_number_of_rows(case, rows, k, dtype):
+    check(**case(("affine", 4, 64), ("affine", 8, 64), rows, k, dtype, hidden=192, size=64, shared=128))
 
 
 def test_gate_and_up_of_two_forms_and_a_smaller_shared_expert():

@@ -51,7 +51,6 @@ SANITIZERS = {
 }
 _PLAIN = ["-O2", "-fPIC", "-DEMU_ADDRESS_SPACES"]
 _WATCHED = ["-O1", "-g"]
-_LINK = ["--rtlib=compiler-rt", "--unwindlib=libgcc"]  # GCC 12's runtime does not know bfloat
 
 
 class KernelFault(Exception):
@@ -109,7 +108,7 @@ class Program:
         if self._library is None:
             source = self._source(_PLAIN)
             runtime = _runtime(tuple(_PLAIN), "runtime.cpp")
-            options = [*_KERNEL, *_DEFINES, *_PLAIN, "-shared", *_LINK, *_precompiled(tuple(_PLAIN))]
+            options = [*_KERNEL, *_DEFINES, *_PLAIN, "-shared", *toolchain.LINK, *_precompiled(tuple(_PLAIN))]
             command = [toolchain.clang(), *options, str(source), str(runtime)]
             self._library = ctypes.CDLL(str(toolchain.once(source.with_suffix(".so"), command)))
         sizes = ctypes.c_uint32 * 3
@@ -131,7 +130,7 @@ class Program:
             *_KERNEL,
             *_DEFINES,
             *options,
-            *_LINK,
+            *toolchain.LINK,
             *_precompiled(tuple(options)),
             str(source),
             *objects,
@@ -153,7 +152,7 @@ class Program:
             raise KernelFault(f"{sanitizer} sanitizer: {found[1] if found else done.stderr[-2000:]}")
 
     def _source(self, options: Sequence[str]) -> Path:
-        path = toolchain.CACHE / f"kernel-{_digest(self._cpp, _sources(), *_KERNEL, *_LINK, *options)}.cpp"
+        path = toolchain.CACHE / f"kernel-{_digest(self._cpp, _sources(), *_KERNEL, *toolchain.LINK, *options)}.cpp"
         path.parent.mkdir(exist_ok=True)
         if not path.exists():
             path.write_text(self._cpp)

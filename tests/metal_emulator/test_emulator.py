@@ -94,11 +94,19 @@ def test_the_text_is_what_mlx_generates():
     assert "const constant int32_t* n [[buffer(1)]]" in text or "const constant int* n [[buffer(1)]]" in text
 
 
-def test_what_is_missing_is_said(monkeypatch):
-    monkeypatch.setattr(toolchain.shutil, "which", lambda name: None)
+@pytest.mark.parametrize(
+    "program, said",
+    [(None, "apt-get install clang-19"), ("clang version 18", "clang-19"), ("clang version 21", "libclang-rt-21-dev")],
+)
+def test_what_is_missing_is_said(program, said, tmp_path, monkeypatch):
+    path = tmp_path / "clang++"
+    path.write_text(f'#!/bin/sh\necho "{program}"\ntest "$1" = --version\n')
+    path.chmod(0o755)
+    found = {"clang++": str(path)} if program else {}
+    monkeypatch.setattr(toolchain.shutil, "which", found.get)
     toolchain.clang.cache_clear()
     try:
-        with pytest.raises(toolchain.Missing, match="apt-get install clang-19"):
+        with pytest.raises(toolchain.Missing, match=said):
             toolchain.clang()
     finally:
         toolchain.clang.cache_clear()

@@ -18,6 +18,8 @@ from pathlib import Path
 CACHE = Path(__file__).resolve().parents[2] / ".metal_emulator"  # `make clean` removes it
 LEAST_CLANG = 19  # the first with arithmetic on __bf16 as a Mac has it
 
+LINK = ["--rtlib=compiler-rt", "--unwindlib=libgcc"]  # GCC 12's runtime does not know bfloat
+
 # Headers of the Mac's compiler that MLX's own ask for: their names are in msl.h. And of MLX's own, those that need more
 # of Metal than kernels here do.
 _OF_METAL = ("stdlib", "math", "common", "limits", "type_traits", "logging", "compute", "simdgroup")
@@ -50,8 +52,15 @@ def clang() -> str:
         said = subprocess.run([path, "--version"], capture_output=True, text=True).stdout
         version = re.search(r"clang version (\d+)", said)
         if version and "Apple" not in said and int(version[1]) >= LEAST_CLANG:
+            _check_runtime(path, int(version[1]))
             return path
     raise Missing(f"no clang++ {LEAST_CLANG} or newer (Debian: apt-get install clang-{LEAST_CLANG})")
+
+
+def _check_runtime(path: str, version: int) -> None:
+    command = [path, *LINK, "-fsanitize=address", "-x", "c++", "-", "-o", "/dev/null"]
+    if subprocess.run(command, input="int main() {}", capture_output=True, text=True).returncode:
+        raise Missing(f"clang++ has no runtime (Debian: apt-get install libclang-rt-{version}-dev)")
 
 
 @functools.cache

@@ -17,10 +17,11 @@ if (simdgroup_index_in_threadgroup == 0) {
     logit[i] = LEAST;
     if (id < E) {
       float value = static_cast<float>(logits[row * E + id]);
-      if (value == value) {
-        logit[i] = value;
-      } else {
+      // Asked of the bits, so that no compiler may take NaN for impossible.
+      if ((as_type<uint>(value) & 0x7fffffffu) > 0x7f800000u) {
         missing = 1;
+      } else {
+        logit[i] = value;
       }
       left |= 1u << i;
     }
