@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from mlx_qwen35.errors import CheckpointError, PromptError, Qwen35Error, SessionError
     from mlx_qwen35.generation import Completion, Part, generate, generate_batch, stream_generate
     from mlx_qwen35.library import load, load_model, load_processor
+    from mlx_qwen35.library.drafting import load_draft_model
     from mlx_qwen35.library.estimating import estimate
     from mlx_qwen35.library.listing import list_models
     from mlx_qwen35.library.plan import Plan
@@ -51,6 +52,7 @@ __all__ = [
     "list_models",
     "load",
     "load_adapter",
+    "load_draft_model",
     "load_model",
     "load_processor",
     "load_session",
@@ -84,6 +86,7 @@ _HOME = {
     "list_models": "library.listing",
     "load": "library",
     "load_adapter": "checkpoint.adapters",
+    "load_draft_model": "library.drafting",
     "load_model": "library",
     "load_processor": "library",
     "load_session": "session",

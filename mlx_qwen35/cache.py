@@ -12,8 +12,9 @@ it: `state`, `size`, `empty`, `nbytes`, and `merge`, from which on they batch wi
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import mlx.core as mx
 
@@ -177,14 +178,21 @@ class DeltaState(_Layer):
     """What one gated delta layer carries on; both are None before the first token.
 
     conv [B, K-1, C]: the last inputs of the convolution. matrix [B, Hv, Dv, Dk] float32: the recurrent state.
+    steps: None, or a list to which each call adds both as they were after each of its tokens.
     """
 
     def __init__(self) -> None:
         self.conv: mx.array | None = None
         self.matrix: mx.array | None = None
+        self.steps: list[tuple[mx.array, mx.array]] | None = None
 
     def update(self, conv: mx.array, matrix: mx.array) -> None:
         self.conv, self.matrix = conv, matrix
+
+    def update_each(self, convs: Sequence[mx.array], matrices: Sequence[mx.array]) -> None:
+        """`update` with what it was after each token; needs `steps`."""
+        self.steps += zip(convs, matrices, strict=True)
+        self.update(convs[-1], matrices[-1])
 
     def branched(self) -> tuple[DeltaState, DeltaState]:
         """This one, and another with the same arrays: neither is ever written to."""
@@ -216,6 +224,22 @@ class DeltaState(_Layer):
 AnyLayer = KVCache | StretchedKVCache | DeltaState
 
 
+class Follower(Protocol):
+    """What is computed beside a cache and goes back with it."""
+
+    cache: Cache  # the one that it follows
+
+    def mark(self) -> Any:
+        """Its present state, at no cost."""
+        ...
+
+    def go_back(self, mark: Any, offset: int) -> None:
+        """To a mark of a time when the cache held `offset` tokens or more, as it was when it held `offset`."""
+        ...
+
+    def arrays(self) -> list[mx.array]: ...
+
+
 @dataclass(frozen=True)
 class Snapshot:
     """A point in a Cache's past to go back to. Holds the delta states; keys and values stay where they are."""
@@ -224,6 +248,7 @@ class Snapshot:
     rope_delta: int | Sequence[int]
     delta: tuple[tuple[mx.array | None, mx.array | None] | None, ...]
     rewinds: int  # how often the cache had gone back when this was taken
+    draft: tuple[Follower, Any] | None = None  # what followed the cache, and where that was
 
     @property
     def nbytes(self) -> int:
@@ -236,6 +261,7 @@ class Cache:
     left_padding: how many positions at the start of each row are padding, [B] int32, or None where no row has any.
     rope_delta: rotary position minus cache position (padding not counted) of the tokens to come, which images shift:
     one number for all rows, or one a row.
+    draft: what a drafter remembers of these tokens (speculative/drafters.py), or None; it goes back with the cache.
     """
 
     def __init__(self, layers: Sequence[AnyLayer], *, left_padding: Sequence[int] | None = None) -> None:
@@ -244,6 +270,7 @@ class Cache:
         self.rope_delta: int | Sequence[int] = 0
         self.longest_padding = max(left_padding, default=0) if left_padding is not None else 0
         self.left_padding = mx.array(list(left_padding), mx.int32) if self.longest_padding else None
+        self.draft: Follower | None = None
         self._rewinds: list[int] = []  # offsets that restore() went back to, in order
 
     def __len__(self) -> int:
@@ -291,7 +318,30 @@ class Cache:
     def snapshot(self) -> Snapshot:
         """Remember this point; costs no memory but the delta states of this moment."""
         delta = tuple((c.conv, c.matrix) if isinstance(c, DeltaState) else None for c in self.layers)
-        return Snapshot(self.offset, self.rope_delta, delta, len(self._rewinds))
+        return Snapshot(self.offset, self.rope_delta, delta, len(self._rewinds), self._draft_mark())
+
+    def _draft_mark(self) -> tuple[Follower, Any] | None:
+        return None if self.draft is None else (self.draft, self.draft.mark())
+
+    @contextmanager
+    def each_step(self) -> Iterator[list[Snapshot]]:
+        """Calls inside leave a snapshot of the cache after each of their tokens, in the list, when all is done.
+
+        Going back to one of them costs nothing: the state after each token was on the way to that after the last.
+        """
+        deltas = [layer for layer in self.layers if isinstance(layer, DeltaState)]
+        start, snapshots = self.offset, []
+        for layer in deltas:
+            layer.steps = []
+        try:
+            yield snapshots
+            rewinds, draft = len(self._rewinds), self._draft_mark()
+            for number in range(self.offset - start):
+                delta = tuple(c.steps[number] if isinstance(c, DeltaState) else None for c in self.layers)
+                snapshots.append(Snapshot(start + number + 1, self.rope_delta, delta, rewinds, draft))
+        finally:
+            for layer in deltas:
+                layer.steps = None
 
     def restore(self, snapshot: Snapshot) -> None:
         """Go back to `snapshot`, as if what came later had never been computed.
@@ -310,11 +360,17 @@ class Cache:
             else:
                 layer.rewind(snapshot.offset)
         self.offset, self.rope_delta = snapshot.offset, snapshot.rope_delta
+        self.draft, mark = snapshot.draft or (None, None)
+        if self.draft is not None and self.draft.cache is self:
+            self.draft.go_back(mark, snapshot.offset)
+        else:  # it follows the cache that this one is a branch of
+            self.draft = None
         self._rewinds.append(snapshot.offset)
 
     def arrays(self) -> list[mx.array]:
         """Every array held, for mx.eval."""
-        return [a for layer in self.layers for a in layer.arrays()]
+        own = [a for layer in self.layers for a in layer.arrays()]
+        return own if self.draft is None else own + self.draft.arrays()
 
     @property
     def nbytes(self) -> int:

@@ -62,6 +62,8 @@ class _Keys:
 class _Delta:
     """mlx-lm's cache of one delta layer, as a DeltaState."""
 
+    steps = None  # it keeps its last state only
+
     def __init__(self, cache: Any) -> None:
         self._cache = cache
         self.conv, self.matrix = cache.cache

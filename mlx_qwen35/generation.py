@@ -1,7 +1,7 @@
 """From a prompt to streamed parts: prefill, decode one step ahead, stop, and a cache that is exact whenever it ends.
 
-The only place that evaluates (apart from a streamed expert bank). Knows when things are computed and which tokens the
-cache covers. Knows nothing of the layers, of templates or of what is done with the parts.
+Only this, decoding.py and speculative/ evaluate (and a streamed expert bank). Knows when things are computed and which
+tokens the cache covers. Knows nothing of the layers, of templates or of what is done with the parts.
 
 Whenever the work ends (end of turn, stop string, length, cancelled, closed, interrupted, an error), the cache covers
 the prompt and exactly the tokens that were handed out: a step that was queued ahead and not handed out is undone.
@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping, MutableMapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
+from mlx_qwen35 import speculative
+from mlx_qwen35.decoding import decode
 from mlx_qwen35.errors import PromptError
 from mlx_qwen35.parts import AnswerText, Clock, Completion, Part, Row, statistics
 from mlx_qwen35.processor import Prompt
@@ -23,8 +24,9 @@ from mlx_qwen35.sampling import History, Sampler, Sampling, bias_row
 from mlx_qwen35.vision.sight import Sight
 
 if TYPE_CHECKING:
-    from mlx_qwen35.cache import Cache, Snapshot
+    from mlx_qwen35.cache import Cache
     from mlx_qwen35.model import Model
+    from mlx_qwen35.mtp import MTPHead
     from mlx_qwen35.processor import Processor
     from mlx_qwen35.session import Session
     from mlx_qwen35.vision.media import Media
@@ -32,18 +34,9 @@ if TYPE_CHECKING:
 __all__ = ["Completion", "Part", "decode", "generate", "generate_batch", "prefill", "statistics", "stream_generate"]
 
 DEFAULT_MAX_TOKENS = 4096
-CLEAR_EVERY = 256  # decode steps between two returns of MLX's spare buffers, which grow with the KV cache
+DRAFTS = 3  # tokens at a time, at the most, where nothing is said
 
 Cancel = Any  # a callable () -> bool, anything with is_set() (threading.Event), or None
-
-
-@dataclass(frozen=True)
-class Step:
-    """tokens: one a row; logprobs: [B, V], lazy; before: the cache as it was before it took these tokens."""
-
-    tokens: list[int]
-    logprobs: mx.array
-    before: Snapshot
 
 
 def prefill(
@@ -69,7 +62,8 @@ def prefill(
     boundaries: a chunk also ends after so many tokens (where `on_progress` may take a snapshot of the cache).
     on_progress(done, total) is called before the first chunk and after each, when the cache covers `done` more tokens.
     Cancelled between two chunks: None, and the cache keeps the chunks that are done. An error or interrupt inside a
-    chunk leaves the cache as it was before that chunk.
+    chunk leaves the cache as it was before that chunk. What follows the cache (`cache.draft`) is primed with every
+    position.
     """
     chunk_size = model.prefill_chunk if chunk_size is None else chunk_size
     if chunk_size < 1:
@@ -94,7 +88,10 @@ def prefill(
             return None
         before = cache.snapshot()
         try:
-            hidden = model.hidden(tokens[:, done:end], cache, media[done:end], more=end < total)  # [B, chunk, H]
+            part, sight = tokens[:, done:end], media[done:end]
+            hidden = model.hidden(part, cache, sight, more=end < total)  # [B, chunk, H]
+            if cache.draft is not None:
+                cache.draft.prime(part, hidden, sight.positions if sight else None)
             if end == total:
                 logits = model.head(hidden[:, -1:])[:, -1]  # [B, V]
                 mx.eval(logits)
@@ -107,45 +104,6 @@ def prefill(
         if on_progress:
             on_progress(done, total)
     return logits
-
-
-def decode(
-    model: Model,
-    cache: Cache,
-    logits: mx.array,
-    sampler: Sampler,
-    history: History,
-    *,
-    max_tokens: int,
-) -> Generator[Step, None, None]:
-    """Draws tokens from `logits` [B, V] on, at most `max_tokens` a row; each is computed while the one before is read.
-
-    When a step is yielded, the cache covers its tokens (`step.before` is the state without them).
-    """
-    if max_tokens < 1:
-        return
-    token, logprobs = sampler(logits, history)  # [B], [B, V]
-    history.append(token)
-    mx.async_eval(token)
-    for count in range(1, max_tokens + 1):
-        before = cache.snapshot()
-        try:
-            hidden = model.hidden(token[:, None], cache)  # [B, 1, H]
-            if count < max_tokens:
-                next_token, next_logprobs = sampler(model.head(hidden)[:, -1], history)
-                history.append(next_token)
-                mx.async_eval(next_token, cache.arrays())
-            else:  # nothing is drawn from it, but the cache has to cover it
-                next_token, next_logprobs = token, logprobs
-                mx.async_eval(cache.arrays())
-            step = Step(token.tolist(), logprobs, before)
-        except BaseException:
-            cache.restore(before)
-            raise
-        yield step
-        token, logprobs = next_token, next_logprobs
-        if count % CLEAR_EVERY == 0:
-            mx.clear_cache()
 
 
 def stream_generate(
@@ -169,6 +127,9 @@ def stream_generate(
     covered: int = 0,
     features: MutableMapping[str, mx.array] | None = None,
     context_length: int | None = None,
+    mtp: bool | None = None,
+    draft_model: MTPHead | Model | None = None,
+    num_draft_tokens: int | None = None,
     chunk_size: int | None = None,
     boundaries: Iterable[int] = (),
     on_progress: Callable[[int, int], None] | None = None,
@@ -186,6 +147,10 @@ def stream_generate(
     computed again; a repetition penalty knows them then.
     features: a FeatureStore, or any other mapping by Media.key, of pictures and videos that were encoded before.
     context_length: the most tokens that cache, prompt and answer may have together; None: what was said at loading.
+    mtp: whether the model's own MTP head drafts (`load(..., mtp=True)`); None: if it was loaded. draft_model: another
+    head, or a small model with the same vocabulary, that drafts in its place. num_draft_tokens: at most so many tokens
+    are drafted at a time, 1 to 4 (None: 3); fewer, or none, where that is faster by what was measured so far, unless
+    the sampling has a seed. Drafts change how fast tokens come, not which (greedy) or how they are distributed.
     on_progress(done, total), boundaries: see `prefill`. cancel: a callable or threading.Event, looked at between chunks
     and tokens; a cancelled answer ends with a Part whose finish_reason is "cancelled".
 
@@ -203,6 +168,7 @@ def stream_generate(
         model.placement([prompt.tokens], [prompt.media], cache, covered=covered)
     held = cache.offset - covered
     asked = _Asked(model, processor, [prompt], held, context_length, max_tokens, sampling, tools, stop)
+    asked.drafting = _drafting(model, asked.sampler.sampling, mtp, draft_model, num_draft_tokens)
     prefilling = {"chunk_size": chunk_size, "boundaries": tuple(boundaries), "on_progress": on_progress}
     if session is not None:
         return _stream_in_session(session, model, prompt, features, asked, prefilling, cancel)
@@ -235,7 +201,9 @@ def _stream_in_session(
             for part in parts:
                 if part.token is not None:
                     answered.append(part.token)
-                    session.reached(1)
+                    # A round of drafts may have brought the cache further than what was handed out.
+                    if session.cache.offset == len(prompt.tokens) + len(answered):
+                        session.reached(1 if asked.drafting is None else asked.drafting.most + 1)
                 yield part
     finally:
         session.settle([*prompt.tokens, *answered])
@@ -254,21 +222,24 @@ def _stream(
     cancelled = _cancel_check(cancel)
     (answer,) = asked.answers
     clock = Clock(cache.offset)
+    cache.draft = drafter = None if asked.drafting is None else asked.drafting.drafter(model, cache)
     seeing = {"media": prompt.media, "features": features, "covered": covered}
     logits = prefill(model, prompt.tokens, cache, cancel=cancel, **seeing, **prefilling)
     clock.prompt_done(cache.offset)
-    pending = None  # a step that the cache covers and the caller does not have yet
+    ending = None  # where the cache has to be if all ends now; None: where it is
     try:
         if logits is not None and not cancelled():
-            for step in decode(model, cache, logits, asked.sampler, asked.history, max_tokens=asked.limit):
-                pending = step
+            drawing = {"max_tokens": asked.limit} | ({} if drafter is None else {"drafter": drafter})
+            draw = decode if drafter is None else speculative.decode
+            for step in draw(model, cache, logits, asked.sampler, asked.history, **drawing):
+                ending = step.before
                 token = step.tokens[0]
-                clock.token()
+                clock.token(drafted=step.drafted, from_draft=step.from_draft)
                 full = clock.generated == asked.limit
                 text, events, ended = answer.add(token, last=full)
                 reason = "stop" if ended else "length" if full else None
-                part = clock.part(text, events, token, step.logprobs[0], reason)
-                pending = None
+                part = clock.part(text, events, token, step.logprobs[0], reason, from_draft=step.from_draft)
+                ending = step.after
                 yield part
                 if reason:
                     return
@@ -277,10 +248,10 @@ def _stream(
             else:
                 yield clock.part(*answer.finish(), None, None, "length")  # max_tokens 0: only the prompt
                 return
-    except BaseException:
-        if pending is not None:
-            cache.restore(pending.before)
-        raise
+    finally:
+        if ending is not None:
+            cache.restore(ending)
+            mx.eval(cache.arrays())
     yield clock.part(*answer.finish(), None, None, "cancelled")
 
 
@@ -388,6 +359,7 @@ class _Asked:
         if sampling.logit_bias:
             bias_row(sampling.logit_bias, vocab_size)  # refuses ids that there are not
         self.sampler = Sampler(sampling)
+        self.drafting: speculative.Drafting | None = None
         self.history = History(sampling, [prompt.tokens for prompt in prompts], vocab_size)
         stop = (stop,) if isinstance(stop, str) else tuple(stop)
         reading = {"tools": tools, "stop": stop}
@@ -413,6 +385,26 @@ def _read_prompt(
     if len(prompt.tokens) == 0:
         raise PromptError("the prompt is empty; give at least one token")
     return prompt
+
+
+def _drafting(
+    model: Model,
+    sampling: Sampling,
+    mtp: bool | None,
+    draft_model: MTPHead | Model | None,
+    most: int | None,
+) -> speculative.Drafting | None:
+    """What drafts, and how; None where nothing was asked for. Raises ValueError for what cannot draft."""
+    if draft_model is None and (mtp or mtp is None):
+        draft_model = model.mtp
+        if mtp and draft_model is None:
+            raise ValueError("mtp=True, but the model was loaded without its MTP head: load it with mtp=True too")
+    if draft_model is None:
+        return None
+    steady = sampling.seed is not None and sampling.temperature > 0
+    drafting = speculative.Drafting(draft_model, DRAFTS if most is None else most, steady=steady)
+    drafting.check(model)
+    return drafting
 
 
 def _one_each(media: Sequence[Sequence[Any]], name: str, prompts: int) -> Sequence[Sequence[Any]]:

@@ -36,6 +36,7 @@ from .vision.tower import VisionTower
 if TYPE_CHECKING:
     from .experts.pool import ExpertPool, ExpertStats
     from .experts.streamed import StreamedExperts
+    from .mtp import MTPHead
     from .vision.media import Media
 
 PREFILL_CHUNK = 2048
@@ -111,6 +112,7 @@ class Model(nn.Module):
         self._rope = RotaryEmbedding(text.rope)
         self._pool: ExpertPool | None = None
         self.kv_form: KVFormat | None = None  # how caches keep keys and values; None: as they are
+        self._mtp: tuple[MTPHead, ...] = ()  # no list: what tools do to a module's parts must not happen to a head
 
     @property
     def prefill_chunk(self) -> int:
@@ -121,6 +123,15 @@ class Model(nn.Module):
     def expert_stats(self) -> ExpertStats | None:
         """What streaming experts did since loading; None if they all are in memory."""
         return None if self._pool is None else self._pool.stats()
+
+    @property
+    def mtp(self) -> MTPHead | None:
+        """The head that drafts for this model, where it was loaded; no part of the model's parameters."""
+        return self._mtp[0] if self._mtp else None
+
+    def take_mtp(self, head: MTPHead) -> None:
+        """Keep a head beside the model."""
+        self._mtp = (head,)
 
     @property
     def model_type(self) -> str:

@@ -56,6 +56,8 @@ class Part(_Split):
     generation_tokens, generation_tps: tokens of the answer so far; those after the first, a second since the first.
     peak_memory: the most that MLX held in this process, in GB (10^9 bytes).
     finish_reason: "stop" (end of turn or stop string), "length" (max_tokens or context full), "cancelled", or None.
+    from_draft: whether the token had been drafted, by an MTP head or a draft model.
+    drafted_tokens, accepted_tokens: how many were so far, and how many of those are in the answer.
     """
 
     text: str
@@ -69,6 +71,9 @@ class Part(_Split):
     generation_tps: float
     peak_memory: float
     finish_reason: str | None = None
+    from_draft: bool = False
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -162,20 +167,30 @@ class Clock:
         self._cached_tokens = cached_tokens
         self._start = time.perf_counter()
         self._first = self._start
-        self.generated = 0
+        self.generated = self._drafted = self._accepted = 0
 
     def prompt_done(self, offset: int) -> None:
         """offset: what the cache holds now."""
         self._prompt_tokens = offset - self._cached_tokens  # fewer than asked if it was cancelled
         self._first = time.perf_counter()
 
-    def token(self) -> None:
+    def token(self, *, drafted: int = 0, from_draft: bool = False) -> None:
+        """One more. drafted: how many tokens were since the last one; from_draft: whether this was one."""
         self.generated += 1
+        self._drafted += drafted
+        self._accepted += from_draft
         if self.generated == 1:
             self._first = time.perf_counter()
 
     def part(
-        self, text: str, events: list[Event], token: int | None, logprobs: mx.array | None, finish_reason: str | None
+        self,
+        text: str,
+        events: list[Event],
+        token: int | None,
+        logprobs: mx.array | None,
+        finish_reason: str | None,
+        *,
+        from_draft: bool = False,
     ) -> Part:
         now = time.perf_counter()
         return Part(
@@ -190,6 +205,9 @@ class Clock:
             generation_tps=_rate(self.generated - 1, now - self._first),
             peak_memory=mx.get_peak_memory() / 1e9,
             finish_reason=finish_reason,
+            from_draft=from_draft,
+            drafted_tokens=self._drafted,
+            accepted_tokens=self._accepted,
         )
 
 
@@ -198,10 +216,14 @@ def _rate(count: int, seconds: float) -> float:
 
 
 def statistics(part: Part) -> str:
-    """The three lines that mlx-lm prints under an answer."""
+    """The three lines that mlx-lm prints under an answer; one more where tokens were drafted."""
     cached = f" ({part.cached_tokens} more from the cache)" if part.cached_tokens else ""
+    drafts = ""
+    if part.drafted_tokens:
+        share = 100 * part.accepted_tokens / part.drafted_tokens
+        drafts = f"Drafts: {part.accepted_tokens} of {part.drafted_tokens} tokens accepted ({share:.1f} %)\n"
     return (
         f"Prompt: {part.prompt_tokens} tokens, {part.prompt_tps:.3f} tokens-per-sec{cached}\n"
-        f"Generation: {part.generation_tokens} tokens, {part.generation_tps:.3f} tokens-per-sec\n"
+        f"Generation: {part.generation_tokens} tokens, {part.generation_tps:.3f} tokens-per-sec\n{drafts}"
         f"Peak memory: {part.peak_memory:.3f} GB"
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -132,6 +133,21 @@ class History:
         if self.answered is not None:
             self.answered = mx.put_along_axis(self.answered, index, mx.array(True), axis=1)
 
+    def then(self, token: mx.array) -> History:
+        """Another history that goes on with token [B]; this one stays as it is."""
+        other = copy(self)
+        other.append(token)
+        return other
+
+    @staticmethod
+    def joined(histories: Sequence[History]) -> History:
+        """One whose rows are those of all."""
+        other = copy(histories[0])
+        for name in ("seen", "recent", "answered"):
+            if getattr(other, name) is not None:
+                setattr(other, name, mx.concatenate([getattr(history, name) for history in histories]))
+        return other
+
     def repeated(self) -> mx.array | None:
         """[B, V] bool, what the repetition penalty touches"""
         if self.recent is None:
@@ -155,18 +171,40 @@ class Sampler:
         The log probabilities are those of the distribution after bias and penalties and before temperature and
         truncation, as mlx-lm reports them. The caller appends the token to `history`.
         """
-        chosen = self.sampling
-        if chosen.needs_history and history is None:
-            raise ValueError("a repetition or presence penalty needs a History of the rows")
-        logits = self._penalise(logits.astype(mx.float32), history)
-        logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-        if chosen.temperature == 0:
+        logits = self._penalise(logits, history)
+        logprobs = _normalised(logits)
+        if self.sampling.temperature == 0:
             return mx.argmax(logits, axis=-1), logprobs
+        return self._draw(logprobs, self.next_key()), logprobs
+
+    def weights(self, logits: mx.array, history: History | None = None) -> tuple[mx.array, mx.array]:
+        """logits: [B, V] -> what a token is drawn with, as log weights [B, V] (-inf: never), and logprobs as above.
+
+        Of the same logits and history, the distribution that a call draws from. For temperatures above 0.
+        """
+        logprobs = _normalised(self._penalise(logits, history))
+        scaled, ids = self._candidates(logprobs)
+        if ids is None:
+            return scaled, logprobs
+        return mx.put_along_axis(mx.full(logprobs.shape, -mx.inf), ids, scaled, axis=-1), logprobs
+
+    def guess(self, logits: mx.array, history: History | None = None) -> tuple[mx.array, mx.array | None]:
+        """A call's token [B] with the log weights [B, V] that it was drawn with; None where the largest is taken."""
+        if self.sampling.temperature == 0:
+            return mx.argmax(self._penalise(logits, history), axis=-1), None
+        weights, _ = self.weights(logits, history)
+        return mx.random.categorical(weights, axis=-1, key=self.next_key()), weights
+
+    def next_key(self) -> mx.array:
+        """A random key that was not used before."""
         self._key, key = mx.random.split(self._key)
-        return self._draw(logprobs, key), logprobs
+        return key
 
     def _penalise(self, logits: mx.array, history: History | None) -> mx.array:
         chosen = self.sampling
+        if chosen.needs_history and history is None:
+            raise ValueError("a repetition or presence penalty needs a History of the rows")
+        logits = logits.astype(mx.float32)
         if chosen.logit_bias:
             if self._bias is None:
                 self._bias = bias_row(chosen.logit_bias, logits.shape[-1])
@@ -181,6 +219,14 @@ class Sampler:
 
     def _draw(self, logprobs: mx.array, key: mx.array) -> mx.array:
         """logprobs: [B, V] -> token [B]"""
+        scaled, ids = self._candidates(logprobs)
+        drawn = mx.random.categorical(scaled, axis=-1, key=key)
+        if ids is None:
+            return drawn
+        return mx.take_along_axis(ids, drawn[:, None], axis=-1)[:, 0]
+
+    def _candidates(self, logprobs: mx.array) -> tuple[mx.array, mx.array | None]:
+        """logprobs: [B, V] -> log weights [B, K] of what may be drawn, and its ids; None: of all, in their order."""
         chosen = self.sampling
         ids = None  # [B, K] what is still a candidate, best first; None: everything, in the order of the vocabulary
         if 0 < chosen.top_k < logprobs.shape[-1]:
@@ -198,10 +244,12 @@ class Sampler:
         if chosen.min_p > 0:
             floor = scaled.max(axis=-1, keepdims=True) + math.log(chosen.min_p)
             scaled = mx.where(scaled >= floor, scaled, -mx.inf)
-        drawn = mx.random.categorical(scaled, axis=-1, key=key)
-        if ids is None:
-            return drawn
-        return mx.take_along_axis(ids, drawn[:, None], axis=-1)[:, 0]
+        return scaled, ids
+
+
+def _normalised(logits: mx.array) -> mx.array:
+    """Logits [B, V] -> log probabilities."""
+    return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
 
 
 def top_ids(scores: mx.array, k: int) -> mx.array:

@@ -22,6 +22,8 @@ STATISTICS = (
     "generation_tokens",
     "generation_tps",
     "peak_memory",
+    "drafted_tokens",
+    "accepted_tokens",
 )
 
 

@@ -40,14 +40,33 @@ class Reference:
 
     def logits(self, tokens, positions=None) -> np.ndarray:
         """tokens [T] -> logits [T, vocab]; positions [T] or [3, T], counted from 0 where none are given."""
+        return self.head(self.hidden(tokens, positions))
+
+    def hidden(self, tokens, positions=None) -> np.ndarray:
+        """The same before the head, [T, H]."""
         positions = np.arange(len(tokens)) if positions is None else np.asarray(positions)
-        x = self.tensors["embed_tokens.weight"][np.asarray(tokens)]
-        for n, kind in enumerate(self.config["layer_types"]):
+        return self.rms(self.through(self.embedded(tokens), self.config["layer_types"], positions), "norm")
+
+    def embedded(self, tokens):
+        return self.tensors["embed_tokens.weight"][np.asarray(tokens)]
+
+    def head(self, hidden):
+        return hidden @ self.tensors.get("lm_head.weight", self.tensors["embed_tokens.weight"]).T
+
+    def through(self, x, kinds, positions):
+        for n, kind in enumerate(kinds):
             h = self.rms(x, f"layers.{n}.input_layernorm")
             x = x + (self.attention(h, n, positions) if kind == "full_attention" else self.delta_net(h, n))
             x = x + self.feed_forward(self.rms(x, f"layers.{n}.post_attention_layernorm"), n)
-        head = self.tensors.get("lm_head.weight", self.tensors["embed_tokens.weight"])
-        return self.rms(x, "norm") @ head.T
+        return x
+
+    def guesses(self, tokens, hidden, positions=None) -> np.ndarray:
+        """The MTP head: hidden [T, H] at positions, tokens [T] that come one later -> its own hidden states [T, H]."""
+        mine = Reference(self.config, {n.removeprefix("mtp."): t for n, t in self.tensors.items() if n[:4] == "mtp."})
+        joined = [mine.rms(self.embedded(tokens), "pre_fc_norm_embedding"), mine.rms(hidden, "pre_fc_norm_hidden")]
+        positions = np.arange(len(tokens)) if positions is None else np.asarray(positions)
+        x = mine.linear(np.concatenate(joined, axis=-1), "fc")
+        return mine.rms(mine.through(x, ["full_attention"], positions), "norm")
 
     def rms(self, x, name, *, plain=False):
         scale = self.tensors[name + ".weight"] + (0 if plain else 1)

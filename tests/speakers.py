@@ -75,6 +75,7 @@ class Speaker:
     """Gives the n-th question the n-th reply, whatever else the prompt says. `computed`: how many tokens it was fed."""
 
     prefill_chunk = 2048
+    mtp = None
 
     def __init__(self, processor: Processor, replies: list[str]) -> None:
         self.config = SimpleNamespace(text=SimpleNamespace(vocab_size=VOCAB))
@@ -125,7 +126,7 @@ def speak(checkpoint, monkeypatch):
         model = Speaker(processor, list(replies))
         loads = []
 
-        def hold(folder, memory, *, dtype, context_length):
+        def hold(folder, memory, *, dtype, context_length, beside):
             loads.append((folder, {"memory": memory, "dtype": dtype, "context_length": context_length}))
             return Held(folder, dtype, context_length, None)
 

@@ -37,6 +37,16 @@ def vision_tensors(config: ModelConfig) -> dict[str, Shape]:
     return {f"vision.{name}": shape for name, shape in _vision(vision)} if vision else {}
 
 
+def mtp_tensors(config: ModelConfig, layers: int) -> dict[str, Shape]:
+    """Every weight of an MTP head of so many layers."""
+    hidden = config.text.hidden_size
+    shapes: dict[str, Shape] = {"mtp.fc.weight": (hidden, 2 * hidden)}
+    shapes |= {f"mtp.{name}.weight": (hidden,) for name in ("pre_fc_norm_embedding", "pre_fc_norm_hidden", "norm")}
+    for number in range(layers):
+        shapes |= {f"mtp.layers.{number}.{name}": shape for name, shape in _layer(config.text, "full_attention")}
+    return shapes
+
+
 def is_linear(name: str, shape: Shape) -> bool:
     """Whether a weight is a matrix that MLX can quantize: an embedding, a linear map, or one per expert."""
     return name.endswith(".weight") and len(shape) > 1 and not name.endswith((".conv1d.weight", PATCH_EMBEDDING))

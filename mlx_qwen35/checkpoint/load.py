@@ -6,7 +6,7 @@ is never in memory twice: a tensor's file bytes are dropped as soon as it is cas
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +15,8 @@ import mlx.nn as nn
 
 from mlx_qwen35.checkpoint.inventory import KEPT_FLOAT32, PATCH_EMBEDDING
 from mlx_qwen35.checkpoint.part import FLOATS
-from mlx_qwen35.checkpoint.source import AnyPart, Source, open_source, read_parts
-from mlx_qwen35.config import ModelConfig
+from mlx_qwen35.checkpoint.source import AnyPart, open_source, read_parts
+from mlx_qwen35.config import ModelConfig, QuantSpec
 from mlx_qwen35.errors import CheckpointError
 from mlx_qwen35.experts.budget import StreamPlan
 from mlx_qwen35.model import Model
@@ -48,25 +48,20 @@ def load_model(
     compute = compute_dtype(dtype)
     config = read_config(folder, context_length)
     source = open_source(folder, config)
-    _check_experts(source, compute)
+    check_experts(source.parts.values(), source.folder, compute)
     if stream is not None:
         from mlx_qwen35.checkpoint.stream import stream_experts, streamed_layouts
     streamed = {} if stream is None else streamed_layouts(source, stream)
     model = Model(source.config)
     if source.specs:
-
-        def spec_of(path: str, module: nn.Module) -> dict[str, int | str] | bool:
-            spec = source.specs.get(path)
-            return {"group_size": spec.group_size, "bits": spec.bits, "mode": spec.mode} if spec else False
-
-        nn.quantize(model, class_predicate=spec_of)
+        nn.quantize(model, class_predicate=specs_of(source.specs))
     elsewhere = tuple(f"layers.{number}.mlp.experts." for number in streamed)
     for number in streamed:
         model.layers[number].mlp.experts = nn.Identity()
     weights: list[tuple[str, mx.array]] = []
     try:
         parts = [part for part in source.parts.values() if not part.ours.startswith(elsewhere)]
-        _read(parts, compute, on_progress, weights)
+        read_weights(parts, compute, on_progress, weights)
         model.load_weights(weights)
         if stream is not None:
             stream_experts(model, source, stream, streamed, compute)
@@ -79,8 +74,18 @@ def load_model(
     return model
 
 
-def _read(
-    parts: list[AnyPart], compute: mx.Dtype, on_progress: Progress | None, weights: list[tuple[str, mx.array]]
+def specs_of(specs: Mapping[str, QuantSpec]) -> Callable[[str, nn.Module], dict[str, int | str] | bool]:
+    """What nn.quantize asks: how the module at a path is quantized, False where it is not."""
+
+    def spec_of(path: str, module: nn.Module) -> dict[str, int | str] | bool:
+        spec = specs.get(path)
+        return {"group_size": spec.group_size, "bits": spec.bits, "mode": spec.mode} if spec else False
+
+    return spec_of
+
+
+def read_weights(
+    parts: Sequence[AnyPart], compute: mx.Dtype, on_progress: Progress | None, weights: list[tuple[str, mx.array]]
 ) -> None:
     """Append our names and arrays of parts to `weights`, in the order in which they lie in the files."""
     total, done = sum(part.nbytes for part in parts), 0
@@ -120,13 +125,13 @@ def _dtype_of(part: AnyPart, compute: mx.Dtype) -> mx.Dtype | None:
     return compute
 
 
-def _check_experts(source: Source, compute: mx.Dtype) -> None:
+def check_experts(parts: Iterable[AnyPart], folder: Path, compute: mx.Dtype) -> None:
     """Refuse what MLX's CPU backend would refuse in the middle of the first answer."""
-    experts = (part for ours, part in source.parts.items() if "mlp.experts." in ours and ours.endswith(".weight"))
+    experts = (part for part in parts if "mlp.experts." in part.ours and part.ours.endswith(".weight"))
     plain = any(part.dtype in FLOATS for part in experts)
     if plain and compute != mx.float32 and mx.default_device().type == mx.cpu:
         raise CheckpointError(
-            f"{source.folder} has unquantized experts, which MLX computes on the CPU in float32 only: "
+            f"{folder} has unquantized experts, which MLX computes on the CPU in float32 only: "
             "leave dtype out, or give float32"
         )
 

@@ -11,24 +11,21 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
 from mlx_qwen35.checkpoint import files, fp8
 from mlx_qwen35.checkpoint.files import Entry
-from mlx_qwen35.checkpoint.fp8 import Fp8
 from mlx_qwen35.checkpoint.inventory import KEPT_FLOAT32, Shape, is_linear, text_tensors, vision_tensors
-from mlx_qwen35.checkpoint.names import MLX, TARGET, Layout, find_layout
-from mlx_qwen35.checkpoint.part import make_part
-from mlx_qwen35.checkpoint.source import AnyPart, Source, spec_of
+from mlx_qwen35.checkpoint.mtp import MTP_FILE, MtpTensors, find_mtp
+from mlx_qwen35.checkpoint.names import MLX, TARGET
+from mlx_qwen35.checkpoint.source import AnyPart, Source
 from mlx_qwen35.checkpoint.task import Task, Update
 from mlx_qwen35.checkpoint.write import TensorSpec, plan_shards
 from mlx_qwen35.config import QuantSpec
 from mlx_qwen35.errors import CheckpointError
 
-MTP_FILE = Path("mtp") / "weights.safetensors"
 _DTYPES = {"F32": mx.float32, "F16": mx.float16, "BF16": mx.bfloat16}
 _SECTIONS = ("quantization", "quantization_config")
 
@@ -143,8 +140,7 @@ def make_plan(
         raise CheckpointError(
             f"{origin.folder} holds vision tensors, but config.json has no vision_config: restore the published one"
         )
-    entries, layout = _mtp_entries(origin, {n: origin.files.entries[n] for n in beside if n.startswith("mtp.")})
-    return Plan(origin, default, dtype, tuple(text), tuple(vision), tuple(_mtp_tasks(origin, entries, layout, dtype)))
+    return Plan(origin, default, dtype, tuple(text), tuple(vision), tuple(_mtp_tasks(find_mtp(origin), dtype)))
 
 
 def _text_task(
@@ -187,31 +183,14 @@ def _own_dtype(parts: Mapping[str, AnyPart], had: QuantSpec | None) -> mx.Dtype:
     return _DTYPES.get(parts["scales"].dtype, mx.bfloat16)  # the mx modes' scales do not say what the weight once had
 
 
-def _mtp_entries(origin: Source, shards: dict[str, Entry]) -> tuple[dict[str, Entry], Layout]:
-    """MTP tensors, which may lie in the shards or in mtp/weights.safetensors, and how they are named."""
-    path = origin.folder / MTP_FILE
-    if not path.exists():
-        return shards, origin.layout
-    if shards:
-        raise CheckpointError(f"{origin.folder} has MTP tensors in its shards and in {MTP_FILE}: keep one of them")
-    found = files.open_file(path)
-    stray = [name for name in found.entries if not name.startswith("mtp.")]
-    if stray:
-        raise CheckpointError(f"{path} holds {stray[0]}, which is no MTP tensor: download or convert it again")
-    # Its own marker says how it is written; the name added says nothing, but find_layout() wants a text model.
-    return found.entries, find_layout([*found.entries, "model.norm.weight"], found.formats.values(), str(path))
-
-
-def _mtp_tasks(
-    origin: Source, entries: Mapping[str, Entry], layout: Layout, wanted: mx.Dtype | None
-) -> Iterable[Task]:
+def _mtp_tasks(found: MtpTensors, wanted: mx.Dtype | None) -> Iterable[Task]:
     """They go over unquantized: one layer, and nobody would know how it is quantized."""
-    experts = origin.config.text.moe.num_experts if origin.config.text.moe else 0
-    plain = [name for name in entries if not name.endswith(fp8.SUFFIX)]
-    ours = dict.fromkeys(name for published in plain for name in layout.ours(published))
-    parts = {name: _mtp_part(origin, name, entries, layout, experts) for name in ours}
+    experts = found.config.text.moe.num_experts if found.config.text.moe else 0
+    plain = [name for name in found.entries if not name.endswith(fp8.SUFFIX)]
+    ours = dict.fromkeys(name for published in plain for name in found.layout.ours(published))
+    parts = {name: _mtp_part(found, name, experts) for name in ours}
     used = {entry.name for part in parts.values() for entry in part.entries}
-    over = next((entry for name, entry in entries.items() if name not in used), None)
+    over = next((entry for name, entry in found.entries.items() if name not in used), None)
     if over:
         raise CheckpointError(f"{over} is left over beside the text model: download the files again")
     for name, part in parts.items():
@@ -221,7 +200,7 @@ def _mtp_tasks(
         if f"{module}.scales" in parts:
             kinds = [kind for kind in ("weight", "scales", "biases") if f"{module}.{kind}" in parts]
             group = {kind: parts[f"{module}.{kind}"] for kind in kinds}
-            spec = spec_of(origin.config, module)
+            spec = found.spec(module)
             shape = _unpacked_shape(group, spec)
             yield Task(name, group, shape, spec, None, wanted or _own_dtype(group, spec))
         elif part.dtype in _DTYPES:
@@ -232,20 +211,10 @@ def _mtp_tasks(
             )
 
 
-def _mtp_part(
-    origin: Source, name: str, entries: Mapping[str, Entry], layout: Layout, experts: int
-) -> AnyPart:
-    part: AnyPart | str = make_part(name, dict(entries), layout, experts)
+def _mtp_part(found: MtpTensors, name: str, experts: int) -> AnyPart:
+    part = found.part(name, experts)
     if isinstance(part, str):
-        raise CheckpointError(f"{origin.folder}: {part} is missing beside its neighbours: download the files again")
-    mixed = next((entry for entry in part.entries if entry.dtype != part.dtype), None)
-    if mixed:
-        raise CheckpointError(f"{mixed} has dtype {mixed.dtype}, its neighbours {part.dtype}: download it again")
-    if part.dtype == fp8.CODES and isinstance(origin.foreign, Fp8):
-        scaled = fp8.with_scales(part, entries, origin.foreign)
-        if isinstance(scaled, str):
-            raise CheckpointError(f"{origin.folder}: {scaled}. Download the files again")
-        return scaled
+        raise CheckpointError(f"{found.folder}: {part}. Download the files again")
     return part
 
 

@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
         tools=tools,
         enable_thinking=args.think,
         reading=reading,
-        settings=options.answer_options(args, processor),
+        settings=options.answer_options(args, processor) | options.draft_options(args, model),
         session=options.open_session(args, model, processor),
     )
     talk.shown += shown

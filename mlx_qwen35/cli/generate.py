@@ -56,7 +56,8 @@ def run(args: argparse.Namespace) -> int:
 
     output = {None: _Plain, "object": _Object, "lines": _Lines}[args.json]()
     with stop_on_ctrl_c() as asked:
-        settings = {**options.answer_options(args, processor), "tools": tools, "session": session}
+        settings = options.answer_options(args, processor) | options.draft_options(args, model)
+        settings |= {"tools": tools, "session": session}
         try:
             for part in stream_generate(model, processor, prompt, cancel=asked, **settings):
                 output.show(part)

@@ -48,6 +48,15 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         help="the most that may be taken, such as 24GB or 60%%: experts that do not fit are read from the disk when "
         "they are chosen (default: what this machine has for it)",
     )
+    drafts = parser.add_argument_group("drafts (how fast tokens come, not which)")
+    drafts.add_argument(
+        "--mtp",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="let the model's own multi-token-prediction head draft (default: no)",
+    )
+    drafts.add_argument("--draft-model", metavar="NAME", help="let a small model draft, or a head split off by mlx-vlm")
+    drafts.add_argument("--num-draft-tokens", type=int, metavar="N", help="at most N at a time, 1 to 4 (default: 3)")
 
 
 def add_answer_arguments(parser: argparse.ArgumentParser) -> None:
@@ -107,13 +116,23 @@ def hold(args: argparse.Namespace) -> Held:
     check_sampling(args)
     if args.context_length is not None and args.context_length < 2:
         raise OptionError(f"--context-length is {args.context_length}; it must be 2 or more")
+    if args.mtp and args.draft_model is not None:
+        raise OptionError("--mtp and --draft-model: only one can draft; leave one out")
+    if args.num_draft_tokens is not None and not 1 <= args.num_draft_tokens <= 4:
+        raise OptionError(f"--num-draft-tokens is {args.num_draft_tokens}; it must be 1 to 4")
     from mlx_qwen35 import library
 
     if args.model is None:
         print("No --model: this is the demo, a tiny model inside the package.", file=sys.stderr)
     folder = library.find(args.model, on_progress=Progress("Downloading", "bytes"))
+    beside = None
+    if args.mtp or args.draft_model is not None:
+        from mlx_qwen35.library.drafting import drafting_bytes
+
+        draft = None if args.draft_model is None else library.find(args.draft_model)
+        beside = drafting_bytes(folder, args.mtp, draft, args.dtype)
     try:
-        held = library.hold(folder, args.memory, dtype=args.dtype, context_length=args.context_length)
+        held = library.hold(folder, args.memory, dtype=args.dtype, context_length=args.context_length, beside=beside)
     except ValueError as error:
         raise error if isinstance(error, Qwen35Error) else OptionError(f"--memory: {error}") from error
     if held.stream is not None:
@@ -136,6 +155,10 @@ def load_model(args: argparse.Namespace, held: Held) -> Model:
     progress = progress_of(args, "Loading", "bytes")
     adapter = None if args.adapter_path is None else read_adapter(args.adapter_path)
     model = library.load_held(held, on_progress=progress)
+    if args.mtp:
+        from mlx_qwen35.checkpoint.mtp import load_mtp
+
+        model.take_mtp(load_mtp(held.folder, model.config, dtype=args.dtype, on_progress=progress))
     return model if adapter is None else load_adapter(model, adapter)
 
 
@@ -150,6 +173,17 @@ def open_session(args: argparse.Namespace, model: Model, processor: Processor) -
     session = load_session(args.session, model, processor)
     print(f"Going on with {args.session}: {len(session.tokens):,} tokens are computed.", file=sys.stderr)
     return session
+
+
+def draft_options(args: argparse.Namespace, model: Model) -> dict[str, Any]:
+    """The arguments of `stream_generate` that say who drafts, and how many tokens."""
+    chosen: dict[str, Any] = {"num_draft_tokens": args.num_draft_tokens}
+    if args.draft_model is not None:
+        from mlx_qwen35.library.drafting import load_draft_model
+
+        progress = progress_of(args, "Loading", "bytes")
+        chosen["draft_model"] = load_draft_model(args.draft_model, model, dtype=args.dtype, on_progress=progress)
+    return chosen
 
 
 def check_sampling(args: argparse.Namespace) -> None:

@@ -82,6 +82,8 @@ def causal_attention(
     batch, heads, length, dim = queries.shape
     past = keys.shape[2] - length
     rows = max(_FUSED_ROWS, most_scores // (batch * heads * keys.shape[2]))
+    if length < _FUSED_ROWS:
+        rows = 1  # each by itself, with the bits of a single step: MLX's forms add up more keys in another order
     tiles = []
     for start in range(0, length, rows):
         stop = min(start + rows, length)

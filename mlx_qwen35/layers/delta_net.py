@@ -12,7 +12,7 @@ import mlx.nn as nn
 from ..cache import DeltaState
 from ..config import TextConfig
 from ..kernels.activation import fused, silu
-from ..kernels.gated_delta import gated_delta
+from ..kernels.gated_delta import gated_delta, gated_delta_states
 from .linear import Linear
 from .norm import GatedRMSNorm
 
@@ -31,16 +31,26 @@ class ShortConv(nn.Module):
 
         ends [B]: how many of the T go before it, where rows end in padding; None: all.
         """
-        batch, length, channels = x.shape
-        before = self.weight.shape[1] - 1
-        if window is None:
-            window = mx.zeros((batch, before, channels), x.dtype)
-        x = mx.concatenate([window, x], axis=1)  # [B, K-1+T, C]
+        length, before = x.shape[1], self.weight.shape[1] - 1
+        x = self._with_window(x, window)
         y = _convolution(x, self.weight)
         if ends is not None:
             return y, mx.take_along_axis(x, (ends[:, None] + mx.arange(before))[..., None], axis=1)
         # Contiguous: a plain slice would keep the whole chunk alive.
         return y, mx.contiguous(x[:, length:])
+
+    def windows(self, x: mx.array, window: mx.array | None) -> list[mx.array]:
+        """The next window after each of the T tokens, of x and window as above."""
+        before = self.weight.shape[1] - 1
+        length, x = x.shape[1], self._with_window(x, window)
+        return [mx.contiguous(x[:, t + 1 : t + 1 + before]) for t in range(length)]
+
+    def _with_window(self, x: mx.array, window: mx.array | None) -> mx.array:
+        """[B, K-1+T, C]."""
+        batch, _, channels = x.shape
+        if window is None:
+            window = mx.zeros((batch, self.weight.shape[1] - 1, channels), x.dtype)
+        return mx.concatenate([window, x], axis=1)
 
 
 def _convolution(x: mx.array, weight: mx.array) -> mx.array:
@@ -91,7 +101,8 @@ class GatedDeltaNet(nn.Module):
         if present is not None:
             x = mx.where(present[..., None], x, 0)
             ends = _ends(present)
-        u, window = self.conv1d(self.in_proj_qkv(x), cache.conv if cache is not None else None, ends)
+        raw = self.in_proj_qkv(x)
+        u, window = self.conv1d(raw, cache.conv if cache is not None else None, ends)
         u = silu(u).astype(mx.float32)
         keys = self.key_heads * self.key_dim
         q, k, v = mx.split(u, [keys, 2 * keys], axis=-1)
@@ -102,9 +113,13 @@ class GatedDeltaNet(nn.Module):
         if present is not None:
             gamma, beta = mx.where(present[..., None], gamma, 1), mx.where(present[..., None], beta, 0)
         before = cache.matrix if cache is not None else None
-        out, matrix = gated_delta(q, k, v, gamma, beta, before, differentiable=self.training)
-        if cache is not None:
-            cache.update(window, matrix)
+        if cache is not None and cache.steps is not None:
+            out, matrices = gated_delta_states(q, k, v, gamma, beta, before)
+            cache.update_each(self.conv1d.windows(raw, cache.conv), [matrices[:, t] for t in range(length)])
+        else:
+            out, matrix = gated_delta(q, k, v, gamma, beta, before, differentiable=self.training)
+            if cache is not None:
+                cache.update(window, matrix)
         z = self.in_proj_z(x).reshape(batch, length, self.value_heads, self.value_dim)
         out = self.norm(out.astype(x.dtype), z)
         return self.out_proj(out.reshape(batch, length, -1))

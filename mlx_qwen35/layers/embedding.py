@@ -8,11 +8,16 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..kernels.matmul import matmul
 from ..kernels.quantized_matmul import quantized_matmul
 
 
 class Embedding(nn.Embedding):
-    """nn.Embedding that quantizes to the QuantizedEmbedding below."""
+    """nn.Embedding through kernels.matmul, that quantizes to the QuantizedEmbedding below."""
+
+    def as_linear(self, x: mx.array) -> mx.array:
+        """x [.., H] -> [.., vocab]."""
+        return matmul(x, self.weight)
 
     def to_quantized(
         self, group_size: int | None = None, bits: int | None = None, mode: str = "affine", quantize_input: bool = False

@@ -5,12 +5,18 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..kernels.matmul import matmul
 from ..kernels.quantized_matmul import quantized_matmul
 from ..kernels.weights import Weights
 
 
 class Linear(nn.Linear):
-    """nn.Linear that quantizes to the QuantizedLinear below."""
+    """nn.Linear through kernels.matmul, that quantizes to the QuantizedLinear below."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """x [.., in] -> [.., out]."""
+        y = matmul(x, self.weight)
+        return y + self.bias if "bias" in self else y
 
     def to_quantized(
         self, group_size: int | None = None, bits: int | None = None, mode: str = "affine", quantize_input: bool = False

@@ -34,9 +34,10 @@ def stretched_attention(
     At most about `most_scores` scores exist at once for each block that MLX works on.
     """
     length = queries.shape[2]
+    most = _MOST_ROWS if length >= UNPACK_FROM else 1  # a few each by itself, with the bits of a single step
     tiles = []
-    for start in range(0, length, _MOST_ROWS):
-        stop = min(start + _MOST_ROWS, length)
+    for start in range(0, length, most):
+        stop = min(start + most, length)
         tiles.append(_rows(queries[:, :, start:stop], length - stop, stretches, readable, most_scores))
     return tiles[0] if len(tiles) == 1 else mx.concatenate(tiles, axis=2)
 

@@ -35,7 +35,7 @@ Specs = Mapping[str, QuantSpec | None]  # our module names -> their quantization
 class WeightBytes:
     """Bytes of the weights in memory. experts: the routed ones; trunk: all other layers; embedding: with the head.
 
-    mtp: on the disk; it is not read yet and does not count.
+    mtp: on the disk; it is read only where it is asked for (drafting.py) and does not count.
     """
 
     experts: int

@@ -7,7 +7,7 @@ is experts/budget.py's, and what there is memory.py's. Reads headers only.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -69,7 +69,7 @@ class Demand:
     """What a model takes at any context, in bytes.
 
     itemsize: of the dtype computed in. loading: what reading all weights but experts takes besides, for a moment;
-    loading_layer: what reading a layer's experts does. reserve: the process.
+    loading_layer: what reading a layer's experts does. reserve: the process. beside: tokens -> what else is there.
     """
 
     config: ModelConfig
@@ -79,6 +79,7 @@ class Demand:
     loading_layer: int
     reserve: int
     gpu: bool
+    beside: Callable[[int], int] | None = None
 
     @property
     def most(self) -> int:
@@ -86,7 +87,9 @@ class Demand:
         return self.config.text.max_position_embeddings
 
     def cache(self, tokens: int) -> int:
-        return cache_at(tokens, *cache_bytes(self.config, self.itemsize))
+        """With what else is there that long."""
+        beside = self.beside(tokens) if self.beside else 0
+        return cache_at(tokens, *cache_bytes(self.config, self.itemsize)) + beside
 
     def working(self, tokens: int) -> int:
         return working_bytes(self.config, self.specs, tokens, self.itemsize, gpu=self.gpu)
@@ -123,6 +126,7 @@ def hold(
     *,
     dtype: mx.Dtype | str | None = None,
     context_length: int | None = None,
+    beside: Callable[[int], int] | None = None,
 ) -> Held:
     """Decide how the checkpoint in `folder` is held, before a weight is read.
 
@@ -130,6 +134,7 @@ def hold(
     into what there is, and a dense model is loaded whatever there is.
     context_length: None is, under a ceiling, the longest that fits; where experts are streamed, 32,768 tokens, or what
     the model has, halved down to 4,096 as long as they do not fit.
+    beside: tokens of context -> bytes that are to be left for something else (drafting.py).
     Raises ValueError for a memory or context_length that makes no sense, and CheckpointError, with figures, where not
     even the smallest pool of experts fits, or a dense model does not fit under a ceiling.
     """
@@ -137,7 +142,7 @@ def hold(
     config = read_config(folder, context_length)
     if memory is None and config.text.moe is None:
         return Held(folder, dtype, context_length, None)
-    demand = of_source(open_source(folder, config), compute_dtype(dtype))
+    demand = replace(of_source(open_source(folder, config), compute_dtype(dtype)), beside=beside)
     longest = longest_resident(demand, size, context_length)
     if longest and longest >= (context_length or 0):
         return Held(folder, dtype, context_length if context_length or memory is None else longest, None)

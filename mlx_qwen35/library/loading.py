@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from mlx_qwen35.checkpoint.adapters import load_adapter, read_adapter
 from mlx_qwen35.checkpoint.load import load_model as read_model
 from mlx_qwen35.checkpoint.load import read_config
+from mlx_qwen35.checkpoint.mtp import load_mtp
+from mlx_qwen35.library.drafting import drafting_bytes
 from mlx_qwen35.library.finding import find
 from mlx_qwen35.library.holding import Held, hold
 from mlx_qwen35.processor import Processor
@@ -31,6 +33,7 @@ def load(
     context_length: int | None = None,
     dtype: mx.Dtype | str | None = None,
     adapter_path: str | Path | None = None,
+    mtp: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Model, Processor]:
     """The model and the processor (tokenizer, chat template, defaults) of a checkpoint.
@@ -43,6 +46,7 @@ def load(
     context_length: the most tokens to allow, at most what the checkpoint allows. None is all of it; under a ceiling the
     longest that fits, and 32,768 or fewer where experts are streamed.
     adapter_path: a LoRA adapter to put on the model, a folder as mlx-lm's trainer writes it (`fuse` merges it).
+    mtp: read its MTP head too (`model.mtp`), which then drafts tokens ahead (docs/SPECULATIVE.md).
     on_progress: called with (bytes done, bytes in all), of the download where there is one, then of the weights, each
     beginning with (0, ..). What it raises ends the work, and so does Ctrl-C; nothing is left in memory then, and on the
     disk only files that are complete.
@@ -51,10 +55,13 @@ def load(
     """
     adapter = None if adapter_path is None else read_adapter(adapter_path)
     folder = find(ref, on_progress=on_progress)
-    held = hold(folder, memory, dtype=dtype, context_length=context_length)
+    beside = drafting_bytes(folder, mtp, None, dtype)
+    held = hold(folder, memory, dtype=dtype, context_length=context_length, beside=beside)
     # The small files first: a tokenizer that is missing should not be found out after minutes of weights.
     processor = load_processor(folder, context_length=held.context_length)
     model = load_held(held, on_progress=on_progress)
+    if mtp:
+        model.take_mtp(load_mtp(folder, model.config, dtype=dtype, on_progress=on_progress))
     return model if adapter is None else load_adapter(model, adapter), processor
 
 

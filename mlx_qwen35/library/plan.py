@@ -156,7 +156,7 @@ class Plan:
             self._verdict(),
         ]
         if weights.mtp:
-            lines.insert(2, _line("MTP", weights.mtp, "on the disk; it is not read"))
+            lines.insert(2, _line("MTP", weights.mtp, "on the disk; read with --mtp, and not counted here"))
         if self.streaming:
             lines += self.streaming.lines(self.memory)
         if self.converted:

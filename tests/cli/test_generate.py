@@ -87,6 +87,8 @@ def test_json_object(speak, run):
         "generation_tokens",
         "generation_tps",
         "peak_memory",
+        "drafted_tokens",
+        "accepted_tokens",
     }
 
 
@@ -125,6 +127,25 @@ def test_statistics_and_progress_go_to_standard_error(checkpoint, run):
     assert re.search(rf"^Generation: 5 tokens, {number} tokens-per-sec$", done.err, re.M)
     assert re.search(rf"^Peak memory: {number} GB$", done.err, re.M)
     assert "Loading: " in done.err and "Reading the prompt: " in done.err
+
+
+def test_drafts(checkpoint, run):
+    """A draft model (the same once more), the head of the demo, and what makes no sense."""
+    asked = ("generate", "--model", checkpoint, "-p", "hello", "-n", 12, "--json")
+    plain = json.loads(run(*asked).out)
+    done = run(*asked, "--draft-model", checkpoint, "--num-draft-tokens", 2)
+    drafted = json.loads(done.out)
+    assert done.status == 0 and drafted["text"] == plain["text"]
+    figures = [drafted["statistics"][name] for name in ("drafted_tokens", "accepted_tokens")]
+    assert figures[0] >= figures[1] > 0 == plain["statistics"]["drafted_tokens"]
+    refused = run(*asked, "--mtp")
+    assert refused.status == 2 and "has no MTP layer" in refused.err
+    both = run(*asked, "--mtp", "--draft-model", checkpoint)
+    assert both.status == 2 and "only one can draft" in both.err
+    many = run(*asked, "--draft-model", checkpoint, "--num-draft-tokens", 5)
+    assert many.status == 2 and "it must be 1 to 4" in many.err
+    demo = run("generate", "-p", "What is 8 + 7?", "--mtp", "--stats", "--temp", 0, "-n", 20)
+    assert demo.status == 0 and re.search(r"^Drafts: \d+ of \d+ tokens accepted", demo.err, re.M)
 
 
 def test_every_flag_reaches_its_place(speak, run, monkeypatch):

@@ -1,0 +1,14 @@
+"""Decoding with drafts: a cheap guess at a few tokens, one look of the model at all of them, and only its word counts.
+
+    drafters.py    who guesses: the model's own MTP head, or a small model of the same vocabulary
+    rounds.py      guess, verify, keep what is right: as many tokens as the model agrees with, and one of its own
+    rejection.py   which guesses are kept, so that what is drawn is distributed as without them
+    pace.py        how many to guess, from what guesses cost and how many are kept; none where it does not pay
+
+Knows one sequence at a time. Knows nothing of text and prompts. docs/SPECULATIVE.md has the why.
+"""
+
+from mlx_qwen35.speculative.drafters import Drafter, Drafting
+from mlx_qwen35.speculative.rounds import decode
+
+__all__ = ["Drafter", "Drafting", "decode"]

@@ -1,0 +1,242 @@
+"""Who guesses the tokens to come: the MTP head of the model, or a small model beside it.
+
+Knows what it has taken in of the tokens, and how to go back with the cache that it follows. Its guesses need not be
+right, so nothing here has to be exact. Knows one sequence, and nothing of what becomes of the guesses.
+
+A drafter lags behind the cache: tokens wait until it is asked, and then go through it together. The head takes a hidden
+state with the token after it, so what the last hidden state is taken with is the token that was drawn from it:
+
+    cache has    x0 x1 x2 x3           drawn, and not in the cache yet: x4
+    head has     (h0 x1) (h1 x2)       waiting: h2 (with x3), h3 (with x4)
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import mlx.core as mx
+
+from mlx_qwen35.mtp import PRIME_AT_ONCE, MTPHead
+from mlx_qwen35.speculative.pace import Pace
+
+if TYPE_CHECKING:
+    from mlx_qwen35.cache import Cache
+    from mlx_qwen35.model import Model
+
+Choose = Callable[[mx.array], mx.array]  # logits [1, V] of a guess -> its token [1]
+_FEW = 8  # tokens after each of which a draft model's state may be kept
+
+
+class Taken(NamedTuple):
+    """T tokens that the cache has taken. tokens [1, T], hidden [1, T, H], positions [3, 1, T]."""
+
+    tokens: mx.array
+    hidden: mx.array
+    positions: mx.array
+
+    def cut(self, part: slice) -> Taken:
+        # Contiguous: a plain slice of hidden would keep the whole chunk alive.
+        return Taken(self.tokens[:, part], mx.contiguous(self.hidden[:, part]), self.positions[..., part])
+
+    @staticmethod
+    def joined(parts: tuple[Taken, ...]) -> Taken:
+        if len(parts) == 1:
+            return parts[0]
+        tokens, hidden, positions = zip(*parts, strict=True)
+        return Taken(mx.concatenate(tokens, axis=1), mx.concatenate(hidden, axis=1), mx.concatenate(positions, axis=2))
+
+
+class Drafter:
+    """What follows a cache and guesses how it goes on. covered: the tokens of the cache that it knows of.
+
+    pace: how many guesses pay, of all answers that this cache was used for.
+    """
+
+    def __init__(self, model: Model, cache: Cache, pace: Pace, draft_model: MTPHead | Model) -> None:
+        self.model, self.pace, self._draft_model = model, pace, draft_model
+        self._cache = weakref.ref(cache)  # which holds this: in a circle both would outlive their use
+        self.covered = cache.offset
+        self._waiting: tuple[Taken, ...] = ()
+
+    @property
+    def cache(self) -> Cache:
+        """That is followed."""
+        return self._cache()
+
+    def serves(self, draft_model: MTPHead | Model, cache: Cache) -> bool:
+        """Whether this is a drafter by that model, and knows all tokens of that cache."""
+        return self._draft_model is draft_model and self.cache is cache and self.covered == cache.offset
+
+    def follow(self, tokens: mx.array, hidden: mx.array, positions: mx.array | None = None) -> None:
+        """The cache has just taken tokens [1, T], and hidden [1, T, H] came of it.
+
+        positions [3, 1, T]: where they stand, if there are images among them; None: one after the other.
+        """
+        if positions is None:
+            stop = self.cache.offset + self.cache.rope_delta
+            positions = mx.broadcast_to(mx.arange(stop - tokens.shape[1], stop), (3, *tokens.shape))
+        self._waiting = (*self._waiting, Taken(tokens, hidden, positions))
+        self.covered = self.cache.offset
+
+    def prime(self, tokens: mx.array, hidden: mx.array, positions: mx.array | None = None) -> None:
+        """`follow`, and take in what can be: for a chunk of a prompt."""
+        self.follow(tokens, hidden, positions)
+        self._take_in()
+
+    def guess(self, token: mx.array, count: int, choose: Choose) -> None:
+        """Let `choose` have the logits of the `count` tokens after `token` [1], which the cache does not have yet."""
+        raise NotImplementedError
+
+    def _take_in(self) -> None:
+        raise NotImplementedError
+
+    def mark(self) -> Any:
+        return self._own_mark(), self._waiting, self.covered
+
+    def go_back(self, mark: Any, offset: int) -> None:
+        own, waiting, covered = mark
+        drop = covered - offset  # tokens of the last call that do not count after all
+        while drop > 0 and waiting:
+            *rest, last = waiting
+            kept = last.tokens.shape[1] - drop
+            waiting = (*rest, last.cut(slice(kept))) if kept > 0 else tuple(rest)
+            drop = max(-kept, 0)
+        self._waiting, self.covered = waiting, offset
+        self._own_back(own)
+
+    def _own_mark(self) -> Any:
+        raise NotImplementedError
+
+    def _own_back(self, mark: Any) -> None:
+        raise NotImplementedError
+
+    def arrays(self) -> list[mx.array]:
+        return [part.hidden for part in self._waiting]
+
+
+class HeadDrafter(Drafter):
+    """The model's MTP head, on its own keys and values."""
+
+    def __init__(self, model: Model, cache: Cache, pace: Pace, head: MTPHead) -> None:
+        super().__init__(model, cache, pace, head)
+        self.head = head
+        self._caches = head.make_caches()
+        self._held = 0  # pairs in the caches that are of the cache's tokens; guesses lie behind
+
+    def guess(self, token: mx.array, count: int, choose: Choose) -> None:
+        taken = Taken.joined(self._waiting)
+        tokens = mx.concatenate([taken.tokens[:, 1:], token[None].astype(taken.tokens.dtype)], axis=1)
+        h, position = self._pairs(tokens, taken.hidden, taken.positions), taken.positions[..., -1:]
+        self._held += tokens.shape[1]
+        self._waiting = ()
+        for number in range(1, count + 1):
+            h = h[:, -1:]
+            token = choose(self.model.head(h)[:, -1])
+            if number < count:
+                position = position + 1
+                h = self._through(token[None], h, position)
+
+    def _take_in(self) -> None:
+        taken = Taken.joined(self._waiting)
+        length = taken.tokens.shape[1]
+        for start in range(0, length - 1, PRIME_AT_ONCE):
+            stop = min(start + PRIME_AT_ONCE, length - 1)
+            tokens, part = taken.tokens[:, start + 1 : stop + 1], slice(start, stop)
+            self._pairs(tokens, taken.hidden[:, part], taken.positions[..., part])
+            self._held += stop - start
+            mx.eval(self.arrays())  # so that one piece at a time takes memory
+        self._waiting = (taken.cut(slice(length - 1, length)),)
+
+    def _pairs(self, tokens: mx.array, hidden: mx.array, positions: mx.array) -> mx.array:
+        """Pairs that are no guesses go in place of those that were."""
+        for cache in self._caches:
+            cache.trim(cache.offset - self._held)
+        return self._through(tokens, hidden, positions)
+
+    def _through(self, tokens: mx.array, hidden: mx.array, positions: mx.array) -> mx.array:
+        embeddings = self.model.embed_tokens(tokens).astype(hidden.dtype)
+        return self.head(embeddings, hidden, positions, self._caches)
+
+    def _own_mark(self) -> int:
+        return self._held
+
+    def _own_back(self, mark: int) -> None:
+        self._held = mark
+
+    def arrays(self) -> list[mx.array]:
+        return super().arrays() + [array for cache in self._caches for array in cache.arrays()]
+
+
+class ModelDrafter(Drafter):
+    """A model of its own, which reads the same tokens; what pictures show it does not see."""
+
+    def __init__(self, model: Model, cache: Cache, pace: Pace, small: Model) -> None:
+        super().__init__(model, cache, pace, small)
+        self.small = small
+        self._own = small.make_cache()
+        self._held = self._own.snapshot()  # without guesses
+
+    def guess(self, token: mx.array, count: int, choose: Choose) -> None:
+        if sum(taken.tokens.shape[1] for taken in self._waiting) >= _FEW:
+            self._take_in()
+        known = [taken.tokens for taken in self._waiting]
+        tokens = mx.concatenate([*known, token[None].astype(known[0].dtype)], axis=1) if known else token[None]
+        self._own.restore(self._held)
+        with self._own.each_step() as after:
+            h = self.small.hidden(tokens, self._own)
+        if known:
+            self._held = after[-2]
+        self._waiting = ()
+        for number in range(1, count + 1):
+            token = choose(self.small.head(h[:, -1:])[:, -1])
+            if number < count:
+                h = self.small.hidden(token[None], self._own)
+
+    def _take_in(self) -> None:
+        tokens = mx.concatenate([taken.tokens for taken in self._waiting], axis=1)
+        self._own.restore(self._held)
+        self.small.hidden(tokens, self._own)
+        self._held, self._waiting = self._own.snapshot(), ()
+
+    def _own_mark(self) -> Any:
+        return self._held
+
+    def _own_back(self, mark: Any) -> None:
+        self._held = mark
+
+    def arrays(self) -> list[mx.array]:
+        return self._own.arrays()
+
+
+@dataclass(frozen=True)
+class Drafting:
+    """What is to draft: a head for the model, or a model with the same vocabulary. most, steady: as Pace has them."""
+
+    draft_model: MTPHead | Model
+    most: int
+    steady: bool = False
+
+    def check(self, model: Model) -> None:
+        """Raises ValueError if it cannot draft for this model."""
+        Pace(self.most)
+        if isinstance(self.draft_model, MTPHead):
+            return
+        sizes = [each.config.text.vocab_size for each in (self.draft_model, model)]
+        if sizes[0] != sizes[1]:
+            raise ValueError(
+                f"the draft model has {sizes[0]} tokens and the model {sizes[1]}: a draft model needs the same "
+                "tokenizer, so take a smaller one of the same release"
+            )
+
+    def drafter(self, model: Model, cache: Cache) -> Drafter:
+        """The one that follows a cache already, if it is this one and knows all its tokens; otherwise a new one."""
+        kept = cache.draft
+        if isinstance(kept, Drafter) and kept.serves(self.draft_model, cache):
+            if (kept.pace.most, kept.pace.steady) != (self.most, self.steady):
+                kept.pace = Pace(self.most, steady=self.steady)
+            return kept
+        kind = HeadDrafter if isinstance(self.draft_model, MTPHead) else ModelDrafter
+        return kind(model, cache, Pace(self.most, steady=self.steady), self.draft_model)

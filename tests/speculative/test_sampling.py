@@ -1,0 +1,148 @@
+"""What is drawn with drafts is distributed as without them, with every option; the test would notice if it were not.
+
+Knows a model that is a table, so that the right distribution of each token is known: P(next | last) of its sampling.
+"""
+
+from types import SimpleNamespace
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlx_qwen35.cache import Cache
+from mlx_qwen35.decoding import decode as plain_decode
+from mlx_qwen35.generation import stream_generate
+from mlx_qwen35.sampling import History, Sampler, Sampling
+from mlx_qwen35.speculative import Drafting, decode, rejection
+from tests.talkers import Endless
+
+VOCAB = 7
+TOKENS = 1500
+OPTIONS = {
+    "temperature": {"temperature": 1.0},
+    "cold": {"temperature": 0.6, "top_p": 0.95, "top_k": 20},
+    "top_k": {"temperature": 1.3, "top_k": 3},
+    "top_p": {"temperature": 1.0, "top_p": 0.7},
+    "min_p": {"temperature": 1.5, "min_p": 0.2, "logit_bias": {2: 1.5, 4: -2.0}},
+    "repetition": {"temperature": 1.0, "repetition_penalty": 2.0, "repetition_context_size": 2, "top_k": 5},
+    "presence": {"temperature": 1.0, "presence_penalty": 1.0},
+}
+
+
+class Table:
+    """A model whose logits are a row of a table, by the last token."""
+
+    config = SimpleNamespace(text=SimpleNamespace(vocab_size=VOCAB))
+    mtp, prefill_chunk = None, 100
+
+    def __init__(self, seed: int) -> None:
+        self.table = mx.array(np.random.default_rng(seed).normal(0, 1.2, (VOCAB, VOCAB)).astype(np.float32))
+
+    def make_cache(self) -> Cache:
+        return Cache([])
+
+    def hidden(self, tokens, cache, media=(), *, more=False):
+        cache.advance(tokens.shape[1])
+        return self.table[tokens]
+
+    def head(self, hidden):
+        return hidden
+
+
+def drawn(sampling: Sampling, drafter: Table | None, count: int = TOKENS) -> list[int]:
+    """Tokens of an answer that begins after token 0."""
+    model = Table(1)
+    cache, history = model.make_cache(), History(sampling, [[0]], VOCAB)
+    logits = model.hidden(mx.array([[0]]), cache)[:, -1]
+    options = {"max_tokens": count}
+    if drafter is not None:
+        follower = cache.draft = Drafting(drafter, 3, steady=True).drafter(model, cache)
+        follower.prime(mx.array([[0]]), logits[None])
+        options["drafter"] = follower
+    make = decode if drafter is not None else plain_decode
+    return [step.tokens[0] for step in make(model, cache, logits, Sampler(sampling), history, **options)]
+
+
+def statistic(tokens: list[int], sampling: Sampling) -> tuple[float, float]:
+    """Chi-square of tokens given what came before each, and its 1 % point (Wilson and Hilferty)."""
+    model, sampler = Table(1), Sampler(sampling)
+    seen: dict[tuple, np.ndarray] = {}
+    size = sampling.repetition_context_size or 1
+    for number, token in enumerate(tokens):
+        before = tuple([0, *tokens[:number]][-size:])
+        answered = frozenset(tokens[:number]) if sampling.presence_penalty else frozenset()
+        seen.setdefault((before, answered), np.zeros(VOCAB))[token] += 1
+    total, freedom = 0.0, 0
+    for (before, answered), found in seen.items():
+        history = History(sampling, [before], VOCAB)
+        if history.answered is not None:
+            history.answered = mx.array([[token in answered for token in range(VOCAB)]])
+        weights, _ = sampler.weights(model.table[mx.array([before[-1]])], history)
+        expected = np.array(mx.softmax(weights[0])) * found.sum()
+        assert found[expected == 0].sum() == 0, "a token that can never be drawn"
+        if found.sum() < 40:  # too few to tell
+            continue
+        rare = expected < 5
+        groups = [(found[~rare], expected[~rare]), (found[rare].sum(), expected[rare].sum())]
+        for mine, wanted in groups:
+            if np.size(wanted) and np.min(wanted) > 1:
+                total += float(np.sum((mine - wanted) ** 2 / wanted))
+                freedom += np.size(wanted)
+        freedom -= 1
+    point = freedom * (1 - 2 / (9 * freedom) + 2.326 * np.sqrt(2 / (9 * freedom))) ** 3
+    return total, point
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_the_distribution_is_that_of_plain_decoding(options):
+    sampling = Sampling(seed=11, **options)
+    total, point = statistic(drawn(sampling, Table(2)), sampling)
+    assert total < point
+
+
+def test_of_plain_decoding_the_same_is_true():
+    sampling = Sampling(seed=12, temperature=1.0, top_p=0.9)
+    total, point = statistic(drawn(sampling, None, 1000), sampling)
+    assert total < point
+
+
+def _never_refuse(target, guesses, weights, coins, dice):
+    _, tokens = rejection_drawn(target, guesses, weights, coins, dice)
+    return mx.ones(guesses.shape, mx.bool_), tokens
+
+
+def _draw_from_the_whole(target, guesses, weights, coins, dice):
+    """As if a rejection said nothing of the guess."""
+    kept, _ = rejection_drawn(target, guesses, weights, coins, dice)
+    return kept, mx.random.categorical(target, key=dice)
+
+
+def _a_little_too_kind(target, guesses, weights, coins, dice):
+    kept, tokens = rejection_drawn(target, guesses, weights, coins, dice)
+    return kept | (mx.random.uniform(shape=kept.shape, key=dice) < 0.15), tokens
+
+
+rejection_drawn = rejection._drawn
+
+
+@pytest.mark.parametrize("bias", [_never_refuse, _draw_from_the_whole, _a_little_too_kind])
+def test_a_planted_bias_is_found(monkeypatch, bias):
+    monkeypatch.setattr(rejection, "_drawn", bias)
+    sampling = Sampling(seed=11, temperature=1.0)
+    total, point = statistic(drawn(sampling, Table(2), 4000), sampling)
+    assert total > point
+
+
+def test_a_drafter_that_is_right_is_never_refused():
+    sampling = Sampling(seed=5, temperature=0.8, top_k=4)
+    model = Table(1)
+    options = {"sampling": sampling, "draft_model": Table(1), "num_draft_tokens": 4, "max_tokens": 50}
+    parts = list(stream_generate(model, Endless(), [0], **options))
+    assert [part.from_draft for part in parts] == [n % 5 > 0 for n in range(50)]
+
+
+def test_the_same_seed_draws_the_same_tokens():
+    sampling = Sampling(seed=5, temperature=1.0)
+    assert drawn(sampling, Table(2), 200) == drawn(sampling, Table(2), 200)
+    other = Sampling(seed=6, temperature=1.0)
+    assert drawn(sampling, Table(2), 200) != drawn(other, Table(2), 200)
