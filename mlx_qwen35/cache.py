@@ -38,6 +38,11 @@ class _Layer:
         """Never: one layer alone cannot go back. `Cache.restore` does."""
         return False
 
+    @property
+    def to_quantized(self) -> Any:
+        """mlx-lm looks for this where its kv_bits is given, and only there; a cache without it would go on as it is."""
+        raise ValueError("mlx-lm's kv_bits does not quantize this package's caches: leave kv_bits out")
+
 
 class KVCache(_Layer):
     """Keys and values [B, Hkv, capacity, D] of one attention layer; the first `offset` positions are held."""

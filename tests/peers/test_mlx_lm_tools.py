@@ -141,6 +141,12 @@ class TestGeneration:
         whole = loaded.model(mx.array([tokens]))[0, -1]
         assert mx.abs(loaded.model(mx.array([tokens[-1:]]), read)[0, -1] - whole).max() < 2e-3
 
+    def test_kv_bits_is_not_ignored(self, loaded: SimpleNamespace) -> None:
+        """At the first step, and not once quantized_kv_start is reached."""
+        made = generate.stream_generate(loaded.model, loaded.processor, ids(5), max_tokens=2, kv_bits=8)
+        with pytest.raises(ValueError, match="leave kv_bits out"):
+            next(made)
+
     def test_caches_that_would_round_are_refused(self, loaded: SimpleNamespace) -> None:
         from mlx_lm.models.cache import ArraysCache, QuantizedKVCache, RotatingKVCache
 
