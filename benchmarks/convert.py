@@ -35,8 +35,7 @@ import numpy as np
 CHECKOUT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(CHECKOUT), str(Path(__file__).parent)]
 
-import startup  # noqa: E402  its machine and versions
-
+from benchmarks import measuring  # noqa: E402
 from tests.checkpoints import tensor_shapes, tiny_config  # noqa: E402
 from tests.text.folders import write_text_files  # noqa: E402
 
@@ -203,9 +202,9 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="work here (default: a temporary folder)")
     parser.add_argument("--out", type=Path, help="append the JSON lines to this file")
     arguments = parser.parse_args()
-    codes = {"mlx-lm": MLX_LM} if startup.installed("mlx-lm") else {}
-    codes |= {"mlx-vlm": MLX_VLM} if startup.installed("mlx-vlm") else {}
-    around = startup.circumstances() | {"mlx_vlm": startup.installed("mlx-vlm"), "layers": arguments.layers}
+    codes = {"mlx-lm": MLX_LM} if measuring.installed("mlx-lm") else {}
+    codes |= {"mlx-vlm": MLX_VLM} if measuring.installed("mlx-vlm") else {}
+    around = measuring.circumstances() | {"mlx_vlm": measuring.installed("mlx-vlm"), "layers": arguments.layers}
     print(f"35B-A3B cut to {arguments.layers} text and {VISION_LAYERS} vision layers, random bfloat16; "
           f"{around['machine']}\nmlx {around['mlx']}, mlx-lm {around['mlx_lm']}, mlx-vlm {around['mlx_vlm']}, load "
           f"{around['load_before']:.1f}, {around['commit']}; median [least .. most] of {arguments.rounds}")  # fmt: skip
@@ -263,10 +262,10 @@ def report(name: str, side: str, runs: dict[str, list[dict[str, float]]], equal:
     found, cells = {}, []
     for key, (unit, label) in units.items():
         ours, theirs = ([run[key] for run in runs[who]] for who in ("ours", side))
-        found[key] = startup.summary(theirs)
+        found[key] = measuring.summary(theirs)
         cell = "{median:.1f} [{min:.1f} .. {max:.1f}] ".format(**{k: v / unit for k, v in found[key].items()}) + label
         if side != "ours":
-            ratio = startup.summary([b / a for a, b in zip(ours, theirs, strict=True)])
+            ratio = measuring.summary([b / a for a, b in zip(ours, theirs, strict=True)])
             found[f"{key}_ratio"] = ratio
             cell += f" x{ratio['median']:.2f}"
         cells.append(f"{cell:44s}")

@@ -42,8 +42,7 @@ import numpy as np
 CHECKOUT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(CHECKOUT), str(Path(__file__).parent)]
 
-import startup  # noqa: E402  its machine, versions and summaries
-
+from benchmarks import measuring  # noqa: E402
 from tests.experts.synthetic import all_expert_bytes, expert_bytes, synthetic_config, write_synthetic  # noqa: E402
 
 VOCABULARY = 16384  # the published 248,320 would take time in the head and none in the experts
@@ -323,10 +322,10 @@ class Report:
     def add(self, name: str, unit: str, values: dict[str, list[float]], **more: Any) -> None:
         """values: a figure a round, by side; the ratio is formed round by round."""
         scale = {"ms": 1e3, "GB": 1e-9}.get(unit, 1)
-        found = {side: startup.summary([value * scale for value in each]) for side, each in values.items()}
+        found = {side: measuring.summary([value * scale for value in each]) for side, each in values.items()}
         if len(values) == 2:
             pairs = zip(*values.values(), strict=True)
-            found["ratio"] = startup.summary([b / a if a else float("inf") for a, b in pairs])
+            found["ratio"] = measuring.summary([b / a if a else float("inf") for a, b in pairs])
         cells = [f"{side} {s['median']:.4g} [{s['min']:.4g} .. {s['max']:.4g}]" for side, s in found.items()]
         print(f"{name:46s}{unit:4s}", *(f"{cell:38s}" for cell in cells), flush=True)
         record = {"benchmark": "experts", "quantity": name, "unit": unit, "rounds": len(next(iter(values.values())))}
@@ -403,9 +402,9 @@ def main() -> None:
         return
     if not hasattr(os, "posix_fadvise"):
         raise SystemExit("this needs posix_fadvise, to have the system forget files; on a Mac see benchmarks/mac.py")
-    if "theirs" in arguments.sides and startup.installed("mlx-vlm") is None:
+    if "theirs" in arguments.sides and measuring.installed("mlx-vlm") is None:
         raise SystemExit("mlx-vlm is not installed; pip install mlx-vlm==0.7.10, or give --sides ours")
-    around = startup.circumstances() | {"mlx_vlm": startup.installed("mlx-vlm"), "zipf": arguments.zipf}
+    around = measuring.circumstances() | {"mlx_vlm": measuring.installed("mlx-vlm"), "zipf": arguments.zipf}
     print(f"{around['machine']}; mlx {around['mlx']}, mlx-vlm {around['mlx_vlm']}, load {around['load_before']:.1f}, "
           f"{around['commit']}; median [least .. most] of {arguments.rounds}")  # fmt: skip
     report = Report(around)

@@ -36,8 +36,7 @@ from typing import Any
 CHECKOUT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(CHECKOUT), str(Path(__file__).parent)]
 
-import startup  # noqa: E402  its machine and versions
-
+from benchmarks import measuring  # noqa: E402
 from tests.experts.synthetic import LAYERS, synthetic_config, write_synthetic  # noqa: E402
 
 SYNTHETIC_LAYERS = 8
@@ -115,7 +114,7 @@ def measured_row(ref: str, name: str, memory: str | None, arguments: argparse.Na
         raise RuntimeError(done.stderr[-2000:])
     found = json.loads(done.stdout.splitlines()[-1])
     same = {key: None if found[key] is None else (found[key],) * 2 for key in ("hits", "decode", "prompt", "disk")}
-    return Row(startup.processor_name(), name, found["memory"] / 1e9, found["held"], wait=found["wait"], **same)
+    return Row(measuring.processor_name(), name, found["memory"] / 1e9, found["held"], wait=found["wait"], **same)
 
 
 def run_here(job: dict[str, Any]) -> dict[str, Any]:
@@ -296,7 +295,7 @@ def main() -> None:
     if arguments.job:
         print(json.dumps(run_here(json.loads(arguments.job))))
         return
-    around = startup.circumstances() | {"modelled": arguments.modelled}
+    around = measuring.circumstances() | {"modelled": arguments.modelled}
     with tempfile.TemporaryDirectory() as folder:
         rows = modelled(Path(folder)) if arguments.modelled else measured(arguments, Path(folder))
     told = "modelled, not measured" if arguments.modelled else f"measured on {around['machine']}"

@@ -27,8 +27,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]
 
 from benchmarks import replay_plots  # noqa: E402
+from benchmarks.measuring import circumstances  # noqa: E402
 from benchmarks.routing import PREDICTIONS, RENORMED, Trace, record, zipf  # noqa: E402
-from benchmarks.startup import circumstances  # noqa: E402
 from mlx_qwen35 import load  # noqa: E402
 from mlx_qwen35.experts.residency import PROTECTED, Residency  # noqa: E402
 

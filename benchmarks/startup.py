@@ -17,16 +17,7 @@ from pathlib import Path
 CHECKOUT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(CHECKOUT)]
 
-from benchmarks.measuring import (  # noqa: E402
-    circumstances,
-    compared,
-    in_turns,
-    installed,
-    processor_name,  # noqa: F401  other benchmarks look for it here
-    spread,
-    summary,  # noqa: F401  this one, too
-    write,
-)
+from benchmarks.measuring import circumstances, compared, in_turns, installed, spread, write  # noqa: E402
 
 PROMPT = "What is 17 + 25?"
 

@@ -327,7 +327,7 @@ def figures(pairs: list[tuple[dict, dict]], frames: int) -> dict[str, tuple[str,
 
 def report(name: str, pairs: list[tuple[dict, dict]], apart: dict, around: dict) -> list[str]:
     """Prints the table of one case; -> its JSON lines"""
-    from startup import summary
+    from benchmarks.measuring import summary
 
     case, first = CASES[name], pairs[0][0]
     t, h, w = first["grid"]
@@ -388,7 +388,7 @@ def main() -> None:
         print(json.dumps(found), flush=True)
         os._exit(0)  # freeing gigabytes in order is nobody's figure
 
-    from startup import circumstances, installed
+    from benchmarks.measuring import circumstances, installed
 
     if installed("mlx-vlm") is None:
         raise SystemExit("mlx-vlm is not installed, so there is nothing to compare with: pip install 'mlx-qwen35[vlm]'")
