@@ -3,6 +3,7 @@
 
 VENV := .venv
 MADE := $(VENV)/.made
+PLOTS := $(VENV)/.bench
 
 new_enough := import sys; sys.exit(sys.version_info < (3, 10))
 can_make_venv := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))
@@ -31,8 +32,8 @@ test: $(MADE)
 	@$(if $(can_install),$(if $(clang),,$(call install,clang-19 libclang-rt-19-dev)))
 	@$(run) -m pytest $(ARGS)
 
-bench: $(MADE)
-	@$(run) benchmarks/startup.py $(ARGS)
+bench: $(PLOTS)
+	@$(run) benchmarks/bench.py $(ARGS)
 
 lint: $(MADE)
 	@$(VENV)/bin/ruff check .
@@ -49,4 +50,8 @@ $(MADE): pyproject.toml
 	@$(python) -m venv --clear $(VENV)
 	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
 	@$(if $(can_install),$(if $(openblas),,$(call install,libopenblas0-pthread)))
+	@touch $@
+
+$(PLOTS): $(MADE)
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	@touch $@

@@ -68,12 +68,15 @@ def installed(name: str) -> str | None:
 
 def circumstances() -> dict[str, object]:
     """What a figure is worth nothing without."""
+    import mlx.core as mx
+
     git = ["git", "-C", str(CHECKOUT)]
     commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True).stdout.splitlines()
     dirty = [line for line in changed if "benchmarks/results/" not in line]  # what a benchmark writes is no change
     return {
         "machine": f"{processor_name()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}",
+        "device": "gpu" if mx.default_device() == mx.gpu else "cpu",
         "load_before": os.getloadavg()[0],
         "python": platform.python_version(),
         "mlx": installed("mlx"),
