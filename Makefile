@@ -3,7 +3,7 @@
 
 VENV := .venv
 MADE := $(VENV)/.made
-PLOTS := $(VENV)/.bench
+PLOTS := $(VENV)/.plots
 
 new_enough := import sys; sys.exit(sys.version_info < (3, 10))
 can_make_venv := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))
@@ -53,5 +53,5 @@ $(MADE): pyproject.toml
 	@touch $@
 
 $(PLOTS): $(MADE)
-	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[plots]'
 	@touch $@

@@ -7,7 +7,7 @@ half an hour; on a quiet 2-core Linux machine it takes about a third of that. In
 
     bench.jsonl     the lines that they printed; with --only the others stay as they were
     bench.md        a table of them
-    bench-*.png     plots, where matplotlib is installed (extra `bench`)
+    bench-*.png     plots, where matplotlib is installed (extra `plots`)
 
 --report only makes the table and the plots again. Knows how the benchmarks are called. Knows nothing of what they find.
 """

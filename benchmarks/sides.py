@@ -35,7 +35,7 @@ from benchmarks import geometry  # noqa: E402
 CACHE = Path(tempfile.gettempdir()) / "mlx-qwen35-benchmarks"
 SEED = 7  # of the prompts
 _SAMPLE = 64  # ids whose log probabilities are compared
-_IDS = 30000  # prompts have tokens below, which every vocabulary here has
+_IDS = 30000  # prompts have tokens below
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,7 @@ class Side:
     def __init__(self, name: str, folder: Path):
         command = [sys.executable, str(Path(__file__)), name, str(folder)]
         self.name = name
+        self._ids = min(_IDS, json.loads((folder / "config.json").read_text())["text_config"]["vocab_size"])
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=CHECKOUT
         )
@@ -117,7 +118,8 @@ class Side:
         Seconds: "first" from the prompt to the first token, "later" of each further one. "tokens", and "logprobs" of
         some ids at the first. Bytes, the most so far: "peak" of arrays, "resident" of the process.
         """
-        print(json.dumps({"prompt": prompt, "new": new}), file=self._process.stdin, flush=True)
+        asked = {"tokens": prompt_tokens(prompt, self._ids), "new": new}
+        print(json.dumps(asked), file=self._process.stdin, flush=True)
         return self._answer()
 
     def _answer(self) -> dict[str, Any]:
@@ -128,11 +130,11 @@ class Side:
         return json.loads(line)
 
 
-def prompt_tokens(length: int) -> list[int]:
-    """The same on every side."""
+def prompt_tokens(length: int, ids: int = _IDS) -> list[int]:
+    """Token ids below `ids`, always the same."""
     import numpy as np
 
-    return np.random.RandomState(SEED).randint(0, _IDS, length).tolist()
+    return np.random.RandomState(SEED).randint(0, ids, length).tolist()
 
 
 class _Ours:
@@ -204,21 +206,20 @@ def resident_peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def _answer(side: Any, prompt: int, new: int) -> dict[str, Any]:
+def _answer(side: Any, tokens: list[int], new: int) -> dict[str, Any]:
     import mlx.core as mx
 
-    stream = side.stream(prompt_tokens(prompt), new)
-    clock, tokens, seconds, first = time.perf_counter(), [], [], None
-    for token, logprobs in stream:
+    clock, made, seconds, first = time.perf_counter(), [], [], None
+    for token, logprobs in side.stream(tokens, new):
         now = time.perf_counter()
-        tokens.append(token)
+        made.append(token)
         seconds.append(now - clock)
         first = logprobs if first is None else first
         clock = now
     return {
         "first": seconds[0],
         "later": seconds[1:],
-        "tokens": tokens,
+        "tokens": made,
         "logprobs": first[:: max(1, first.size // _SAMPLE)][:_SAMPLE].astype(mx.float32).tolist(),
         "peak": mx.get_peak_memory(),
         "resident": resident_peak(),

@@ -186,19 +186,20 @@ class _Blocks:
 
     def of(self, tensor: _Tensor) -> Iterator[memoryview]:
         """The bytes of a tensor, in pieces. A scale and its bias are made of the same number."""
-        if tensor.kind == "codes":
-            values = self._codes
-        elif tensor.kind == "plain":
-            values = tensor.middle + tensor.spread * self._normal
-        else:
-            values = (tensor.spread / _SPREAD) * self._scale * (1 if tensor.kind == "scales" else -7.5)
-        if tensor.dtype == "BF16":
-            values = (values.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
-        elif tensor.dtype == "F32":
-            values = values.astype(np.float32)
         if tensor.kind != "biases":
             self._begin = (self._begin + 1_000_003) % (_BLOCK // 2)
-        view, left = values[self._begin :], int(np.prod(tensor.shape))
+        left = int(np.prod(tensor.shape))
+        mine = slice(self._begin, self._begin + left)
+        if tensor.kind == "codes":
+            view = self._codes[mine]
+        elif tensor.kind == "plain":
+            view = tensor.middle + tensor.spread * self._normal[mine]
+        else:
+            view = (tensor.spread / _SPREAD) * self._scale[mine] * (1 if tensor.kind == "scales" else -7.5)
+        if tensor.dtype == "BF16":
+            view = (view.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+        elif tensor.dtype == "F32":
+            view = view.astype(np.float32)
         while left:
             yield memoryview(view[:left]).cast("B")
             left -= min(left, len(view))
