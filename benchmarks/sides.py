@@ -58,6 +58,9 @@ CASES = {
     for case in (
         Case("0.8B", "0.8B"),
         Case("0.8B-8-layers", "0.8B", 8, "8 of 24 layers"),
+        Case("35B-4-layers", "35B-A3B", 4, "4 layers, 8 of 64 experts, vocabulary 4096",
+             {"num_experts": 64, "vocab_size": 4096}),
+        Case("35B-8-layers", "35B-A3B", 8, "8 of 40 layers"),
         Case("small-moe", "35B-A3B", 8, "8 layers, hidden 1024, 8 of 64 experts of 256, vocabulary 32768", _SMALL),
     )
 }
