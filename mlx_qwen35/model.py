@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from .vision.media import Media
 
 PREFILL_CHUNK = 2048
+SNAPSHOT_BYTES = 1 << 30  # what a session may take for going back: 5 states of the largest model, 55 of the smallest
 
 
 AnyMedia = "Sequence[Media] | Sequence[Sequence[Media]]"
@@ -112,6 +113,7 @@ class Model(nn.Module):
         self._rope = RotaryEmbedding(text.rope)
         self._pool: ExpertPool | None = None
         self.kv_form: KVFormat | None = None  # how caches keep keys and values; None: as they are
+        self.snapshot_bytes = SNAPSHOT_BYTES
         self._mtp: tuple[MTPHead, ...] = ()  # no list: what tools do to a module's parts must not happen to a head
 
     @property

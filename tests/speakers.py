@@ -74,7 +74,7 @@ def encoded(monkeypatch) -> list[tuple[int, int, int]]:
 class Speaker:
     """Gives the n-th question the n-th reply, whatever else the prompt says. `computed`: how many tokens it was fed."""
 
-    prefill_chunk = 2048
+    prefill_chunk, snapshot_bytes = 2048, 1 << 20
     mtp = None
 
     def __init__(self, processor: Processor, replies: list[str]) -> None:
@@ -126,7 +126,7 @@ def speak(checkpoint, monkeypatch):
         model = Speaker(processor, list(replies))
         loads = []
 
-        def hold(folder, memory, *, dtype, context_length, beside):
+        def hold(folder, memory, *, dtype, context_length, **others):
             loads.append((folder, {"memory": memory, "dtype": dtype, "context_length": context_length}))
             return Held(folder, dtype, context_length, None)
 

@@ -7,18 +7,19 @@ is never in memory twice: a tensor's file bytes are dropped as soon as it is cas
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlx_qwen35.checkpoint.context import with_context
 from mlx_qwen35.checkpoint.inventory import KEPT_FLOAT32, PATCH_EMBEDDING
 from mlx_qwen35.checkpoint.part import FLOATS
 from mlx_qwen35.checkpoint.source import AnyPart, open_source, read_parts
 from mlx_qwen35.config import ModelConfig, QuantSpec
 from mlx_qwen35.errors import CheckpointError
 from mlx_qwen35.experts.budget import StreamPlan
+from mlx_qwen35.kv import GROUP_SIZES, KVFormat
 from mlx_qwen35.model import Model
 
 _DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
@@ -31,6 +32,8 @@ def load_model(
     *,
     dtype: mx.Dtype | str | None = None,
     context_length: int | None = None,
+    yarn: bool = False,
+    kv_form: KVFormat | None = None,
     stream: StreamPlan | None = None,
     on_progress: Progress | None = None,
 ) -> Model:
@@ -38,7 +41,7 @@ def load_model(
 
     dtype: to compute in; None is float32 on the CPU and bfloat16 on a GPU. Quantized weights stay as they are, but
     FP8, which MLX does not compute with: it is dequantized in float32 and cast.
-    context_length: the most tokens to allow; None is what the checkpoint allows.
+    context_length, yarn: as `with_context` takes them. kv_form: how caches keep keys and values; None: as they are.
     stream: how experts are read from the disk as they are asked for; None: all weights are in memory.
     on_progress: called with (bytes read, bytes in all).
     Raises CheckpointError, before any weight is read, if a file is missing or damaged or a tensor is missing, left
@@ -46,7 +49,8 @@ def load_model(
     means: FP8 codes and scales that are NaN and GPTQ's zeros and order of columns are refused while they are read.
     """
     compute = compute_dtype(dtype)
-    config = read_config(folder, context_length)
+    config = read_config(folder, context_length, yarn=yarn)
+    check_kv_form(kv_form, config)
     source = open_source(folder, config)
     check_experts(source.parts.values(), source.folder, compute)
     if stream is not None:
@@ -70,6 +74,7 @@ def load_model(
         weights.clear()
         model.unload()
         raise
+    model.kv_form = kv_form
     model.eval()
     return model
 
@@ -136,20 +141,19 @@ def check_experts(parts: Iterable[AnyPart], folder: Path, compute: mx.Dtype) -> 
         )
 
 
-def read_config(folder: str | Path, context_length: int | None = None) -> ModelConfig:
-    """The config of a checkpoint folder; context_length: the most tokens to allow, None is what the checkpoint allows.
+def check_kv_form(form: KVFormat | None, config: ModelConfig) -> None:
+    """Raises ValueError for a form that the heads of the model cannot have."""
+    if form is not None and config.text.head_dim % form.group_size:
+        raise ValueError(
+            f"kv_group_size is {form.group_size}, which does not divide this model's head_dim {config.text.head_dim}: "
+            f"take one of {', '.join(str(size) for size in GROUP_SIZES)} that does, or leave kv_bits out"
+        )
+
+
+def read_config(folder: str | Path, context_length: int | None = None, *, yarn: bool = False) -> ModelConfig:
+    """The config of a checkpoint folder; context_length, yarn: as `with_context` takes them.
 
     Raises CheckpointError if config.json is missing, damaged or not supported, or allows fewer tokens.
     """
     config = ModelConfig.from_folder(folder)
-    if context_length is None:
-        return config
-    most = config.text.max_position_embeddings
-    if context_length < 1:
-        raise ValueError(f"context_length is {context_length}; give a number of tokens, at most {most}")
-    if context_length > most:
-        raise CheckpointError(
-            f"{Path(folder) / 'config.json'} allows {most} tokens (max_position_embeddings), not {context_length}. "
-            "Beyond that Qwen3.5 needs YaRN: add it to rope_parameters as docs/CHECKPOINTS.md shows, and raise it there"
-        )
-    return replace(config, text=replace(config.text, max_position_embeddings=context_length))
+    return with_context(config, context_length, yarn=yarn, where=Path(folder) / "config.json")

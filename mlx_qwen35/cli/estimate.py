@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from mlx_qwen35.cli.options import DTYPES, OptionError
+from mlx_qwen35.cli.options import DTYPES, OptionError, add_kv_arguments, kv_options
 
 DESCRIPTION = "Say what a model takes in memory and how long a context fits, without loading it."
 
@@ -16,6 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--context-length", type=int, metavar="N", help="tokens to plan for (default: all that fit)")
     parser.add_argument("--q-bits", type=int, metavar="N", help="as a conversion to N bits would have it")
     parser.add_argument("--dtype", choices=DTYPES, help="compute in it (default: float32 on a CPU, bfloat16 on a GPU)")
+    add_kv_arguments(parser)
     parser.add_argument("--json", action="store_true", help="a JSON object; sizes in bytes")
 
 
@@ -23,7 +24,8 @@ def run(args: argparse.Namespace) -> int:
     from mlx_qwen35.library.estimating import estimate
 
     try:
-        plan = estimate(args.ref, args.memory, args.context_length, bits=args.q_bits, dtype=args.dtype)
+        options = {"bits": args.q_bits, "dtype": args.dtype, **kv_options(args)}
+        plan = estimate(args.ref, args.memory, args.context_length, **options)
     except ValueError as error:
         raise error if isinstance(error, OptionError) else OptionError(str(error)) from error
     print(json.dumps(plan.as_dict(), ensure_ascii=False, indent=2) if args.json else plan)

@@ -48,6 +48,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         help="the most that may be taken, such as 24GB or 60%%: experts that do not fit are read from the disk when "
         "they are chosen (default: what this machine has for it)",
     )
+    add_kv_arguments(group)
     drafts = parser.add_argument_group("drafts (how fast tokens come, not which)")
     drafts.add_argument(
         "--mtp",
@@ -57,6 +58,26 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
     drafts.add_argument("--draft-model", metavar="NAME", help="let a small model draft, or a head split off by mlx-vlm")
     drafts.add_argument("--num-draft-tokens", type=int, metavar="N", help="at most N at a time, 1 to 4 (default: 3)")
+
+
+def add_kv_arguments(parser: argparse._ActionsContainer) -> None:
+    """What decides about a cache, of `load` and of `estimate`."""
+    parser.add_argument(
+        "--yarn",
+        action="store_true",
+        help="stretch positions for a --context-length above the model's own, up to 1,010,000 tokens; changes all "
+        "answers, those to short prompts a little for the worse",
+    )
+    parser.add_argument("--kv-bits", type=int, metavar="N", help="keep keys and values in 4 or 8 bits: not exact")
+    parser.add_argument("--kv-group-size", type=int, metavar="N", default=64, help="values a scale (default: 64)")
+    parser.add_argument(
+        "--quantized-kv-start", type=int, metavar="N", default=0, help="positions kept as they are (default: 0)"
+    )
+
+
+def kv_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of `load` and `estimate`."""
+    return {name: getattr(args, name) for name in ("yarn", "kv_bits", "kv_group_size", "quantized_kv_start")}
 
 
 def add_answer_arguments(parser: argparse.ArgumentParser) -> None:
@@ -121,6 +142,7 @@ def hold(args: argparse.Namespace) -> Held:
     if args.num_draft_tokens is not None and not 1 <= args.num_draft_tokens <= 4:
         raise OptionError(f"--num-draft-tokens is {args.num_draft_tokens}; it must be 1 to 4")
     from mlx_qwen35 import library
+    from mlx_qwen35.kv import KVFormat
 
     if args.model is None:
         print("No --model: this is the demo, a tiny model inside the package.", file=sys.stderr)
@@ -132,9 +154,18 @@ def hold(args: argparse.Namespace) -> Held:
         draft = None if args.draft_model is None else library.find(args.draft_model)
         beside = drafting_bytes(folder, args.mtp, draft, args.dtype)
     try:
-        held = library.hold(folder, args.memory, dtype=args.dtype, context_length=args.context_length, beside=beside)
+        form = None if args.kv_bits is None else KVFormat(args.kv_bits, args.kv_group_size, args.quantized_kv_start)
+        options = {"dtype": args.dtype, "context_length": args.context_length, "yarn": args.yarn, "kv_form": form}
+        options["beside"] = beside
+        held = library.hold(folder, args.memory, **options)
     except ValueError as error:
-        raise error if isinstance(error, Qwen35Error) else OptionError(f"--memory: {error}") from error
+        raise error if isinstance(error, Qwen35Error) else OptionError(str(error)) from error
+    if held.yarn:
+        print(
+            f"YaRN stretches positions, for up to {held.context_length:,} tokens. It changes all answers, those to "
+            "short prompts a little for the worse: leave it out where the model's own context does.",
+            file=sys.stderr,
+        )
     if held.stream is not None:
         print(held, file=sys.stderr)
     return held
@@ -144,7 +175,7 @@ def load_processor(held: Held) -> Processor:
     """What reads prompts, with the context that the memory allows."""
     from mlx_qwen35 import library
 
-    return library.load_processor(held.folder, context_length=held.context_length)
+    return library.load_processor(held.folder, context_length=held.context_length, yarn=held.yarn)
 
 
 def load_model(args: argparse.Namespace, held: Held) -> Model:

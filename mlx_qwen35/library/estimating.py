@@ -6,13 +6,15 @@ is holding.py's, the arithmetic footprint.py's.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
 
 from mlx_qwen35.checkpoint import gptq
+from mlx_qwen35.checkpoint.context import with_context
 from mlx_qwen35.checkpoint.inventory import is_linear, text_tensors, vision_tensors
-from mlx_qwen35.checkpoint.load import compute_dtype
+from mlx_qwen35.checkpoint.load import check_kv_form, compute_dtype
 from mlx_qwen35.checkpoint.names import TARGET
 from mlx_qwen35.checkpoint.quantize import default_spec
 from mlx_qwen35.checkpoint.recipes import assign, role
@@ -20,6 +22,7 @@ from mlx_qwen35.checkpoint.source import spec_of
 from mlx_qwen35.config import ModelConfig
 from mlx_qwen35.errors import CheckpointError
 from mlx_qwen35.experts.budget import least
+from mlx_qwen35.kv import KVFormat
 from mlx_qwen35.library import hub
 from mlx_qwen35.library.finding import look_up
 from mlx_qwen35.library.footprint import Specs, cache_bytes, tensor_bytes, weight_bytes
@@ -38,6 +41,10 @@ def estimate(
     context_length: int | None = None,
     *,
     bits: int | None = None,
+    yarn: bool = False,
+    kv_bits: int | None = None,
+    kv_group_size: int = 64,
+    quantized_kv_start: int = 0,
     dtype: mx.Dtype | str | None = None,
 ) -> Plan:
     """What a model takes in memory and how long a context fits; with which experts streamed, if not all of it does.
@@ -45,19 +52,21 @@ def estimate(
     ref: a name or a folder, as `find` understands it; of a name on the Hub only config.json is fetched, and of an
     incomplete download it has to do. memory: bytes, or a text such as "24GB" or "60%"; None: what MLX recommends on
     this Mac, or the memory that is free. context_length: tokens to plan for; None: as many as fit, and 32,768 or fewer
-    where experts are streamed. bits: as a conversion to so many bits would have it. dtype: as in `load`.
+    where experts are streamed. bits: as a conversion to so many bits would have it. The others as in
+    `load`.
     Exact for weights and cache; what a prompt takes while it is read is modelled (footprint.py), without pictures.
     Raises CheckpointError where `find` does, ValueError for a memory or context_length that makes no sense.
     """
     size, source = memory_size(memory)
     compute = compute_dtype(dtype)
     name, config, found = _described(ref)
-    if context_length is not None and not 1 <= context_length <= config.text.max_position_embeddings:
-        raise ValueError(
-            f"context_length is {context_length}; this model has 1 to {config.text.max_position_embeddings} tokens"
-        )
+    read = with_context(config, context_length, yarn=yarn, where=name)
+    config = read if (context_length or 0) > config.text.max_position_embeddings else config
+    form = None if kv_bits is None else KVFormat(kv_bits, kv_group_size, quantized_kv_start)
+    check_kv_form(form, config)
 
     def plan(demand: Demand, words: str, converted: Plan | None = None) -> Plan:
+        demand = replace(demand, config=config, kv_form=form)
         mtp = found.mtp_bytes if found else 0
         return _plan(
             demand, mtp, size, context_length,
@@ -109,7 +118,7 @@ def _path(name: str) -> str:
 
 
 def _plan(demand: Demand, mtp: int, memory: int, context_length: int | None, **words: object) -> Plan:
-    per_token, constant = cache_bytes(demand.config, demand.itemsize)
+    per_token, constant = cache_bytes(demand.config, demand.itemsize, demand.kv_form)
     longest = longest_resident(demand, memory, context_length)
     tokens = context_length or longest or min(USEFUL_CONTEXT, demand.most)
     streaming = None
@@ -120,6 +129,7 @@ def _plan(demand: Demand, mtp: int, memory: int, context_length: int | None, **w
         weights=weight_bytes(demand.config, demand.specs, demand.itemsize, mtp),
         loading=max(demand.loading, demand.loading_layer),
         process=demand.reserve,
+        snapshots=demand.snapshots,
         cache_per_token=per_token,
         cache_constant=constant,
         context_length=tokens,

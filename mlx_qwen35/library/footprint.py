@@ -18,6 +18,7 @@ from mlx_qwen35.checkpoint.inventory import KEPT_FLOAT32, Shape, text_tensors, v
 from mlx_qwen35.checkpoint.quantize import packed
 from mlx_qwen35.config import ModelConfig, QuantSpec, TextConfig
 from mlx_qwen35.kernels.gated_delta import has_own_form
+from mlx_qwen35.kv import KVFormat
 from mlx_qwen35.layers.attention import MOST_SCORES
 
 CHUNK_SIZE = 2048  # tokens of a prompt that go through the model at once; generation.py's own
@@ -76,14 +77,18 @@ def tensor_bytes(name: str, shape: Shape, spec: QuantSpec | None, itemsize: int)
     return sum(math.prod(part) * sizes[tags[0]] for part, tags in packed(shape, spec).values())
 
 
-def cache_bytes(config: ModelConfig, itemsize: int) -> tuple[int, int]:
-    """(bytes a token, bytes whatever the length) of a Cache of one sequence."""
+def cache_bytes(config: ModelConfig, itemsize: int, form: KVFormat | None = None) -> tuple[int, int]:
+    """(bytes a token, bytes whatever the length) of a Cache of one sequence; form: of its keys and values."""
     text = config.text
     attention = text.layer_types.count("full_attention")
     deltas = len(text.layer_types) - attention
     state = 4 * text.linear_num_value_heads * text.linear_value_head_dim * text.linear_key_head_dim
     window = itemsize * (text.linear_conv_kernel_dim - 1) * _channels(text)
-    return attention * 2 * text.num_key_value_heads * text.head_dim * itemsize, deltas * (state + window)
+    values, fixed = attention * 2 * text.num_key_value_heads * text.head_dim, deltas * (state + window)
+    if form is None:
+        return values * itemsize, fixed
+    packed = values * form.bits // 8 + values // form.group_size * 2 * itemsize
+    return packed, fixed + -(-form.start // CACHE_STEP) * CACHE_STEP * values * itemsize
 
 
 def cache_at(tokens: int, per_token: int, constant: int) -> int:

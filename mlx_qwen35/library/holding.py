@@ -12,13 +12,14 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from mlx_qwen35.checkpoint.load import compute_dtype, read_config
+from mlx_qwen35.checkpoint.load import check_kv_form, compute_dtype, read_config
 from mlx_qwen35.checkpoint.part import DTYPES
 from mlx_qwen35.checkpoint.source import AnyPart, Source, open_source
 from mlx_qwen35.config import ModelConfig
 from mlx_qwen35.errors import CheckpointError
 from mlx_qwen35.experts.budget import Needs, StreamPlan, least
 from mlx_qwen35.experts.budget import plan as share_out
+from mlx_qwen35.kv import KVFormat
 from mlx_qwen35.library.footprint import (
     Specs,
     cache_at,
@@ -33,6 +34,7 @@ from mlx_qwen35.library.memory import memory_size
 from mlx_qwen35.library.plan import shown_size
 
 STREAMED_CONTEXT = 32768  # tokens planned for where experts are streamed and no context is asked for
+FEWEST_SNAPSHOTS = 4  # that a session keeps; session/marks.py's own
 USEFUL_CONTEXT = 4096  # what does not even hold this many tokens does not fit
 READERS = 8  # threads of the expert reader, each with a buffer for one expert
 # A process that has loaded the demo and answered (Python, MLX, this package; Linux, CPU) has 62 MB beside its arrays,
@@ -45,12 +47,16 @@ class Held:
     """What is loaded, and how it is held.
 
     dtype: as it was given. context_length: the most tokens it may have, None: all. stream: None if all is resident.
+    bounded: under a ceiling, which snapshots of sessions count against. yarn, kv_form: as in `load_model`.
     """
 
     folder: Path
     dtype: mx.Dtype | str | None
     context_length: int | None
     stream: StreamPlan | None
+    bounded: bool = False
+    yarn: bool = False
+    kv_form: KVFormat | None = None
 
     def __str__(self) -> str:
         if self.stream is None:
@@ -80,6 +86,7 @@ class Demand:
     reserve: int
     gpu: bool
     beside: Callable[[int], int] | None = None
+    kv_form: KVFormat | None = None
 
     @property
     def most(self) -> int:
@@ -89,14 +96,19 @@ class Demand:
     def cache(self, tokens: int) -> int:
         """With what else is there that long."""
         beside = self.beside(tokens) if self.beside else 0
-        return cache_at(tokens, *cache_bytes(self.config, self.itemsize)) + beside
+        return cache_at(tokens, *cache_bytes(self.config, self.itemsize, self.kv_form)) + beside
+
+    @property
+    def snapshots(self) -> int:
+        """Of states to go back to: the fewest that a session keeps, and that of the last step."""
+        return (FEWEST_SNAPSHOTS + 1) * cache_bytes(self.config, self.itemsize)[1]
 
     def working(self, tokens: int) -> int:
         return working_bytes(self.config, self.specs, tokens, self.itemsize, gpu=self.gpu)
 
     def resident(self) -> Callable[[int], int]:
         """Tokens -> what is needed for them with all weights in memory."""
-        fixed = self.reserve + weight_bytes(self.config, self.specs, self.itemsize).total
+        fixed = self.reserve + self.snapshots + weight_bytes(self.config, self.specs, self.itemsize).total
         loading = max(self.loading, self.loading_layer)
         return lambda tokens: fixed + max(loading, self.cache(tokens) + self.working(tokens))
 
@@ -111,7 +123,7 @@ class Demand:
             experts_per_token=text.moe.experts_per_token,
             trunk=weights.total - weights.experts,
             # What a thread reads into is as large as the file has it, which may be float32.
-            reserve=self.reserve + READERS * max(experts) * 4 // self.itemsize,
+            reserve=self.reserve + self.snapshots + READERS * max(experts) * 4 // self.itemsize,
             cache=self.cache(tokens),
             loading=self.loading,
             loading_layer=self.loading_layer,
@@ -127,28 +139,34 @@ def hold(
     dtype: mx.Dtype | str | None = None,
     context_length: int | None = None,
     beside: Callable[[int], int] | None = None,
+    yarn: bool = False,
+    kv_form: KVFormat | None = None,
 ) -> Held:
     """Decide how the checkpoint in `folder` is held, before a weight is read.
 
     memory: a ceiling on the process, as memory_size() takes it. None: experts are streamed where not everything fits
     into what there is, and a dense model is loaded whatever there is.
     context_length: None is, under a ceiling, the longest that fits; where experts are streamed, 32,768 tokens, or what
-    the model has, halved down to 4,096 as long as they do not fit.
+    the model has, halved down to 4,096 as long as they do not fit. yarn, kv_form: as in `load_model`.
     beside: tokens of context -> bytes that are to be left for something else (drafting.py).
     Raises ValueError for a memory or context_length that makes no sense, and CheckpointError, with figures, where not
     even the smallest pool of experts fits, or a dense model does not fit under a ceiling.
     """
     folder, (size, where) = Path(folder), memory_size(memory)
-    config = read_config(folder, context_length)
+    config = read_config(folder, context_length, yarn=yarn)
+    check_kv_form(kv_form, config)
+    stretched = yarn and config.text.rope.yarn is not None
+    held = Held(folder, dtype, context_length, None, memory is not None, stretched, kv_form)
     if memory is None and config.text.moe is None:
-        return Held(folder, dtype, context_length, None)
-    demand = replace(of_source(open_source(folder, config), compute_dtype(dtype)), beside=beside)
+        return held
+    demand = of_source(open_source(folder, config), compute_dtype(dtype))
+    demand = replace(demand, kv_form=kv_form, beside=beside)
     longest = longest_resident(demand, size, context_length)
     if longest and longest >= (context_length or 0):
-        return Held(folder, dtype, context_length if context_length or memory is None else longest, None)
+        return held if context_length or memory is None else replace(held, context_length=longest)
     tokens, plan = streamed(demand, size, context_length)
     if plan is not None:
-        return Held(folder, dtype, tokens, plan)
+        return replace(held, context_length=tokens, stream=plan, bounded=True)
     there = f"the {shown_size(size)} {'given as memory' if memory is not None else f'of memory ({where})'}"
     if config.text.moe is None:
         needed, why = demand.resident()(tokens), f"with {tokens:,} tokens of context"

@@ -13,6 +13,7 @@ from mlx_qwen35.checkpoint.adapters import load_adapter, read_adapter
 from mlx_qwen35.checkpoint.load import load_model as read_model
 from mlx_qwen35.checkpoint.load import read_config
 from mlx_qwen35.checkpoint.mtp import load_mtp
+from mlx_qwen35.kv import KVFormat
 from mlx_qwen35.library.drafting import drafting_bytes
 from mlx_qwen35.library.finding import find
 from mlx_qwen35.library.holding import Held, hold
@@ -31,6 +32,10 @@ def load(
     *,
     memory: int | str | None = None,
     context_length: int | None = None,
+    yarn: bool = False,
+    kv_bits: int | None = None,
+    kv_group_size: int = 64,
+    quantized_kv_start: int = 0,
     dtype: mx.Dtype | str | None = None,
     adapter_path: str | Path | None = None,
     mtp: bool = False,
@@ -45,6 +50,10 @@ def load(
     the model does not fit into what MLX recommends on this Mac, or what is free.
     context_length: the most tokens to allow, at most what the checkpoint allows. None is all of it; under a ceiling the
     longest that fits, and 32,768 or fewer where experts are streamed.
+    yarn: for a context_length above what the checkpoint allows, stretch positions so that it reaches up to 1,010,000
+    tokens. All answers change with it, those to short prompts too, a little for the worse.
+    kv_bits: 4 or 8 keeps keys and values in so many bits, in groups of kv_group_size values, from position
+    quantized_kv_start on. That is not exact (docs/SESSIONS.md).
     adapter_path: a LoRA adapter to put on the model, a folder as mlx-lm's trainer writes it (`fuse` merges it).
     mtp: read its MTP head too (`model.mtp`), which then drafts tokens ahead (docs/SPECULATIVE.md).
     on_progress: called with (bytes done, bytes in all), of the download where there is one, then of the weights, each
@@ -56,9 +65,11 @@ def load(
     adapter = None if adapter_path is None else read_adapter(adapter_path)
     folder = find(ref, on_progress=on_progress)
     beside = drafting_bytes(folder, mtp, None, dtype)
-    held = hold(folder, memory, dtype=dtype, context_length=context_length, beside=beside)
+    form = None if kv_bits is None else KVFormat(kv_bits, kv_group_size, quantized_kv_start)
+    chosen = {"dtype": dtype, "context_length": context_length, "yarn": yarn, "kv_form": form, "beside": beside}
+    held = hold(folder, memory, **chosen)
     # The small files first: a tokenizer that is missing should not be found out after minutes of weights.
-    processor = load_processor(folder, context_length=held.context_length)
+    processor = load_processor(folder, context_length=held.context_length, yarn=yarn)
     model = load_held(held, on_progress=on_progress)
     if mtp:
         model.take_mtp(load_mtp(folder, model.config, dtype=dtype, on_progress=on_progress))
@@ -70,6 +81,10 @@ def load_model(
     *,
     memory: int | str | None = None,
     context_length: int | None = None,
+    yarn: bool = False,
+    kv_bits: int | None = None,
+    kv_group_size: int = 64,
+    quantized_kv_start: int = 0,
     dtype: mx.Dtype | str | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Model:
@@ -77,25 +92,32 @@ def load_model(
 
     Quantized weights stay as they are, but FP8, which MLX does not compute with: it is dequantized and cast.
     """
-    held = hold(folder, memory, dtype=dtype, context_length=context_length)
+    form = None if kv_bits is None else KVFormat(kv_bits, kv_group_size, quantized_kv_start)
+    held = hold(folder, memory, dtype=dtype, context_length=context_length, yarn=yarn, kv_form=form)
     return load_held(held, on_progress=on_progress)
 
 
 def load_held(held: Held, *, on_progress: Callable[[int, int], None] | None = None) -> Model:
     """The model, as hold() decided."""
-    return read_model(
+    model = read_model(
         held.folder,
         dtype=held.dtype,
         context_length=held.context_length,
+        yarn=held.yarn,
+        kv_form=held.kv_form,
         stream=held.stream,
         on_progress=on_progress,
     )
+    if held.bounded:
+        model.snapshot_bytes = 0  # the fewest, which is what was planned for
+    return model
 
 
 def load_processor(
     ref: str | Path | None = None,
     *,
     context_length: int | None = None,
+    yarn: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Processor:
     """The processor alone: prompts are made, and refused, without reading a weight. Arguments and errors as in `load`.
@@ -104,4 +126,4 @@ def load_processor(
     tokens than the checkpoint does: `hold` says how many.
     """
     folder = find(ref, on_progress=on_progress)
-    return Processor.from_folder(folder, read_config(folder, context_length))
+    return Processor.from_folder(folder, read_config(folder, context_length, yarn=yarn))

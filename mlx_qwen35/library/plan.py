@@ -83,11 +83,11 @@ class Plan:
     """What a model needs in memory, all weights resident. All sizes in bytes, all lengths in tokens.
 
     name: what was asked for; quantization: in words; dtype: computed in. weights: by role. loading: what reading them
-    takes besides, for a moment. process: Python, MLX and the tokenizer. cache_per_token, cache_constant: of one
-    conversation. working: to read a prompt of context_length. longest_context: the most that fits into memory, 0 if
-    none does; most_context: that the model has. memory: what there is, and memory_source where that was found.
-    streaming: what is done where that is too little for a model with experts. converted: the same as a conversion to 4
-    bits would have it, where this is not MLX's quantization yet.
+    takes besides, for a moment. process: Python, MLX and the tokenizer. snapshots: states that a session
+    goes back to. cache_per_token, cache_constant: of one conversation. working: to read a prompt of context_length.
+    longest_context: the most that fits into memory, 0 if none does; most_context: that the model has. memory: what
+    there is, and memory_source where that was found. streaming: what is done where that is too little for a model with
+    experts. converted: the same as a conversion to 4 bits would have it, where this is not MLX's quantization yet.
     """
 
     name: str
@@ -97,6 +97,7 @@ class Plan:
     weights: WeightBytes
     loading: int
     process: int
+    snapshots: int
     cache_per_token: int
     cache_constant: int
     context_length: int
@@ -116,7 +117,7 @@ class Plan:
     @property
     def needed(self) -> int:
         """At context_length."""
-        return self.weights.total + self.process + max(self.cache + self.working, self.loading)
+        return self.weights.total + self.process + self.snapshots + max(self.cache + self.working, self.loading)
 
     @property
     def fits(self) -> bool:
@@ -150,6 +151,7 @@ class Plan:
             _line("weights", weights.total, roles),
             _line("cache", self.cache, f"{shown_size(self.cache_per_token)} a token and {constant}"),
             _line("prompt", self.working, "at most, while one is read"),
+            _line("states", self.snapshots, "to go back to in a session"),
             _line("process", self.process, "Python, MLX and the tokenizer"),
             _line("needed", self.needed, f"for {self.context_length:,} tokens"),
             _line("memory", self.memory, self.memory_source),

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from mlx_qwen35.cache import Snapshot
 
-FEWEST, MOST = 6, 64
+FEWEST, MOST = 4, 64
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Mark:
 class Marks:
     """The marks of one timeline, in the order of their offsets.
 
-    most_bytes: of all snapshots, though never fewer than 6 are kept, nor more than 64. step: the smallest spacing.
+    most_bytes: of all snapshots, though never fewer than 4 are kept, nor more than 64. step: the smallest spacing.
     """
 
     def __init__(self, most_bytes: int, step: int) -> None:

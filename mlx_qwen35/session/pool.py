@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from mlx_qwen35.session.timeline import SNAPSHOT_BYTES, Session
+from mlx_qwen35.session.timeline import Session
 
 if TYPE_CHECKING:
     from mlx_qwen35.model import Model
@@ -29,7 +29,7 @@ class Sessions:
         processor: Processor | None = None,
         *,
         most_bytes: int,
-        snapshot_bytes: int = SNAPSHOT_BYTES,
+        snapshot_bytes: int | None = None,
     ) -> None:
         """processor, snapshot_bytes: of each session."""
         if most_bytes < 0:

@@ -15,7 +15,7 @@ from mlx_qwen35.errors import SessionError
 from mlx_qwen35.kv import KVFormat, Stretch
 from mlx_qwen35.session import file
 from mlx_qwen35.session.fingerprint import fingerprint
-from mlx_qwen35.session.timeline import SNAPSHOT_BYTES, Session
+from mlx_qwen35.session.timeline import Session
 
 if TYPE_CHECKING:
     from mlx_qwen35.model import Model
@@ -56,7 +56,7 @@ def load_session(
     model: Model,
     processor: Processor | None = None,
     *,
-    snapshot_bytes: int = SNAPSHOT_BYTES,
+    snapshot_bytes: int | None = None,
     pool: Sessions | None = None,
 ) -> Session:
     """The session that `save_session` wrote; what it computes next is what it would have computed then, bit for bit.

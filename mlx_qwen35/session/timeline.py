@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from mlx_qwen35.session.pool import Sessions
     from mlx_qwen35.vision.media import Media
 
-SNAPSHOT_BYTES = 1 << 30  # 5 snapshots of the largest published model, 55 of the smallest
-
 Shown = tuple[int, "Media"]  # where the placeholders of an image or video begin
 
 
@@ -45,16 +43,17 @@ class Session:
         model: Model,
         processor: Processor | None = None,
         *,
-        snapshot_bytes: int = SNAPSHOT_BYTES,
+        snapshot_bytes: int | None = None,
         pool: Sessions | None = None,
     ) -> None:
         """processor: that makes the prompts; a saved session then fits only that. snapshot_bytes: for snapshots, which
-        then lie closer together or further apart. pool: of which it is one.
+        then lie closer together or further apart (None: what the model says). pool: of which it is one.
 
         notes: what is saved with it: anything of JSON, with Media among it.
         """
         self.model, self.processor = model, processor
-        self._snapshot_bytes, self._pool = snapshot_bytes, pool
+        self._snapshot_bytes = model.snapshot_bytes if snapshot_bytes is None else snapshot_bytes
+        self._pool = pool
         self.notes: Any = None
         self.forget()
 

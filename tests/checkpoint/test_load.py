@@ -14,6 +14,7 @@ from mlx.utils import tree_flatten
 from mlx_qwen35.checkpoint import files
 from mlx_qwen35.checkpoint.convert import convert
 from mlx_qwen35.checkpoint.load import load_model
+from mlx_qwen35.config import Yarn
 from mlx_qwen35.errors import CheckpointError
 from tests.checkpoints import (
     Tensors,
@@ -338,8 +339,16 @@ def test_context_length(tmp_path: Path) -> None:
     folder = make(tmp_path / "a")
     assert load_model(folder).config.text.max_position_embeddings == 4096
     assert load_model(folder, context_length=100).config.text.max_position_embeddings == 100
-    with pytest.raises(CheckpointError, match="allows 4096 tokens.*YaRN"):
+    with pytest.raises(CheckpointError, match="allows 4,096 tokens.*reaches 16,384 .*--yarn.*short prompts"):
         load_model(folder, context_length=4097)
+    with pytest.raises(CheckpointError, match="up to 16,384 with YaRN, not 16,385"):
+        load_model(folder, context_length=16_385, yarn=True)
+    with pytest.raises(ValueError, match="give it"):
+        load_model(folder, yarn=True)
+    for length, factor in ((4096, None), (4097, 2), (8192, 2), (8193, 3), (16_384, 4)):
+        text = load_model(folder, context_length=length, yarn=True).config.text
+        assert text.max_position_embeddings == length
+        assert text.rope.yarn == (factor and Yarn(factor, 4096))
     with pytest.raises(ValueError, match="context_length is 0"):
         load_model(folder, context_length=0)
 
