@@ -293,8 +293,9 @@ class Checkpoints:
 
 def measure(at: Checkpoints, cases: list[tuple[int, bool]], arguments: argparse.Namespace, prompt: int) -> list[Runs]:
     """The runs of each round; a case is a share and whether files are cold while it runs. Share 100 is resident."""
-    results = []
-    for number in range(arguments.rounds):
+    known = Kept(arguments.keep, f"{at.source.name}, {prompt} tokens")
+    results = known.rounds(at.repacked)
+    for number in range(len(results), len(results) + arguments.rounds):
         if "theirs" in arguments.sides:
             at.repacked.append(repack(at.source, at.copy))
         runs: Runs = {}
@@ -309,8 +310,29 @@ def measure(at: Checkpoints, cases: list[tuple[int, bool]], arguments: argparse.
                 if prompt and not cold:
                     warm_pages(jobs[side]["folder"])
                 runs[side, share, cold] = run_child(jobs[side])
+        known.add(runs, at.repacked)
         results.append(runs)
     return results
+
+
+class Kept:
+    """Rounds of earlier calls with the same --keep, of one measurement."""
+
+    def __init__(self, path: Path | None, what: str):
+        self.path, self.what = path, what
+
+    def rounds(self, repacked: list[float]) -> list[Runs]:
+        """repacked: gets what making their copy took in those rounds."""
+        lines = self.path.read_text().splitlines() if self.path is not None and self.path.exists() else []
+        found = [line for line in map(json.loads, lines) if line["what"] == self.what]
+        repacked += [line["repacked"] for line in found if line["repacked"] is not None]
+        return [{(side, share, cold): run for side, share, cold, run in line["runs"]} for line in found]
+
+    def add(self, runs: Runs, repacked: list[float]) -> None:
+        if self.path is not None:
+            line = {"what": self.what, "repacked": repacked[-1] if repacked else None}
+            with self.path.open("a") as file:
+                print(json.dumps(line | {"runs": [(*key, run) for key, run in runs.items()]}), file=file)
 
 
 class Report:
@@ -394,6 +416,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=24, help="measured warm, and as many cold")
     parser.add_argument("--zipf", type=float, default=1.5, help="how much the frequent tokens are preferred")
     parser.add_argument("--folder", type=Path, help="work here, and leave the checkpoints there")
+    parser.add_argument("--keep", type=Path, help="add rounds to those of this file, and report all of them")
     parser.add_argument("--out", type=Path, help="append the JSON lines to this file")
     parser.add_argument("--job", help=argparse.SUPPRESS)
     arguments = parser.parse_args()

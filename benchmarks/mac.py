@@ -10,10 +10,12 @@ Each line is a process of its own: loading, a prompt, an answer of given length.
 
     held      experts in memory, of all             hits    of the experts that tokens asked for, how many were there
     tok/s     an answer, one token after the other   wait    part of that time that stood still for the disk
-    prompt    tokens of the prompt a second          disk    records at random places, eight threads, no page cache
+    prompt    tokens of the prompt a second          disk    GB/s of experts at random places, not from the page
+                                                     cache: a token's at once, and many at once
 
 --modelled computes the same table for classes of Macs from their makers' bandwidths, this package's memory plan, hit
-rates of drawn routing (results/replay.json) and the constants below. It is a model: nothing in it was run on a Mac.
+rates of drawn routing (the most and the least of results/replay.json, through mlx_qwen35/library/speed.py, which
+`mlx-qwen35 estimate` uses too) and the constants below. It is a model: nothing in it was run on a Mac.
 Knows the package's public calls. Knows nothing of how streaming works.
 Prints a table, and one JSON line per row (or appends them to FILE), as METHODOLOGY.md describes.
 """
@@ -28,7 +30,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -40,14 +41,11 @@ from benchmarks import measuring  # noqa: E402
 from tests.experts.synthetic import LAYERS, synthetic_config, write_synthetic  # noqa: E402
 
 SYNTHETIC_LAYERS = 8
-RECORD = 1_769_472  # bytes of one 4-bit expert of the 35B
 TEXT = "The tide turns twice a day, and whoever lives by it learns to read the water before the clock. "
 
 # What --modelled takes for granted. Everything else in it is computed.
 MEMORY_USED = 0.6  # of the stated memory bandwidth, in decoding
 DISK_USED = (0.5, 0.85)  # of the stated SSD bandwidth: records one layer at a time, and with many under way
-LAYER_SECONDS = 0.25e-3  # one synchronization a layer, with the work around it
-HIT_TRACES = ((0.4, 0.0), (1.0, 0.6))  # skew and stay of drawn routing, the hardest and the easiest of the study
 
 
 @dataclass(frozen=True)
@@ -113,7 +111,8 @@ def measured_row(ref: str, name: str, memory: str | None, arguments: argparse.Na
     if done.returncode:
         raise RuntimeError(done.stderr[-2000:])
     found = json.loads(done.stdout.splitlines()[-1])
-    same = {key: None if found[key] is None else (found[key],) * 2 for key in ("hits", "decode", "prompt", "disk")}
+    same = {key: None if found[key] is None else (found[key],) * 2 for key in ("hits", "decode", "prompt")}
+    same["disk"] = found["disk"] and tuple(found["disk"])
     return Row(measuring.processor_name(), name, found["memory"] / 1e9, found["held"], wait=found["wait"], **same)
 
 
@@ -131,7 +130,8 @@ def run_here(job: dict[str, Any]) -> dict[str, Any]:
     model = load_model(folder, memory=job["memory"])
     tokens = prompt_tokens(folder, job["prompt"])
     sampling = Sampling(temperature=1.0, seed=0)  # a random model would repeat itself, and so ask for few experts
-    cache, sampler, history = model.make_cache(), Sampler(sampling), History(sampling, [tokens])
+    cache, sampler = model.make_cache(), Sampler(sampling)
+    history = History(sampling, [tokens], model.config.text.vocab_size)
     prefill(model, tokens[:8], model.make_cache())  # kernels are compiled
     start = time.perf_counter()
     logits = prefill(model, tokens, cache)
@@ -152,7 +152,7 @@ def run_here(job: dict[str, Any]) -> dict[str, Any]:
         "decode": job["tokens"] / seconds,
         "wait": stats.wait_seconds / seconds if stats is not None else None,
         "prompt": len(tokens) / prompt_seconds,
-        "disk": disk_speed(folder),
+        "disk": disk_speeds(folder, model.config.text.moe.experts_per_token),
     }
 
 
@@ -166,41 +166,28 @@ def prompt_tokens(folder: Path, count: int) -> list[int]:
     return list(tokens)[:count]
 
 
-def disk_speed(folder: Path, seconds: float = 2.0) -> float:
-    """GB/s of records at random places of the largest file, by eight threads, not from the page cache."""
-    path = max(folder.glob("*.safetensors"), key=lambda file: file.stat().st_size)
-    size = path.stat().st_size
-    if size < 4 * RECORD:
-        return float("nan")
-    descriptor = os.open(path, os.O_RDONLY)
-    if sys.platform == "darwin":
-        import fcntl
+def disk_speeds(folder: Path, per_token: int) -> tuple[float, float] | None:
+    """GB/s of experts at random places, as few at once as a token asks for and many; None where they are in a form
+    that is not streamed."""
+    from mlx_qwen35.checkpoint.expert_files import expert_layouts
+    from mlx_qwen35.checkpoint.load import read_config
+    from mlx_qwen35.checkpoint.source import open_source
+    from mlx_qwen35.errors import CheckpointError
+    from mlx_qwen35.library.speed import disk_speed
 
-        fcntl.fcntl(descriptor, 48, 1)  # F_NOCACHE
-    else:
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-    places = random.Random(1).sample(range(size // RECORD), size // RECORD)
-    ends = time.perf_counter() + seconds
-
-    def read(mine: list[int]) -> int:
-        block, done = bytearray(RECORD), 0
-        for place in mine:
-            if time.perf_counter() > ends:
-                break
-            done += os.preadv(descriptor, [block], place * RECORD)
-        return done
-
-    start = time.perf_counter()
-    with ThreadPoolExecutor(8) as pool:
-        total = sum(pool.map(read, (places[number::8] for number in range(8))))
-    os.close(descriptor)
-    return total / (time.perf_counter() - start) / 1e9
+    try:
+        layouts = expert_layouts(open_source(folder, read_config(folder)))
+    except CheckpointError:
+        return None
+    shallow, deep = disk_speed(layouts, per_token)
+    return shallow / 1e9, deep / 1e9
 
 
 def measured(arguments: argparse.Namespace, folder: Path) -> list[Row]:
     from mlx_qwen35 import estimate, list_models
 
-    names = arguments.models or [m.name for m in list_models() if not m.problem and _has_experts(m.folder)]
+    here = [m for m in list_models() if m.complete and m.place != "the package"]
+    names = arguments.models or [m.name for m in here if _has_experts(m.folder)]
     refs = {name: name for name in names}
     if not refs:
         config = synthetic_config("35B", SYNTHETIC_LAYERS)
@@ -246,6 +233,7 @@ def published_config(size: str) -> dict[str, Any]:
 def modelled_row(mac: Mac, size: str, folder: Path) -> Row | None:
     """None where not even the smallest pool fits."""
     from mlx_qwen35 import estimate
+    from mlx_qwen35.library.speed import LAYER_SECONDS, hit_rates
 
     working_set = int(mac.memory * 1e9 * (2 / 3 if mac.memory <= 36 else 3 / 4))  # what macOS recommends
     plan = estimate(folder, memory=working_set, bits=4, dtype="bfloat16", context_length=8192)
@@ -259,7 +247,7 @@ def modelled_row(mac: Mac, size: str, folder: Path) -> Row | None:
         return Row(mac.name, size, mac.memory, 1.0, None, (1 / compute,) * 2, None, None, None)
     if streaming is None or streaming.plan is None:
         return None
-    hits = tuple(hit_rate(streaming.share, *trace) for trace in HIT_TRACES)
+    hits = hit_rates(streaming.share)
     speeds, waits = [], []
     for hit, used in zip(hits, DISK_USED, strict=True):
         reading = (1 - hit) * streaming.token_bytes / (mac.ssd * 1e9 * used)
@@ -269,17 +257,6 @@ def modelled_row(mac: Mac, size: str, folder: Path) -> Row | None:
     sweep = [streaming.plan.chunk / (streaming.chunk_bytes / (mac.ssd * 1e9 * used)) for used in DISK_USED]
     disk = tuple(mac.ssd * used for used in DISK_USED)
     return Row(mac.name, size, mac.memory, streaming.share, hits, tuple(speeds), sum(waits) / 2, tuple(sweep), disk)
-
-
-def hit_rate(share: float, skew: float, stay: float) -> float:
-    """Of LRU with a share of the experts in memory, on routing drawn so; between the shares of the study, on a line."""
-    study = json.loads((Path(__file__).with_name("results") / "replay.json").read_text())["policies"]["found"]["drawn"]
-    found = next(trace for trace in study if (trace["skew"], trace["stay"]) == (skew, stay))["hit_rate"]
-    points = [(0.0, 0.0), *((float(at), rates["LRU"]) for at, rates in found.items()), (1.0, 1.0)]
-    for (a, low), (b, high) in zip(points, points[1:], strict=False):
-        if share <= b:
-            return low + (high - low) * (share - a) / (b - a)
-    return 1.0
 
 
 def main() -> None:

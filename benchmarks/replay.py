@@ -31,6 +31,7 @@ from benchmarks.measuring import circumstances  # noqa: E402
 from benchmarks.routing import PREDICTIONS, RENORMED, Trace, record, zipf  # noqa: E402
 from mlx_qwen35 import load  # noqa: E402
 from mlx_qwen35.experts.residency import PROTECTED, Residency  # noqa: E402
+from mlx_qwen35.experts.streamed import POLICY  # noqa: E402
 
 RESULTS = Path(__file__).with_name("results") / "replay.json"
 SHAPE_397B = {"num_experts": 512, "top_k": 10}
@@ -244,7 +245,12 @@ class BelievesPredictions(Residency):
         self._idle.add(expert, again=False)
 
 
-RULES = {"as built": Residency, "spares the last token's": SparesTheLast, "wrong ones stay": BelievesPredictions}
+RULES: dict[str, Callable[[int, int], Residency]] = {
+    "as built": lambda num_experts, slots: Residency(num_experts, slots, POLICY),
+    "LRU": Residency,
+    "spares the last token's": lambda num_experts, slots: SparesTheLast(num_experts, slots, POLICY),
+    "wrong ones stay": lambda num_experts, slots: BelievesPredictions(num_experts, slots, POLICY),
+}
 
 
 def prefetched(residency: Residency, ids: np.ndarray, ranked: np.ndarray, most: int) -> tuple[int, int]:
@@ -331,7 +337,7 @@ def starts(traces: Sequence[Trace], layers: int, tokens: int) -> list[dict[str, 
                     for name, life in HALF_LIVES.items():
                         contents[f"prompt, {name}"] = by_importance(num_experts, prompt, life)
                     for name, experts in contents.items():
-                        residency = Residency(num_experts, slots)
+                        residency = Residency(num_experts, slots, POLICY)
                         residency.admit(experts)
                         found.setdefault(name, []).append([len(demand(residency, e)) for e in reply.tolist()])
             for name, missed in found.items():

@@ -221,7 +221,7 @@ def _stream(
 ) -> Generator[Part, None, None]:
     cancelled = _cancel_check(cancel)
     (answer,) = asked.answers
-    clock = Clock(cache.offset)
+    clock = Clock(cache.offset, lambda: model.expert_stats)
     cache.draft = drafter = None if asked.drafting is None else asked.drafting.drafter(model, cache)
     seeing = {"media": prompt.media, "features": features, "covered": covered}
     logits = prefill(model, prompt.tokens, cache, cancel=cancel, **seeing, **prefilling)

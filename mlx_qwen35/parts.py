@@ -7,7 +7,7 @@ the counts and times of an answer. Knows nothing of the model, the cache or how 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from mlx_qwen35.text.stop import StopStrings
 from mlx_qwen35.text.tokenizer import Detokenizer
 
 if TYPE_CHECKING:
+    from mlx_qwen35.experts.pool import ExpertStats
     from mlx_qwen35.text.tokenizer import Tokenizer
 
 
@@ -58,6 +59,8 @@ class Part(_Split):
     finish_reason: "stop" (end of turn or stop string), "length" (max_tokens or context full), "cancelled", or None.
     from_draft: whether the token had been drafted, by an MTP head or a draft model.
     drafted_tokens, accepted_tokens: how many were so far, and how many of those are in the answer.
+    prompt_experts, experts: what streaming experts from the disk did while the prompt was read, and for the answer so
+        far; None where all are in memory.
     """
 
     text: str
@@ -74,6 +77,8 @@ class Part(_Split):
     from_draft: bool = False
     drafted_tokens: int = 0
     accepted_tokens: int = 0
+    prompt_experts: ExpertStats | None = None
+    experts: ExpertStats | None = None
 
 
 @dataclass(frozen=True)
@@ -160,19 +165,23 @@ class Row:
 
 
 class Clock:
-    """Counts and times of one answer, from now on; cached_tokens: what the cache holds now."""
+    """Counts and times of one answer, from now on; cached_tokens: what the cache holds now; experts: asked for what
+    streaming has done since loading, None where nothing is streamed."""
 
-    def __init__(self, cached_tokens: int) -> None:
+    def __init__(self, cached_tokens: int, experts: Callable[[], ExpertStats | None]) -> None:
         self._prompt_tokens = 0
         self._cached_tokens = cached_tokens
         self._start = time.perf_counter()
         self._first = self._start
+        self._experts = experts
+        self._at_start = self._at_answer = experts()
         self.generated = self._drafted = self._accepted = 0
 
     def prompt_done(self, offset: int) -> None:
         """offset: what the cache holds now."""
         self._prompt_tokens = offset - self._cached_tokens  # fewer than asked if it was cancelled
         self._first = time.perf_counter()
+        self._at_answer = self._experts()
 
     def token(self, *, drafted: int = 0, from_draft: bool = False) -> None:
         """One more. drafted: how many tokens were since the last one; from_draft: whether this was one."""
@@ -192,7 +201,7 @@ class Clock:
         *,
         from_draft: bool = False,
     ) -> Part:
-        now = time.perf_counter()
+        now, experts = time.perf_counter(), self._experts()
         return Part(
             text=text,
             token=token,
@@ -208,6 +217,8 @@ class Clock:
             from_draft=from_draft,
             drafted_tokens=self._drafted,
             accepted_tokens=self._accepted,
+            prompt_experts=None if experts is None else self._at_answer - self._at_start,
+            experts=None if experts is None else experts - self._at_answer,
         )
 
 
@@ -216,7 +227,8 @@ def _rate(count: int, seconds: float) -> float:
 
 
 def statistics(part: Part) -> str:
-    """The three lines that mlx-lm prints under an answer; one more where tokens were drafted."""
+    """The three lines that mlx-lm prints under an answer; one more of drafts, one of streamed experts."""
+    experts = "" if part.experts is None else f"\nExperts: {part.experts}"
     cached = f" ({part.cached_tokens} more from the cache)" if part.cached_tokens else ""
     drafts = ""
     if part.drafted_tokens:
@@ -225,5 +237,5 @@ def statistics(part: Part) -> str:
     return (
         f"Prompt: {part.prompt_tokens} tokens, {part.prompt_tps:.3f} tokens-per-sec{cached}\n"
         f"Generation: {part.generation_tokens} tokens, {part.generation_tps:.3f} tokens-per-sec\n{drafts}"
-        f"Peak memory: {part.peak_memory:.3f} GB"
+        f"Peak memory: {part.peak_memory:.3f} GB{experts}"
     )

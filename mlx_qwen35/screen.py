@@ -84,4 +84,7 @@ def call_record(call: ToolCall) -> dict[str, Any]:
 
 
 def statistics_record(part: Part) -> dict[str, Any]:
-    return {name: getattr(part, name) for name in STATISTICS}
+    """For JSON; with those of streamed experts where there are any."""
+    record = {name: getattr(part, name) for name in STATISTICS}
+    told = {name: getattr(part, name) for name in ("prompt_experts", "experts")}
+    return record | {name: {**vars(stats), "hit_rate": stats.hit_rate} for name, stats in told.items() if stats}

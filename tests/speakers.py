@@ -76,6 +76,7 @@ class Speaker:
 
     prefill_chunk, snapshot_bytes = 2048, 1 << 20
     mtp = None
+    expert_stats = None
 
     def __init__(self, processor: Processor, replies: list[str]) -> None:
         self.config = SimpleNamespace(text=SimpleNamespace(vocab_size=VOCAB))
@@ -88,6 +89,9 @@ class Speaker:
 
     def make_cache(self) -> Cache:
         return Cache([])
+
+    def unload(self) -> None:
+        self.unloaded = True
 
     def hidden(self, tokens: mx.array, cache: Cache, media: object = (), *, more: bool = False) -> mx.array:
         self.computed += tokens.size

@@ -61,6 +61,7 @@ class Script:
     config = SimpleNamespace(text=SimpleNamespace(vocab_size=VOCAB))
     prefill_chunk = 2048
     mtp = None
+    expert_stats = None
 
     def __init__(self, prompt_length: int, *answers: list[int]) -> None:
         self.prompt_length, self.answers = prompt_length, answers

@@ -6,7 +6,9 @@ that they are those of the shards beside them.
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,17 @@ def expert_layouts(source: Source) -> dict[int, LayerLayout]:
         shards = _in_shards(layer, parts)
         found[layer] = _packed(source.folder, shards) or shards
     return found
+
+
+def fingerprint(layouts: Mapping[int, LayerLayout]) -> str:
+    """Of these experts, as far as a few bytes of each layer tell; the same in shards and in records."""
+    made = hashlib.sha256()
+    for number, layout in sorted(layouts.items()):
+        extents = zip(layout.tensors, layout.extents(number % layout.num_experts), strict=True)
+        for tensor, extent in sorted(extents, key=lambda pair: pair[0].name):
+            made.update(repr((number, layout.num_experts, tensor.name, tensor.dtype, tensor.shape)).encode())
+            made.update(_beginning(extent))
+    return made.hexdigest()[:32]
 
 
 def _in_shards(layer: int, parts: list[Part]) -> LayerLayout:

@@ -35,6 +35,7 @@ def load_model(
     yarn: bool = False,
     kv_form: KVFormat | None = None,
     stream: StreamPlan | None = None,
+    hot_lists: Path | None = None,
     on_progress: Progress | None = None,
 ) -> Model:
     """The model of a checkpoint folder; needs no tokenizer.
@@ -42,7 +43,8 @@ def load_model(
     dtype: to compute in; None is float32 on the CPU and bfloat16 on a GPU. Quantized weights stay as they are, but
     FP8, which MLX does not compute with: it is dequantized in float32 and cast.
     context_length, yarn: as `with_context` takes them. kv_form: how caches keep keys and values; None: as they are.
-    stream: how experts are read from the disk as they are asked for; None: all weights are in memory.
+    stream: how experts are read from the disk as they are asked for; None: all weights are in memory. hot_lists: the
+    folder where is kept which experts were in memory at last, so that they are read again at once; None: nothing is.
     on_progress: called with (bytes read, bytes in all).
     Raises CheckpointError, before any weight is read, if a file is missing or damaged or a tensor is missing, left
     over or of another shape or kind than config.json says. Values are looked at only where they decide what a number
@@ -68,7 +70,7 @@ def load_model(
         read_weights(parts, compute, on_progress, weights)
         model.load_weights(weights)
         if stream is not None:
-            stream_experts(model, source, stream, streamed, compute)
+            stream_experts(model, source, stream, streamed, compute, hot_lists)
     except BaseException:
         # Whoever keeps the error keeps this frame, and with it half a model.
         weights.clear()

@@ -6,13 +6,15 @@ Knows how a Source and a StreamPlan become banks. What is in memory is theirs to
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import mlx.core as mx
 
-from mlx_qwen35.checkpoint.expert_files import expert_layouts
+from mlx_qwen35.checkpoint.expert_files import expert_layouts, fingerprint
 from mlx_qwen35.checkpoint.source import Source
 from mlx_qwen35.errors import CheckpointError
 from mlx_qwen35.experts.budget import StreamPlan
+from mlx_qwen35.experts.hot_list import HotList
 from mlx_qwen35.experts.layout import LayerLayout
 from mlx_qwen35.experts.pool import ExpertPool
 from mlx_qwen35.experts.reader import Reader
@@ -39,12 +41,21 @@ def streamed_layouts(source: Source, plan: StreamPlan) -> dict[int, LayerLayout]
 
 
 def stream_experts(
-    model: Model, source: Source, plan: StreamPlan, layouts: Mapping[int, LayerLayout], dtype: mx.Dtype
+    model: Model,
+    source: Source,
+    plan: StreamPlan,
+    layouts: Mapping[int, LayerLayout],
+    dtype: mx.Dtype,
+    hot_lists: Path | None,
 ) -> None:
-    """Give these layers of a model, whose other weights are loaded, banks that read from the files."""
+    """Give these layers of a model, whose other weights are loaded, banks that read from the files.
+
+    hot_lists: the folder of the lists for warm starts; None: without one.
+    """
     if not layouts:
         return
-    pool = ExpertPool(Reader(layouts), plan)
+    hot_list = None if hot_lists is None else HotList(hot_lists, fingerprint(layouts))
+    pool = ExpertPool(Reader(layouts), plan, hot_list=hot_list)
     try:
         banks = {}
         for number, layout in layouts.items():
@@ -52,6 +63,7 @@ def stream_experts(
             specs = {name.removeprefix(start): s for name, s in source.specs.items() if name.startswith(start)}
             banks[number] = StreamedExperts(pool, layout, specs, plan.slots[number], dtype)
         model.stream_experts(pool, banks)
+        pool.warm_up()
     except BaseException:
         pool.close()
         raise

@@ -10,11 +10,13 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from mlx_qwen35.cli import options
+from mlx_qwen35.cli.experts import ExpertLine
 from mlx_qwen35.errors import PromptError
 from mlx_qwen35.screen import Screen
 
 if TYPE_CHECKING:
     from mlx_qwen35.conversation import Conversation
+    from mlx_qwen35.parts import Part
 
 DESCRIPTION = "Talk with a model."
 HELP = (
@@ -50,14 +52,15 @@ def run(args: argparse.Namespace) -> int:
     )
     talk.shown += shown
     try:
-        _converse(talk, stats=args.stats)
+        _converse(talk, args)
     finally:
         if args.session is not None:
             talk.save(args.session)
+    model.unload()
     return 0
 
 
-def _converse(talk: Conversation, *, stats: bool) -> None:
+def _converse(talk: Conversation, args: argparse.Namespace) -> None:
     """Reads lines and answers them, until the input ends, /exit, or Ctrl-C after something was given up already."""
     at_terminal = sys.stdin.isatty()
     if at_terminal:
@@ -90,7 +93,7 @@ def _converse(talk: Conversation, *, stats: bool) -> None:
         elif line.strip() == "/help":
             print(HELP, file=sys.stderr)
         elif line.strip():
-            given_up = _answer(talk, line, stats)
+            given_up = _answer(talk, line, args)
     if at_terminal:
         print()
 
@@ -121,13 +124,17 @@ def _unquoted(file: str) -> str:
     return file
 
 
-def _answer(talk: Conversation, line: str, stats: bool) -> bool:
+def _answer(talk: Conversation, line: str, args: argparse.Namespace) -> bool:
     """Shows the answer to one line; returns whether Ctrl-C ended it."""
-    from mlx_qwen35.generation import statistics
+    screen, below, last = Screen(), ExpertLine(args.verbose), None
 
-    screen = Screen()
+    def show(part: Part) -> None:
+        below.before()
+        screen.show(part)
+        below.after(part)
+
     try:
-        *_, last = talk.answer([talk.question(line)], screen.show)
+        *_, last = talk.answer([talk.question(line)], show)
     except PromptError as error:
         print(f"error: {error}", file=sys.stderr)
         if talk.shown:  # or the next message would fail with it too
@@ -137,7 +144,8 @@ def _answer(talk: Conversation, line: str, stats: bool) -> bool:
     except KeyboardInterrupt:
         return True
     finally:
+        below.before()
         screen.end()
-    if stats:
-        print(statistics(last), file=sys.stderr)
+        below.end(last)
+    options.print_statistics(args, last)
     return last.finish_reason == "cancelled"

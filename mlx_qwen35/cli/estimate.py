@@ -7,7 +7,7 @@ import json
 
 from mlx_qwen35.cli.options import DTYPES, OptionError, add_kv_arguments, kv_options
 
-DESCRIPTION = "Say what a model takes in memory and how long a context fits, without loading it."
+DESCRIPTION = "Say what a model takes in memory, how long a context fits and what is streamed, without loading it."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,6 +17,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--q-bits", type=int, metavar="N", help="as a conversion to N bits would have it")
     parser.add_argument("--dtype", choices=DTYPES, help="compute in it (default: float32 on a CPU, bfloat16 on a GPU)")
     add_kv_arguments(parser)
+    parser.add_argument(
+        "--probe",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="where experts would be read from this disk: read from it for a second, and say how fast answers may come",
+    )
     parser.add_argument("--json", action="store_true", help="a JSON object; sizes in bytes")
 
 
@@ -24,8 +30,10 @@ def run(args: argparse.Namespace) -> int:
     from mlx_qwen35.library.estimating import estimate
 
     try:
-        options = {"bits": args.q_bits, "dtype": args.dtype, **kv_options(args)}
+        options = {"bits": args.q_bits, "dtype": args.dtype, "probe": args.probe, **kv_options(args)}
         plan = estimate(args.ref, args.memory, args.context_length, **options)
+    except OSError as error:
+        raise OptionError(f"the files cannot be read ({error}): give --no-probe, or mend them") from error
     except ValueError as error:
         raise error if isinstance(error, OptionError) else OptionError(str(error)) from error
     print(json.dumps(plan.as_dict(), ensure_ascii=False, indent=2) if args.json else plan)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mlx_qwen35.cli import options
+from mlx_qwen35.cli.experts import ExpertLine
 from mlx_qwen35.interrupt import stop_on_ctrl_c
 from mlx_qwen35.screen import Screen, call_record, statistics_record
 
@@ -52,23 +53,29 @@ def run(args: argparse.Namespace) -> int:
     )
     model = options.load_model(args, held)
     session = options.open_session(args, model, processor)
-    from mlx_qwen35.generation import statistics, stream_generate
+    from mlx_qwen35.generation import stream_generate
 
+    line = ExpertLine(args.verbose)
     output = {None: _Plain, "object": _Object, "lines": _Lines}[args.json]()
     with stop_on_ctrl_c() as asked:
         settings = options.answer_options(args, processor) | options.draft_options(args, model)
         settings |= {"tools": tools, "session": session}
         try:
             for part in stream_generate(model, processor, prompt, cancel=asked, **settings):
+                line.before()
                 output.show(part)
+                line.after(part)
         except BaseException:
+            line.before()
             output.abort()
             raise
+        line.before()
         output.end(part)
+    line.end(part)
     if session is not None:
         session.save(args.session)
-    if args.stats:
-        print(statistics(part), file=sys.stderr)
+    options.print_statistics(args, part)
+    model.unload()
     return INTERRUPTED if part.finish_reason == "cancelled" else 0
 
 

@@ -14,6 +14,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from mlx_qwen35.cli import experts
 from mlx_qwen35.cli.progress import Progress
 from mlx_qwen35.errors import PromptError, Qwen35Error
 from mlx_qwen35.text.messages import MediaPart
@@ -21,6 +22,7 @@ from mlx_qwen35.text.messages import MediaPart
 if TYPE_CHECKING:
     from mlx_qwen35.library import Held
     from mlx_qwen35.model import Model
+    from mlx_qwen35.parts import Part
     from mlx_qwen35.processor import Processor
     from mlx_qwen35.session import Session
 
@@ -47,6 +49,12 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SIZE",
         help="the most that may be taken, such as 24GB or 60%%: experts that do not fit are read from the disk when "
         "they are chosen (default: what this machine has for it)",
+    )
+    group.add_argument(
+        "--warm-start",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="where experts are read from the disk: note at the end which are in memory, and begin with them next time",
     )
     add_kv_arguments(group)
     drafts = parser.add_argument_group("drafts (how fast tokens come, not which)")
@@ -126,7 +134,17 @@ def add_answer_arguments(parser: argparse.ArgumentParser) -> None:
     )
     output = parser.add_argument_group("output")
     output.add_argument("--stats", action="store_true", help="print speed and memory on standard error")
-    output.add_argument("-v", "--verbose", action="store_true", help="show loading and prefill on standard error")
+    output.add_argument(
+        "--expert-stats",
+        action="store_true",
+        help="print on standard error which experts were in memory and what was read from the disk",
+    )
+    output.add_argument(
+        "-v",
+        "--verbose",
+        action="store_true",
+        help="show loading, prefill and the reading of experts on standard error",
+    )
 
 
 def hold(args: argparse.Namespace) -> Held:
@@ -185,7 +203,7 @@ def load_model(args: argparse.Namespace, held: Held) -> Model:
 
     progress = progress_of(args, "Loading", "bytes")
     adapter = None if args.adapter_path is None else read_adapter(args.adapter_path)
-    model = library.load_held(held, on_progress=progress)
+    model = library.load_held(held, warm_start=args.warm_start, on_progress=progress)
     if args.mtp:
         from mlx_qwen35.checkpoint.mtp import load_mtp
 
@@ -255,6 +273,16 @@ def reading_options(args: argparse.Namespace) -> dict[str, Any]:
 
 def progress_of(args: argparse.Namespace, doing: str, unit: str) -> Callable[[int, int], None] | None:
     return Progress(doing, unit) if args.verbose else None
+
+
+def print_statistics(args: argparse.Namespace, part: Part) -> None:
+    """What the flags ask to be told under an answer; part: its last."""
+    from mlx_qwen35.generation import statistics
+
+    if args.stats:
+        print(statistics(part), file=sys.stderr)
+    if args.expert_stats:
+        print(experts.table(part), file=sys.stderr)
 
 
 def read_tools(path: str | None) -> list[dict[str, Any]]:

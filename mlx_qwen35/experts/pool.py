@@ -16,17 +16,22 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
+from ..errors import ExpertReadError
 from .budget import StreamPlan
+from .hot_list import HotList
 from .reader import Read, Reader
 
 if TYPE_CHECKING:
     from .slots import Slots
     from .streamed import StreamedExperts
+
+_WARM_AT_ONCE = 16  # experts; who wants to compute waits for so many at most
+_LET_OTHERS_IN = 0.001  # seconds: a lock that is taken again at once is nobody else's
 
 
 @dataclass(frozen=True)
@@ -34,9 +39,10 @@ class ExpertStats:
     """What streaming did since loading, or between two of these: `later - earlier`.
 
     hits, misses: experts that decoding asked for and that were in memory, or were not. prefetched: read because the
-    next layer would probably ask for them, prefetch_hits: and it did (hits too). swept: read for a prompt.
-    records: experts read in all; bytes_read: off the disk. wait_seconds: decoding stood still for the disk;
-    read_seconds: at least one read was under way. depth: reads under way at once, on average.
+    next layer would probably ask for them, prefetch_hits: and it did (hits too). swept: read for a prompt; warmed: read
+    by the warm start. records: experts read in all; bytes_read: off the disk. seconds: the time that all this took;
+    wait_seconds: in which it stood still for the disk; read_seconds: in which at least one read was under way. depth:
+    reads under way at once, on average.
     """
 
     hits: int
@@ -44,8 +50,10 @@ class ExpertStats:
     prefetched: int
     prefetch_hits: int
     swept: int
+    warmed: int
     records: int
     bytes_read: int
+    seconds: float
     wait_seconds: float
     read_seconds: float
     depth: float
@@ -55,6 +63,23 @@ class ExpertStats:
         """Of what decoding asked for; 1 where it asked for nothing."""
         asked = self.hits + self.misses
         return self.hits / asked if asked else 1.0
+
+    @property
+    def read_speed(self) -> float:
+        """Bytes a second while anything was read."""
+        return self.bytes_read / self.read_seconds if self.read_seconds > 0 else 0.0
+
+    @property
+    def wait_share(self) -> float:
+        """Of the time, how much stood still for the disk."""
+        return self.wait_seconds / self.seconds if self.seconds > 0 else 0.0
+
+    def __str__(self) -> str:
+        asked = f"{self.hit_rate:.1%} in memory, " if self.hits + self.misses else ""
+        return (
+            f"{asked}{self.bytes_read / 1e9:.2f} GB read at {self.read_speed / 1e9:.2f} GB/s, "
+            f"{self.wait_share:.1%} waiting"
+        )
 
     def __sub__(self, earlier: ExpertStats) -> ExpertStats:
         values = {name: getattr(self, name) - getattr(earlier, name) for name in self.__dataclass_fields__}
@@ -66,7 +91,10 @@ class ExpertStats:
 class ExpertPool:
     """The shared half of all StreamedExperts of a model; `banks` in the order of the layers."""
 
-    def __init__(self, reader: Reader, plan: StreamPlan, *, prefetch: bool = True):
+    def __init__(
+        self, reader: Reader, plan: StreamPlan, *, prefetch: bool = True, hot_list: HotList | None = None
+    ):
+        """hot_list: where close() writes what was in memory at last, and warm_up() reads it."""
         if mx.default_device().type == mx.gpu and not mx.metal.is_available():
             raise NotImplementedError(
                 "experts are streamed into memory that processor and GPU share, which only Apple's GPUs have here: "
@@ -76,8 +104,12 @@ class ExpertPool:
         self.banks: list[StreamedExperts] = []
         self.more = False  # further tokens of the same prompt follow this turn
         self.wait_seconds = 0.0
-        self.swept = 0
+        self.swept = self.warmed = 0
         self.one_at_a_time = threading.Lock()
+        self._opened = perf_counter()
+        self._hot_list = hot_list
+        self._warmer: threading.Thread | None = None
+        self._warming = False
         self._queued: tuple[StreamedExperts, mx.array] | None = None
         self._unsure: set[StreamedExperts] = set()  # banks whose residency an interrupt would leave in doubt
         self._staging: tuple[object, list[Slots]] | None = None
@@ -90,6 +122,8 @@ class ExpertPool:
 
     def begin(self, more: bool) -> None:
         self.more = more
+        if threading.current_thread() is not self._warmer:
+            self._warming = False  # what a prompt asks for is worth more
         if self._unsure or self._queued is not None:  # an interrupt came while the last turn was ended
             self.abandon()
 
@@ -162,19 +196,62 @@ class ExpertPool:
         return ExpertStats(
             **sums,
             swept=self.swept,
+            warmed=self.warmed,
             records=read.records,
             bytes_read=read.bytes_read,
+            seconds=perf_counter() - self._opened,
             wait_seconds=self.wait_seconds,
             read_seconds=read.busy_seconds,
             depth=read.read_seconds / read.busy_seconds if read.busy_seconds else 0.0,
         )
 
+    def warm_up(self) -> None:
+        """Read what was in memory at last into slots, on a thread of its own, until somebody wants to compute."""
+        found = {} if self._hot_list is None else self._hot_list.read(self._sizes())
+        if found:
+            self._warming = True
+            self._warmer = threading.Thread(target=self._warm_up, args=(found,), name="expert-warmer", daemon=True)
+            self._warmer.start()
+
     def close(self) -> None:
-        """End the reader, and put MLX's limits back."""
+        """End the reader, put MLX's limits back, and write down what was in memory, if anything was asked for."""
+        self._warming = False
+        if self._hot_list is not None and self.banks:
+            self._write_hot_list(self._hot_list)
+        self._hot_list = None
         self.reader.close()
+        if self._warmer is not None:
+            self._warmer.join()
         self.banks.clear()
         _restore_limits(self._limits)
         self._limits = {}
+
+    def _warm_up(self, hot: dict[int, list[int]]) -> None:
+        for bank in list(self.banks):
+            experts = hot.get(bank.layer, [])[: bank.residency.slots]
+            for start in range(0, len(experts), _WARM_AT_ONCE):
+                try:
+                    with self.one_at_a_time:
+                        if not self._warming:
+                            return
+                        with self.turn(False):
+                            self.warmed += bank.warm(experts[start : start + _WARM_AT_ONCE])
+                except ExpertReadError:  # who asks for these experts will be told
+                    return
+                sleep(_LET_OTHERS_IN)
+
+    def _write_hot_list(self, hot_list: HotList) -> None:
+        """What is in memory, and behind it what was in the list and fits."""
+        if not self.swept and not any(bank.residency.hits + bank.residency.misses for bank in self.banks):
+            return
+        known, layers = hot_list.read(self._sizes()), {}
+        for bank in self.banks:
+            now = [] if bank in self._unsure else bank.residency.hot()
+            layers[bank.layer] = list(dict.fromkeys([*now, *known.get(bank.layer, [])]))[: bank.residency.slots]
+        hot_list.write(layers)
+
+    def _sizes(self) -> dict[int, int]:
+        return {bank.layer: bank.residency.num_experts for bank in self.banks}
 
 
 class _Turn:

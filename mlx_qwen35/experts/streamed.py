@@ -27,6 +27,8 @@ from .residency import Residency
 from .resident import SORT_FROM, ByExpert, weighted_sum
 from .slots import Slots
 
+POLICY = "slru"  # it kept at least as much as LRU on every trace of benchmarks/replay.py, and costs the same
+
 Guess = Callable[[mx.array], mx.array]
 
 
@@ -40,7 +42,7 @@ class StreamedExperts:
         self, pool: ExpertPool, layout: LayerLayout, specs: Mapping[str, QuantSpec], slots: int, dtype: mx.Dtype
     ):
         """specs: "gate_proj" .. -> its quantization, where it has one. dtype: of floats in memory."""
-        self.residency = Residency(layout.num_experts, slots)
+        self.residency, self.layer = Residency(layout.num_experts, slots, POLICY), layout.layer
         self._pool, self._layout, self._specs, self._dtype = pool, layout, specs, dtype
         self._slots = Slots(layout, specs, slots, dtype)
         self._ahead: dict[int, Read] = {}  # prefetches that have not been asked for or looked at yet
@@ -97,12 +99,15 @@ class StreamedExperts:
             self._looked_at(expert, read)
         self._ahead = {}
 
-    def warm(self, experts: Sequence[int]) -> None:
-        """Read experts, the most valuable first, into free slots; in a turn."""
+    def warm(self, experts: Sequence[int]) -> int:
+        """Read experts, the most valuable first, into free slots; in a turn. -> how many."""
         self._pool.touch(self)
         self._reads = [self._submit(expert, slot) for expert, slot in self.residency.fill(experts)]
-        self._pool.wait(self._reads)
+        count = len(self._reads)
+        for read in self._reads:
+            read.wait()
         self._reads = []
+        return count
 
     # Few rows
 

@@ -18,7 +18,8 @@ from mlx_qwen35.checkpoint.load import check_kv_form, compute_dtype
 from mlx_qwen35.checkpoint.names import TARGET
 from mlx_qwen35.checkpoint.quantize import default_spec
 from mlx_qwen35.checkpoint.recipes import assign, role
-from mlx_qwen35.checkpoint.source import spec_of
+from mlx_qwen35.checkpoint.source import Source, spec_of
+from mlx_qwen35.checkpoint.stream import streamed_layouts
 from mlx_qwen35.config import ModelConfig
 from mlx_qwen35.errors import CheckpointError
 from mlx_qwen35.experts.budget import least
@@ -29,6 +30,7 @@ from mlx_qwen35.library.footprint import Specs, cache_bytes, tensor_bytes, weigh
 from mlx_qwen35.library.holding import USEFUL_CONTEXT, Demand, longest_resident, of_source, process_bytes, streamed
 from mlx_qwen35.library.memory import memory_size
 from mlx_qwen35.library.plan import Plan, Streaming
+from mlx_qwen35.library.speed import device_speed, disk_speed, expected
 from mlx_qwen35.library.stored import Stored
 from mlx_qwen35.library.survey import Survey, parameters, survey
 
@@ -46,14 +48,16 @@ def estimate(
     kv_group_size: int = 64,
     quantized_kv_start: int = 0,
     dtype: mx.Dtype | str | None = None,
+    probe: bool = False,
 ) -> Plan:
     """What a model takes in memory and how long a context fits; with which experts streamed, if not all of it does.
 
     ref: a name or a folder, as `find` understands it; of a name on the Hub only config.json is fetched, and of an
     incomplete download it has to do. memory: bytes, or a text such as "24GB" or "60%"; None: what MLX recommends on
     this Mac, or the memory that is free. context_length: tokens to plan for; None: as many as fit, and 32,768 or fewer
-    where experts are streamed. bits: as a conversion to so many bits would have it. The others as in
-    `load`.
+    where experts are streamed. bits: as a conversion to so many bits would have it. probe: where experts would be
+    streamed from files that are here, read from them for a second, compute for half of one, and model how fast answers
+    will come. The others as in `load`.
     Exact for weights and cache; what a prompt takes while it is read is modelled (footprint.py), without pictures.
     Raises CheckpointError where `find` does, ValueError for a memory or context_length that makes no sense.
     """
@@ -84,7 +88,27 @@ def estimate(
         demand = _told_demand(config, _told_specs(config), compute, folder)
         words = Survey(Path(name), config, None, None).quantization
         words = words if words != "?" else "not quantized"
-    return plan(demand, words, small if config.quantization is None else None)
+    whole = plan(demand, words, small if config.quantization is None else None)
+    if probe and whole.streaming is not None and found is not None and found.source is not None:
+        whole = replace(whole, streaming=_with_speed(whole, found.source))
+    return whole
+
+
+def _with_speed(plan: Plan, source: Source) -> Streaming:
+    """The plan's streaming, with the speed to be expected of it."""
+    streaming = plan.streaming
+    if streaming.plan is None:
+        return streaming
+    layouts = streamed_layouts(source, streaming.plan)
+    disk, deep = disk_speed(layouts, streaming.experts_per_token)
+    head = plan.weights.embedding // (1 if source.config.text.tie_word_embeddings else 2)
+    speed = expected(
+        share=streaming.share, layers=len(layouts),
+        token_bytes=streaming.token_bytes, chunk_bytes=streaming.chunk_bytes,
+        active_bytes=plan.weights.trunk + head + streaming.token_bytes,
+        disk=disk, disk_deep=deep, device=device_speed(),
+    )  # fmt: skip
+    return replace(streaming, expected=speed)
 
 
 def _described(ref: str | Path | None) -> tuple[str, ModelConfig, Survey | None]:

@@ -5,6 +5,7 @@ Knows the order in which a checkpoint is read. Knows neither where folders are l
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,6 +40,7 @@ def load(
     dtype: mx.Dtype | str | None = None,
     adapter_path: str | Path | None = None,
     mtp: bool = False,
+    warm_start: bool = True,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Model, Processor]:
     """The model and the processor (tokenizer, chat template, defaults) of a checkpoint.
@@ -54,6 +56,8 @@ def load(
     tokens. All answers change with it, those to short prompts too, a little for the worse.
     kv_bits: 4 or 8 keeps keys and values in so many bits, in groups of kv_group_size values, from position
     quantized_kv_start on. That is not exact (docs/SESSIONS.md).
+    warm_start: where experts are streamed, those that were in memory at last are read again in the background, until
+    the first prompt; `unload` writes down which they are, in a folder of the user's cache. False: neither.
     adapter_path: a LoRA adapter to put on the model, a folder as mlx-lm's trainer writes it (`fuse` merges it).
     mtp: read its MTP head too (`model.mtp`), which then drafts tokens ahead (docs/SPECULATIVE.md).
     on_progress: called with (bytes done, bytes in all), of the download where there is one, then of the weights, each
@@ -70,7 +74,7 @@ def load(
     held = hold(folder, memory, **chosen)
     # The small files first: a tokenizer that is missing should not be found out after minutes of weights.
     processor = load_processor(folder, context_length=held.context_length, yarn=yarn)
-    model = load_held(held, on_progress=on_progress)
+    model = load_held(held, warm_start=warm_start, on_progress=on_progress)
     if mtp:
         model.take_mtp(load_mtp(folder, model.config, dtype=dtype, on_progress=on_progress))
     return model if adapter is None else load_adapter(model, adapter), processor
@@ -86,6 +90,7 @@ def load_model(
     kv_group_size: int = 64,
     quantized_kv_start: int = 0,
     dtype: mx.Dtype | str | None = None,
+    warm_start: bool = True,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Model:
     """The model of a checkpoint folder; needs no tokenizer. Arguments and errors as in `load`.
@@ -94,11 +99,13 @@ def load_model(
     """
     form = None if kv_bits is None else KVFormat(kv_bits, kv_group_size, quantized_kv_start)
     held = hold(folder, memory, dtype=dtype, context_length=context_length, yarn=yarn, kv_form=form)
-    return load_held(held, on_progress=on_progress)
+    return load_held(held, warm_start=warm_start, on_progress=on_progress)
 
 
-def load_held(held: Held, *, on_progress: Callable[[int, int], None] | None = None) -> Model:
-    """The model, as hold() decided."""
+def load_held(
+    held: Held, *, warm_start: bool = True, on_progress: Callable[[int, int], None] | None = None
+) -> Model:
+    """The model, as hold() decided. The other arguments as in `load`."""
     model = read_model(
         held.folder,
         dtype=held.dtype,
@@ -106,6 +113,7 @@ def load_held(held: Held, *, on_progress: Callable[[int, int], None] | None = No
         yarn=held.yarn,
         kv_form=held.kv_form,
         stream=held.stream,
+        hot_lists=_hot_lists() if warm_start else None,
         on_progress=on_progress,
     )
     if held.bounded:
@@ -127,3 +135,8 @@ def load_processor(
     """
     folder = find(ref, on_progress=on_progress)
     return Processor.from_folder(folder, read_config(folder, context_length, yarn=yarn))
+
+
+def _hot_lists() -> Path:
+    """Where is kept which experts were in memory at last."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mlx-qwen35" / "hot-experts"

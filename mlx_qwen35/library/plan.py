@@ -12,6 +12,7 @@ from typing import Any
 
 from mlx_qwen35.experts.budget import StreamPlan
 from mlx_qwen35.library.footprint import WeightBytes, cache_at
+from mlx_qwen35.library.speed import Expected
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 _SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[kmgt]?i?)b?", re.IGNORECASE)
@@ -21,7 +22,7 @@ _SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[kmgt]?i?)b?", re.IGNO
 class Streaming:
     """How experts are streamed where not all of them fit. expert_bytes: of one in memory, for each layer that has them.
 
-    needed: the least memory with which it works; plan: None if there is less.
+    needed: the least memory with which it works; plan: None if there is less. expected: how fast, where it was probed.
     """
 
     context_length: int
@@ -30,6 +31,7 @@ class Streaming:
     expert_bytes: tuple[int, ...]
     needed: int
     plan: StreamPlan | None
+    expected: Expected | None = None
 
     @property
     def pool(self) -> int:
@@ -57,7 +59,8 @@ class Streaming:
     def as_dict(self) -> dict[str, Any]:
         record = {name: getattr(self, name) for name in self.__dataclass_fields__}
         record |= {name: getattr(self, name) for name in ("pool", "share", "chunk_bytes", "token_bytes")}
-        return record | {"plan": vars(self.plan) if self.plan else None}
+        record |= {"plan": vars(self.plan) if self.plan else None}
+        return record | {"expected": self.expected.as_dict() if self.expected else None}
 
     def lines(self, memory: int) -> list[str]:
         if self.plan is None:
@@ -69,13 +72,14 @@ class Streaming:
         slots, layers = self.plan.slots, len(self.plan.slots)
         few, many = min(slots), max(slots)
         count = f"{few}" if few == many else f"{few} or {many}"
-        return [
+        lines = [
             f"  Experts are streamed from the disk, with up to {self.context_length:,} tokens:",
             _line("slots", self.pool, f"{count} of {self.num_experts} experts in each of {layers} layers, "
                   f"{self.share:.0%}, {shown_size(self.pool // layers)} a layer"),
             _line("token", self.token_bytes, "if none of its experts is in memory"),
             _line("chunk", self.chunk_bytes, f"read for every {self.plan.chunk:,} tokens of a prompt"),
         ]  # fmt: skip
+        return lines + (self.expected.lines(self.plan.chunk) if self.expected else [])
 
 
 @dataclass(frozen=True)

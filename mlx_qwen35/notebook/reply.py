@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mlx_qwen35.vision.media import Media
 
 NUMBERS = ("prompt_tokens", "prompt_tps", "cached_tokens", "generation_tokens", "generation_tps", "peak_memory")
+EXPERT_NUMBERS = ("hit_rate", "bytes_read", "wait_share")
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class Reply:
     """text: the answer, without reasoning and calls; finish_reason: as of a Part, "cancelled" where it was interrupted.
 
     statistics: prompt_tokens, prompt_tps, cached_tokens, generation_tokens, generation_tps, peak_memory (GB), as of a
-    Part. media: the pictures and videos that the question showed.
+    Part; where experts are streamed expert_hit_rate, expert_bytes_read and expert_wait_share of the answer, too.
+    media: the pictures and videos that the question showed.
     """
 
     text: str
@@ -47,7 +49,7 @@ class Reply:
             reasoning="".join(part.reasoning for part in parts),
             tool_calls=tuple(call for part in parts for call in part.tool_calls),
             finish_reason=(parts[-1].finish_reason or "cancelled") if parts else "cancelled",
-            statistics={name: getattr(parts[-1], name) for name in NUMBERS} if parts else {},
+            statistics=_numbers(parts[-1]) if parts else {},
             media=tuple(media),
             shown_in=shown_in,
         )
@@ -83,6 +85,13 @@ class Reply:
             shell.show(self._repr_mimebundle_())
 
 
+def _numbers(part: Part) -> dict[str, float]:
+    numbers = {name: getattr(part, name) for name in NUMBERS}
+    if part.experts is not None:
+        numbers |= {f"expert_{name}": getattr(part.experts, name) for name in EXPERT_NUMBERS}
+    return numbers
+
+
 def _statistics(numbers: dict[str, float]) -> str:
     written, speed = numbers["generation_tokens"], numbers["generation_tps"]
     cells = {
@@ -93,4 +102,8 @@ def _statistics(numbers: dict[str, float]) -> str:
         "a second ": f"{speed:.1f}",
         "peak memory": f"{numbers['peak_memory']:.2f} GB",
     }
+    if "expert_hit_rate" in numbers:
+        cells["experts in memory"] = f"{numbers['expert_hit_rate']:.0%}"
+        cells["read from the disk"] = f"{numbers['expert_bytes_read'] / 1e9:.2f} GB"
+        cells["waited for it"] = f"{numbers['expert_wait_share']:.0%}"
     return folded(f"{written} tokens, {speed:.1f} a second", table(cells))

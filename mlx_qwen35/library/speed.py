@@ -1,0 +1,153 @@
+"""How fast answers will come from a model whose experts are on the disk: computed, from two probes of this machine.
+
+Knows where records lie, how quickly this disk gives some of them and this device multiplies one row, and which part of
+the experts is found in memory by routing as it was drawn for benchmarks/replay.py. What follows is a model, and is
+called that: routing of a real text may be easier or harder.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+
+from mlx_qwen35.experts.layout import Extent, LayerLayout
+
+# Share of the experts in memory -> of those asked for, how many are found there: on the hardest and on the easiest
+# routing of benchmarks/results/replay.json (SLRU, the policy that is used; tests/library/test_speed.py compares).
+HITS = (
+    (0.0, 0.0, 0.0), (0.02, 0.03, 0.64), (0.061, 0.12, 0.74), (0.125, 0.21, 0.80), (0.25, 0.36, 0.86),
+    (0.375, 0.48, 0.90), (0.5, 0.60, 0.93), (0.75, 0.81, 0.97), (1.0, 1.0, 1.0),
+)  # fmt: skip
+LAYER_SECONDS = 0.25e-3  # one synchronization a layer and the Python around it: benchmarks/experts.py, share 99
+_PROBE_SECONDS = 0.5
+_NO_CACHE = 48  # F_NOCACHE of macOS
+_ROWS, _COLUMNS, _PRODUCTS = 16384, 4096, 4  # of the 4-bit product that is timed: 38 MB, more than caches hold
+
+
+@dataclass(frozen=True)
+class Expected:
+    """A model, not a measurement.
+
+    hits: of the experts asked for, how many are in memory, least and most. tokens: of an answer a second, by them.
+    chunk_seconds: to read all experts once, for a chunk of a prompt. disk, disk_deep: bytes a second, as many records
+    at once as a token asks for, and many at once. device: bytes of weights a second, one row.
+    """
+
+    hits: tuple[float, float]
+    tokens: tuple[float, float]
+    chunk_seconds: float
+    disk: float
+    disk_deep: float
+    device: float
+
+    def as_dict(self) -> dict[str, Any]:
+        return vars(self) | {"modelled": True}
+
+    def lines(self, chunk: int) -> list[str]:
+        """For people. chunk: tokens of a prompt."""
+        (least, most), (slow, fast) = self.hits, self.tokens
+        return [
+            f"  Modelled, not measured, from what this disk was found to give: {self.disk / 1e9:.1f} GB/s for the "
+            f"experts of a token, {self.disk_deep / 1e9:.1f} GB/s for many:",
+            f"    an answer: {slow:.3g} to {fast:.3g} tokens a second, if {least:.0%} to {most:.0%} of the experts "
+            "asked for are in memory",
+            f"    a prompt: {self.chunk_seconds:.3g} s to read the experts of every {chunk:,} tokens, while computing",
+        ]
+
+
+def expected(
+    *, share: float, layers: int, token_bytes: int, chunk_bytes: int, active_bytes: int, disk: float, disk_deep: float,
+    device: float,
+) -> Expected:  # fmt: skip
+    """share: of the experts in memory; layers: that are streamed. Bytes: of all experts of one token, read for a chunk
+    of a prompt, and multiplied with for one token. Speeds in bytes a second."""
+    hits = hit_rates(share)
+    computing = active_bytes / device + layers * LAYER_SECONDS
+    slow, fast = (1 / (computing + (1 - hit) * token_bytes / disk) for hit in hits)
+    return Expected(hits, (slow, fast), chunk_bytes / disk_deep, disk, disk_deep, device)
+
+
+def hit_rates(share: float) -> tuple[float, float]:
+    """The least and the most expected with this share of the experts in memory; on lines between the points of HITS."""
+    for (before, *lower), (after, *upper) in zip(HITS, HITS[1:], strict=False):
+        if share <= after:
+            part = (share - before) / (after - before)
+            low, high = (a + (b - a) * part for a, b in zip(lower, upper, strict=True))
+            return low, high
+    return 1.0, 1.0
+
+
+def disk_speed(layouts: Mapping[int, LayerLayout], at_once: int, threads: int = 8) -> tuple[float, float]:
+    """Bytes a second of whole experts at random places, not from the page cache where the system allows to pass it by.
+
+    -> (`at_once` experts of one layer, then the next layer, as an answer asks for them; with no end, as a prompt does).
+    Raises OSError if a file cannot be read.
+    """
+    rng = random.Random(0)
+    files = {file: os.open(file, os.O_RDONLY) for layout in layouts.values() for file in layout.files}
+    try:
+        if sys.platform == "darwin":
+            import fcntl
+
+            for descriptor in files.values():
+                fcntl.fcntl(descriptor, _NO_CACHE, 1)
+
+        def read(extents: Sequence[Extent]) -> int:
+            done = 0
+            for extent in extents:
+                if hasattr(os, "posix_fadvise"):
+                    os.posix_fadvise(files[extent.file], extent.offset, extent.nbytes, os.POSIX_FADV_DONTNEED)
+                block = memoryview(bytearray(extent.nbytes))
+                done += os.preadv(files[extent.file], [block], extent.offset)
+            return done
+
+        def some() -> list[Sequence[Extent]]:
+            layout = layouts[rng.choice(list(layouts))]
+            chosen = rng.sample(range(layout.num_experts), min(at_once, layout.num_experts))
+            return [layout.extents(expert) for expert in chosen]
+
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(read, some()))  # threads are there
+            shallow = _speed(lambda: sum(pool.map(read, some())))
+            deep = _speed(lambda: sum(pool.map(read, [extents for _ in range(8) for extents in some()])))
+            return shallow, deep
+    finally:
+        for descriptor in files.values():
+            os.close(descriptor)
+
+
+def device_speed() -> float:
+    """Bytes of 4-bit weights a second that this device multiplies with one row."""
+    weight, scales, biases = mx.quantize(mx.random.normal((_ROWS, _COLUMNS)), group_size=64, bits=4)
+    row = mx.random.normal((1, _COLUMNS)).astype(mx.float32 if mx.default_device() == mx.cpu else mx.bfloat16)
+    scales, biases = scales.astype(row.dtype), biases.astype(row.dtype)
+    mx.eval(weight, scales, biases, row)
+
+    def products() -> int:
+        made = [
+            mx.quantized_matmul(row * number, weight, scales, biases, group_size=64, bits=4)
+            for number in range(_PRODUCTS)
+        ]
+        mx.eval(made)
+        return _PRODUCTS * (weight.nbytes + scales.nbytes + biases.nbytes)
+
+    products()  # kernels are compiled
+    return _speed(products)
+
+
+def _speed(work: Callable[[], int]) -> float:
+    """Bytes a second of work() -> bytes, again and again for half a second."""
+    done, start = 0, time.perf_counter()
+    while True:
+        done += work()
+        spent = time.perf_counter() - start
+        if spent >= _PROBE_SECONDS:
+            return done / spent
