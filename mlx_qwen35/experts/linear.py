@@ -10,10 +10,10 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..kernels.quantized_matmul import quantized_matmul
-from ..kernels.weights import Weights
+from ..kernels.weights import Readable
 
 
-class _Expert(nn.Module):
+class _Expert(Readable, nn.Module):
     """What an adapter of mlx-lm needs to know of a linear map per expert, quantized or not."""
 
     @property
@@ -26,10 +26,6 @@ class _Expert(nn.Module):
 
     def of(self, expert: int, rows: mx.array) -> mx.array:
         """rows [R, in] through one expert's map -> [R, out]."""
-        raise NotImplementedError
-
-    def weights(self) -> Weights | None:
-        """The stack as kernels read it; None for a form they do not know."""
         raise NotImplementedError
 
     def to_lora(self, r: int, scale: float, dropout: float) -> nn.Module:
@@ -59,9 +55,6 @@ class ExpertLinear(_Expert):
 
     def of(self, expert: int, rows: mx.array) -> mx.array:
         return rows @ self.weight[expert].T
-
-    def weights(self) -> Weights | None:
-        return Weights.of(self.weight)
 
     def to_quantized(
         self, group_size: int | None = None, bits: int | None = None, mode: str = "affine"
@@ -120,7 +113,3 @@ class QuantizedExpertLinear(_Expert):
             bits=self.bits,
             mode=self.mode,
         )
-
-    def weights(self) -> Weights | None:
-        how = {"group_size": self.group_size, "bits": self.bits, "mode": self.mode}
-        return Weights.of(self.weight, self.scales, self.get("biases"), **how)

@@ -42,10 +42,7 @@ class Experts(nn.Module):
 
     def projections(self) -> Projections | None:
         """The three stacks as kernels read them; None where an adapter lies, or a form that they do not know."""
-        plain = (ExpertLinear, QuantizedExpertLinear)
-        maps = (self.gate_proj, self.up_proj, self.down_proj)
-        stacks = [each.weights() if isinstance(each, plain) else None for each in maps]
-        return None if any(stack is None for stack in stacks) else Projections(*stacks)
+        return Projections.of(self.gate_proj, self.up_proj, self.down_proj)
 
     def runs(self, rows: mx.array, experts: Sequence[int], counts: Sequence[int]) -> mx.array:
         """rows [R, H], of which the first counts[0] go through experts[0], the next through experts[1], ... -> [R, H].

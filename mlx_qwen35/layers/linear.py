@@ -7,10 +7,10 @@ import mlx.nn as nn
 
 from ..kernels.matmul import matmul
 from ..kernels.quantized_matmul import quantized_matmul
-from ..kernels.weights import Weights
+from ..kernels.weights import Readable
 
 
-class Linear(nn.Linear):
+class Linear(Readable, nn.Linear):
     """nn.Linear through kernels.matmul, that quantizes to the QuantizedLinear below."""
 
     def __call__(self, x: mx.array) -> mx.array:
@@ -27,7 +27,7 @@ class Linear(nn.Linear):
         return QuantizedLinear.from_linear(self, group_size, bits, mode)
 
 
-class QuantizedLinear(nn.QuantizedLinear):
+class QuantizedLinear(Readable, nn.QuantizedLinear):
     """nn.QuantizedLinear through kernels.quantized_matmul."""
 
     def __call__(self, x: mx.array) -> mx.array:
@@ -35,13 +35,3 @@ class QuantizedLinear(nn.QuantizedLinear):
         how = {"group_size": self.group_size, "bits": self.bits, "mode": self.mode}
         y = quantized_matmul(x, self.weight, self.scales, self.get("biases"), **how)
         return y + self.bias if "bias" in self else y
-
-
-def weights_of(linear: nn.Module) -> Weights | None:
-    """The matrix [out, in] as kernels read it; None for what is more than a matrix, or of a form they do not know."""
-    if type(linear) is Linear and "bias" not in linear:
-        return Weights.of(linear.weight)
-    if type(linear) is QuantizedLinear and "bias" not in linear:
-        how = {"group_size": linear.group_size, "bits": linear.bits, "mode": linear.mode}
-        return Weights.of(linear.weight, linear.scales, linear.get("biases"), **how)
-    return None

@@ -7,7 +7,7 @@ import mlx.nn as nn
 
 from ..kernels.activation import swiglu
 from ..kernels.weights import Projections
-from .linear import Linear, weights_of
+from .linear import Linear
 
 
 class MLP(nn.Module):
@@ -24,5 +24,4 @@ class MLP(nn.Module):
 
     def projections(self) -> Projections | None:
         """The three matrices as kernels read them; None if they do not know one."""
-        gate, up, down = (weights_of(linear) for linear in (self.gate_proj, self.up_proj, self.down_proj))
-        return None if gate is None or up is None or down is None else Projections(gate, up, down)
+        return Projections.of(self.gate_proj, self.up_proj, self.down_proj)

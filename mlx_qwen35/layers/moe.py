@@ -15,8 +15,8 @@ from ..config import MoE
 from ..kernels.activation import fused
 from ..kernels.backend import on_gpu
 from ..kernels.router import route
-from ..kernels.weights import Projections
-from .linear import Linear, weights_of
+from ..kernels.weights import Projections, weights_of
+from .linear import Linear
 from .mlp import MLP
 
 # Rows up to which a GPU takes each with its experts in one launch; more are sorted by expert, which is then read once.

@@ -5,10 +5,12 @@ Knows matrices and where an expert's begin. Knows neither who weighed nor whethe
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import mlx.core as mx
 
 from ..backend import Kernel, on_gpu
-from ..weights import Weights
+from ..weights import Kind, Weights
 from . import reference
 
 _MATRICES = ("down", "shared_down")
@@ -38,14 +40,18 @@ def down(
     """
     if not on_gpu():
         return reference.down(hidden, shared_hidden, expert_ids, weights, matrix, shared_matrix)
-    (rows, slots, size), width = hidden.shape, matrix.rows
-    constants: dict[str, int | mx.Dtype] = {"T": hidden.dtype, "H": width, "K": slots, "I": size}
-    constants |= {"J": shared_hidden.shape[1]} | matrix.constants("down") | shared_matrix.constants("shared_down")
+    (rows, slots), width = expert_ids.shape, matrix.kind.rows
     (out,) = _KERNEL(
         [hidden, shared_hidden, expert_ids, weights, *matrix.arrays, *shared_matrix.arrays],
         [((rows, width), hidden.dtype)],
-        constants,
+        _constants(hidden.dtype, slots, matrix.kind, shared_matrix.kind),
         groups=(-(-width // (_ROWS * _SIMDS)), rows, 1),
         threads=(32 * _SIMDS, 1, 1),
     )
     return out
+
+
+@lru_cache
+def _constants(dtype: mx.Dtype, slots: int, kind: Kind, shared: Kind) -> dict[str, int | mx.Dtype]:
+    sizes = {"T": dtype, "H": kind.rows, "K": slots, "I": kind.width, "J": shared.width}
+    return sizes | kind.constants("down") | shared.constants("shared_down")

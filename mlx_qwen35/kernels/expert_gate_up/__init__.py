@@ -5,10 +5,12 @@ Knows matrices and where an expert's begin. Knows neither who chose nor whether 
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import mlx.core as mx
 
 from ..backend import Kernel, on_gpu
-from ..weights import Weights
+from ..weights import Kind, Weights
 from . import reference
 
 _MATRICES = ("gate", "up", "shared_gate", "shared_up")
@@ -32,18 +34,24 @@ def gate_up(
     """
     if not on_gpu():
         return reference.gate_up(x, expert_ids, gate, up, shared_gate, shared_up)
-    matrices = dict(zip(_MATRICES, (gate, up, shared_gate, shared_up), strict=True))
-    (rows, width), slots = x.shape, expert_ids.shape[1]
-    size, shared_size = gate.rows, shared_gate.rows
-    constants: dict[str, int | mx.Dtype] = {"T": x.dtype, "H": width, "K": slots, "I": size, "J": shared_size}
-    for name, each in matrices.items():
-        constants |= each.constants(name)
+    rows, slots = expert_ids.shape
+    size, shared_size = gate.kind.rows, shared_gate.kind.rows
+    constants = _constants(x.dtype, slots, (gate.kind, up.kind, shared_gate.kind, shared_up.kind))
     groups = -(-max(size, shared_size) // (_ROWS * _SIMDS))
     hidden, shared = _KERNEL(
-        [x, expert_ids, *(array for each in matrices.values() for array in each.arrays)],
+        [x, expert_ids, *gate.arrays, *up.arrays, *shared_gate.arrays, *shared_up.arrays],
         [((rows, slots, size), x.dtype), ((rows, shared_size), x.dtype)],
         constants,
         groups=(groups, slots + 1, rows),
         threads=(32 * _SIMDS, 1, 1),
     )
     return hidden, shared
+
+
+@lru_cache
+def _constants(dtype: mx.Dtype, slots: int, kinds: tuple[Kind, ...]) -> dict[str, int | mx.Dtype]:
+    gate, _, shared_gate, _ = kinds
+    constants = {"T": dtype, "H": gate.width, "K": slots, "I": gate.rows, "J": shared_gate.rows}
+    for name, kind in zip(_MATRICES, kinds, strict=True):
+        constants |= kind.constants(name)
+    return constants

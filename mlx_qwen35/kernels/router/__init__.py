@@ -6,10 +6,12 @@ weights too slowly.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import mlx.core as mx
 
 from ..backend import Kernel, on_gpu
-from ..weights import Weights
+from ..weights import Kind, Weights
 from . import reference
 
 _KERNEL = Kernel(
@@ -21,6 +23,7 @@ _KERNEL = Kernel(
 )
 _MOST = 1024  # experts: a thread keeps one bit of a word for each of its 32nd part
 _SIMD = 32
+_NOTHING = Kind(0, 16, 1, 16, mx.float32, mx.float32)
 
 
 def route(
@@ -42,25 +45,24 @@ def route(
         if shared_gate is None:
             return reference.route(logits, experts_per_token)
         return reference.route_with_shared(logits, experts_per_token, x, shared_gate.values())
-    if shared_gate is None:  # nothing is read of them
-        x, gate = logits, Weights(0, 16, logits, logits, logits)
-    else:
-        gate = shared_gate
-    shared = int(shared_gate is not None)
-    to = mx.float32 if shared else logits.dtype
-    constants: dict[str, int | mx.Dtype] = {
-        "TO": to,
-        "T": x.dtype,
-        "L": logits.dtype,
-        "E": num_experts,
-        "K": experts_per_token,
-    }
-    constants |= {"SHARED": shared, "WIDTH": x.shape[1]} | gate.constants("gate")
+    shared = shared_gate is not None
+    if shared:
+        arrays, kind, to = shared_gate.arrays, shared_gate.kind, mx.float32
+    else:  # they are not read
+        x, arrays, kind, to = logits, (logits,) * 3, _NOTHING, logits.dtype
     ids, weights = _KERNEL(
-        [logits, x, *gate.arrays],
+        [logits, x, *arrays],
         [((rows, experts_per_token), mx.uint32), ((rows, experts_per_token + shared), to)],
-        constants,
+        _constants(to, x.dtype, logits.dtype, num_experts, experts_per_token, shared, kind),
         groups=(rows, 1, 1),
         threads=(_SIMD * (1 + shared), 1, 1),
     )
     return ids, weights
+
+
+@lru_cache
+def _constants(
+    to: mx.Dtype, x: mx.Dtype, logits: mx.Dtype, num_experts: int, experts_per_token: int, shared: bool, gate: Kind
+) -> dict[str, int | mx.Dtype]:
+    sizes = {"E": num_experts, "K": experts_per_token, "SHARED": int(shared), "WIDTH": gate.width}
+    return {"TO": to, "T": x, "L": logits} | sizes | gate.constants("gate")
