@@ -69,3 +69,13 @@ def test_a_message_that_does_not_fit_leaves_the_chat_as_it_was(speak, run):
     done = run("chat", "--model", "x", "--no-think", stdin=f"one\n{'hello ' * 80}\nthree\n")
     assert done.out == "hello\nthe\n" and done.status == 0
     assert done.err.startswith("error: ") and done.err.count("\n") == 1
+
+
+def test_a_chat_with_drafts_says_the_same(run):
+    """The demo's head drafts over two turns, of which the second goes on from the first."""
+    asked = "What is 8 + 7?\nReverse this: stone\n"
+    options = ("--temp", 0, "--no-think", "-n", 30, "--context-length", 400)
+    plain = run("chat", *options, stdin=asked)
+    drafted = run("chat", *options, "--mtp", "--num-draft-tokens", 2, "--stats", stdin=asked)
+    assert plain.status == drafted.status == 0 and drafted.out == plain.out
+    assert drafted.err.count("tokens accepted") == 2

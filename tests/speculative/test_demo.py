@@ -61,6 +61,19 @@ def test_streamed_experts_verify_several_tokens_at_once(demo, streamed, monkeypa
         assert drafted[-1].accepted_tokens > 5 and (streamed.expert_stats - before).misses > 0
 
 
+@pytest.mark.parametrize("bits, start", [(8, 0), (4, 25)])
+def test_keys_in_few_bits(monkeypatch, bits, start):
+    """The prompt has 22 tokens: one of them is kept in few bits from the start, the other begins within the answer."""
+    model, processor = load(mtp=True, kv_bits=bits, quantized_kv_start=start)
+    plain = answer(model, processor, QUESTIONS[0], mtp=False)
+    always(monkeypatch, 3)
+    drafted = answer(model, processor, QUESTIONS[0])
+    assert [part.token for part in drafted] == [part.token for part in plain]
+    for mine, other in zip(drafted, plain, strict=True):
+        assert np.array_equal(np.array(mine.logprobs), np.array(other.logprobs))
+    assert drafted[-1].accepted_tokens > 5
+
+
 def test_a_memory_ceiling_leaves_room_for_the_head(demo):
     mx.clear_cache()
     model, processor = load(memory="260MB", mtp=True, context_length=512)
