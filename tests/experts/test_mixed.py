@@ -4,10 +4,12 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from mlx_qwen35 import load, stream_generate
 from mlx_qwen35.checkpoint.convert import convert
 from mlx_qwen35.checkpoint.load import load_model
 from mlx_qwen35.experts.budget import StreamPlan
 from mlx_qwen35.layers.moe import MIX_UP_TO
+from mlx_qwen35.sampling import Sampling
 
 from ..checkpoints import random_tensors, tiny_config, write_checkpoint
 from ..metal_emulator import poisoned_outputs
@@ -96,3 +98,16 @@ def test_forms_that_kernels_do_not_read_take_the_reference(folders, tmp_path):
         found = steps(model, [1])
         assert emulator is None or set(names(emulator)) == {"router"}
     np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_the_demo_answers_the_same():
+    model, processor = load()
+
+    def answer():
+        parts = stream_generate(model, processor, "What is 17 + 25?", max_tokens=5, sampling=Sampling(temperature=0))
+        return [part.token for part in parts]
+
+    expected = answer()
+    with poisoned_outputs() as emulator:
+        assert answer() == expected
+        assert emulator is None or names(emulator).count("expert_down") >= 4 * len(model.layers)

@@ -5,9 +5,6 @@ Knows arrays. Knows nothing of what a kernel should compute; check.py compares.
 
 from __future__ import annotations
 
-import os
-import struct
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -97,25 +94,15 @@ class _Emulated:
 
 
 def recorded(kernel: Any, inputs: list[mx.array], **call: Any) -> tuple[str, str]:
-    """Name and text of the kernel that MLX generates for this call.
+    """Name and text of the kernel that MLX generates for this call: what mx.export_function says of its operations.
 
-    Read from what mx.export_function writes, the only way to it on a machine without Metal. The format is not
-    documented: strings are a length of 8 bytes and their characters, the name's first, the text's behind it.
+    It is the only way to the text on a machine without Metal.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        path = os.path.join(folder, "call.mlxfn")
-        mx.export_function(path, lambda *arrays: tuple(kernel(inputs=list(arrays), **call)), *inputs)
-        with open(path, "rb") as file:
-            data = file.read()
-    start = data.index(b"custom_kernel_", data.index(b"CustomKernel"))
-    name, end = _string(data, start)
-    text, _ = _string(data, end + 8)
+    events: list[dict[str, Any]] = []
+    mx.export_function(events.append, lambda *arrays: tuple(kernel(inputs=list(arrays), **call)), *inputs)
+    (operation,) = (event for event in events if event.get("name") == "CustomKernel")
+    name, text, *_ = operation["arguments"]
     return name, text
-
-
-def _string(data: bytes, start: int) -> tuple[str, int]:
-    (length,) = struct.unpack("<Q", data[start - 8 : start])
-    return data[start : start + length].rstrip(b"\0").decode(), start + length
 
 
 def _bits(array: mx.array) -> np.ndarray:
