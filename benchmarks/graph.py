@@ -24,7 +24,8 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,6 +100,22 @@ def mark(arrays: Any) -> Any:
     """The same arrays, after a border between layers. In a traced function only."""
     number = _tracing.border()
     return _mapped(lambda a: _tracing.stand_in(f"|{number}", 0, [a], [a])[0], arrays)
+
+
+@contextmanager
+def at_load() -> Iterator[None]:
+    """In a traced function only: what is concatenated within is laid out once, with the weights, and counts nothing."""
+
+    def laid_out(arrays: list[mx.array], axis: int = 0) -> mx.array:
+        like = concatenate([_ghost(a) for a in arrays], axis)
+        return _tracing.stand_in("laid out", 0, list(arrays), [like])[0]
+
+    concatenate, evaluate = mx.concatenate, mx.eval
+    mx.concatenate, mx.eval = laid_out, lambda *_: None
+    try:
+        yield
+    finally:
+        mx.concatenate, mx.eval = concatenate, evaluate
 
 
 def trace(

@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]
 
 from benchmarks import geometry  # noqa: E402
-from benchmarks.graph import Launch, PretendedMetal, mark, shape_only, trace  # noqa: E402
+from benchmarks.graph import Launch, PretendedMetal, at_load, mark, shape_only, trace  # noqa: E402
 from benchmarks.measuring import circumstances, write  # noqa: E402
 
 QUANTIZATION = {"group_size": 64, "bits": 4}
@@ -71,7 +71,8 @@ def our_step(config: dict[str, Any], context: int) -> Step:
 
     model = Model(ModelConfig.from_dict(config))
     cache = model.make_cache()
-    return _step(model, cache.layers, config, context, cache, lambda token: model(token, cache))
+    loaded = getattr(model, "join", lambda: None)
+    return _step(model, cache.layers, config, context, cache, loaded, lambda token: model(token, cache))
 
 
 def peer_step(config: dict[str, Any], context: int) -> Step:
@@ -81,16 +82,25 @@ def peer_step(config: dict[str, Any], context: int) -> Step:
     module = import_module(f"mlx_lm.models.{config['model_type']}")
     model = module.Model(module.ModelArgs.from_dict(json.loads(json.dumps(config))))
     caches = model.make_cache()
-    return _step(model, caches, config, context, None, lambda token: model(token, cache=caches))
+    return _step(model, caches, config, context, None, lambda: None, lambda token: model(token, cache=caches))
 
 
 SIDES = {"ours": our_step, "mlx-lm": peer_step}
 
 
 def _step(
-    model: Any, caches: list[Any], config: dict[str, Any], context: int, whole: Any, call: Callable[..., Any]
+    model: Any,
+    caches: list[Any],
+    config: dict[str, Any],
+    context: int,
+    whole: Any,
+    loaded: Callable[[], None],
+    call: Callable[..., Any],
 ) -> Step:
-    """caches: one a layer, of either project; whole: the object that knows their common offset, if there is one."""
+    """caches: one a layer, of either project; whole: the object that knows their common offset, if there is one.
+
+    loaded: what the project does once the weights are there.
+    """
     import mlx.nn as nn
     from mlx.utils import tree_flatten, tree_unflatten
 
@@ -117,6 +127,8 @@ def _step(
 
     def run(token: mx.array, **given: mx.array) -> Any:
         model.update(tree_unflatten([(name, given[name]) for name in weights]))
+        with at_load():
+            loaded()
         for number, (kind, cache) in enumerate(zip(kinds, caches, strict=True)):
             _fill(cache, kind, [given[name] for name in states if name.startswith(f"cache.{number}.")], context)
         if whole is not None:

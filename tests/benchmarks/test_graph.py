@@ -3,7 +3,7 @@
 import mlx.core as mx
 import pytest
 
-from benchmarks.graph import Launch, PretendedMetal, mark, shape_only, trace
+from benchmarks.graph import Launch, PretendedMetal, at_load, mark, shape_only, trace
 
 X = mx.zeros((4, 8))
 
@@ -118,6 +118,19 @@ def test_of_chosen_experts_only_their_part_is_read() -> None:
 
     (launch,) = trace(chosen, bank | {"x": shape_only((1, 1, 8), mx.float32), "i": ids}, touched={"w": 2 / 16})
     assert launch.read == 2 * 8 * 4 * 4 + 8 * 4 + 2 * 4
+
+
+def test_weights_that_are_laid_out_at_load_count_when_they_are_read() -> None:
+    def joined(x, a, b):
+        with at_load():
+            both = mx.concatenate([a, b])
+            mx.eval(both)
+        return x @ both.T
+
+    w = shape_only((3, 8), mx.float32)
+    launch = only(joined, x=X, a=w, b=w)
+    assert (launch.name, launch.read) == ("Matmul", 4 * (4 * 8 + 2 * 3 * 8))
+    assert names(lambda x, a, b: x @ mx.concatenate([a, b]).T, x=X, a=w, b=w) == ["Concatenate", "Matmul"]
 
 
 def test_writing_into_a_buffer_moves_what_is_written() -> None:
