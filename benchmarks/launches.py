@@ -55,11 +55,12 @@ class Step:
 
 @dataclass(frozen=True)
 class Count:
-    """Launches and bytes of a decode step at the published depth."""
+    """Launches and bytes of a decode step at the published depth; held: bytes of all weights and of the cache."""
 
     launches: int
     moved: int
     bound: int
+    held: int
     by_kind: dict[str, list[Launch]]  # "linear_attention", "full_attention", and "around" the layers
     times: dict[str, int]
 
@@ -197,21 +198,28 @@ def touched(step: Step) -> dict[str, float]:
 
 
 def bound(step: Step, context: int) -> dict[str, int]:
-    """Bytes that one token cannot do without, of each layer kind and around the layers."""
-    least: Counter[str] = Counter()
+    """Bytes that one token cannot do without, of one layer of each kind and around the layers."""
     parts = touched(step)
+
+    def least(name: str, array: mx.array) -> float:
+        if step.embedding and name.startswith(step.embedding):
+            return array.nbytes / array.shape[0]
+        if name.endswith((".conv", ".matrix")):
+            return 2 * array.nbytes
+        if name.endswith((".keys", ".values")):
+            return array.nbytes / array.shape[2] * (context + 2)  # all up to the new one, which is written before
+        return array.nbytes * parts.get(name, 1.0)
+
+    return _by_kind(step, least)
+
+
+def _by_kind(step: Step, of: Callable[[str, mx.array], float]) -> dict[str, int]:
+    """of(name, array) added up over the arguments, for one layer of each kind and around the layers."""
+    totals: Counter[str] = Counter()
     for name, array in step.arguments.items():
         number = next((int(word) for word in name.split(".") if word.isdigit()), None)
-        kind = "around" if number is None else step.kinds[number]
-        bytes_ = array.nbytes * parts.get(name, 1.0)
-        if step.embedding and name.startswith(step.embedding):
-            bytes_ = array.nbytes / array.shape[0]
-        elif name.endswith((".conv", ".matrix")):
-            bytes_ *= 2
-        elif name.endswith((".keys", ".values")):
-            bytes_ = array.nbytes / array.shape[2] * (context + 2)  # all up to the new one, which is written before
-        least[kind] += round(bytes_)
-    return {kind: total // (step.kinds.count(kind) or 1) for kind, total in least.items()}
+        totals["around" if number is None else step.kinds[number]] += of(name, array)
+    return {kind: round(total / (step.kinds.count(kind) or 1)) for kind, total in totals.items()}
 
 
 def count(side: str, size: str, layers: int, context: int) -> Count:
@@ -226,11 +234,12 @@ def count(side: str, size: str, layers: int, context: int) -> Count:
             raise ValueError(f"layer {number - 1} of {size} launches other operations than another {kind} layer")
     published = geometry.config(size)["text_config"]["layer_types"]
     times = {kind: published.count(kind) for kind in set(step.kinds)} | {"around": 1}
-    least = bound(step, context)
+    least, held = bound(step, context), _by_kind(step, lambda _, array: array.nbytes)
     return Count(
         launches=sum(times[kind] * sum(a.count for a in found) for kind, found in by_kind.items()),
         moved=sum(times[kind] * sum(a.read + a.written for a in found) for kind, found in by_kind.items()),
         bound=sum(times[kind] * least[kind] for kind in times),
+        held=sum(times[kind] * held[kind] for kind in times),
         by_kind=by_kind,
         times=times,
     )

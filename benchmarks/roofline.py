@@ -6,11 +6,11 @@
     modelled  bytes moved / bandwidth + launches x gap, for the two gaps below
 
 Bandwidths are the ones Apple states for the chip (technical specifications of the Macs that have it). No machine
-reaches them quite. The gap is the time that passes on a GPU between two operations of which one needs the other's
-result. No Mac was here to measure it; mlx-lm was reported at 74 to 133 tokens a second for the 35B at 4 bits on chips
-of 307 and 400 GB/s, which with its count leaves 1 to 5 microseconds an operation, and these are the two gaps. Small
-operations overlap with nothing in this model, and large ones are taken to run at full bandwidth: it says what fewer
-launches can bring, not what a Mac will do.
+reaches them quite. Chips whose largest memory does not hold the model are left out. The gap is the time that passes on
+a GPU between two operations of which one needs the other's result. No Mac was here to measure it; mlx-lm was reported
+at 74 to 133 tokens a second for the 35B at 4 bits on chips of 307 and 400 GB/s, which with its count leaves 1 to 5
+microseconds an operation, and these are the two gaps. Small operations overlap with nothing in this model, and large
+ones are taken to run at full bandwidth: it says what fewer launches can bring, not what a Mac will do.
 
 Knows chips and the counts. Knows no model.
 """
@@ -29,13 +29,15 @@ from benchmarks import geometry  # noqa: E402
 from benchmarks.launches import COUNTED, SIDES, Count, PretendedMetal, count  # noqa: E402
 from benchmarks.measuring import circumstances, write  # noqa: E402
 
-# GB/s, as Apple states them
+# GB/s, and the most memory that comes with it in GiB, as Apple states them
 CHIPS = {
-    "M1": 68, "M1 Pro": 200, "M1 Max": 400, "M1 Ultra": 800, "M2": 100, "M2 Pro": 200, "M2 Max": 400, "M2 Ultra": 800,
-    "M3": 100, "M3 Pro": 150, "M3 Max": 400, "M3 Ultra": 819, "M4": 120, "M4 Pro": 273, "M4 Max": 546, "M5": 153,
-    "M5 Pro": 307, "M5 Max": 614,
+    "M1": (68, 16), "M1 Pro": (200, 32), "M1 Max": (400, 64), "M1 Ultra": (800, 128), "M2": (100, 24),
+    "M2 Pro": (200, 32), "M2 Max": (400, 96), "M2 Ultra": (800, 192), "M3": (100, 24), "M3 Pro": (150, 36),
+    "M3 Max": (400, 128), "M3 Ultra": (819, 512), "M4": (120, 32), "M4 Pro": (273, 64), "M4 Max": (546, 128),
+    "M5": (153, 32), "M5 Pro": (307, 64), "M5 Max": (614, 128),
 }  # fmt: skip
 GAPS = (1e-6, 5e-6)  # seconds
+USABLE = 0.75  # of the memory: about what macOS lets a GPU use
 
 
 def bound(found: Count, bandwidth: float) -> float:
@@ -49,11 +51,13 @@ def modelled(found: Count, bandwidth: float, gap: float) -> float:
 
 
 def rows(counts: dict[str, Count]) -> list[dict[str, Any]]:
-    """One a chip: the bound, and of each side (slowest, fastest) modelled."""
+    """One a chip that can hold the weights: the bound, and of each side (slowest, fastest) modelled."""
+    ours = next(iter(counts.values()))
     return [
-        {"chip": chip, "bandwidth": bandwidth, "bound": round(bound(next(iter(counts.values())), bandwidth), 1)}
+        {"chip": chip, "bandwidth": bandwidth, "bound": round(bound(ours, bandwidth), 1)}
         | {side: [round(modelled(c, bandwidth, gap), 1) for gap in reversed(GAPS)] for side, c in counts.items()}
-        for chip, bandwidth in CHIPS.items()
+        for chip, (bandwidth, memory) in CHIPS.items()
+        if ours.held <= USABLE * memory * 2**30
     ]
 
 
