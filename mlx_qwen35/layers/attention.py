@@ -18,6 +18,7 @@ from .stretches import stretched_attention
 
 # Scores of one layer that may exist at once. MLX materialises them for head_dim 256 when more than 8 rows ask.
 MOST_SCORES = 2**26
+ON_THE_WAY = 4  # tiles that the CPU backend allocates for while it works on one
 _FUSED_ROWS = 8
 
 
@@ -81,18 +82,23 @@ def causal_attention(
     """
     batch, heads, length, dim = queries.shape
     past = keys.shape[2] - length
+    if mx.default_device().type == mx.cpu:
+        most_scores //= ON_THE_WAY
     rows = max(_FUSED_ROWS, most_scores // (batch * heads * keys.shape[2]))
     if length < _FUSED_ROWS:
         rows = 1  # each by itself, with the bits of a single step: MLX's forms add up more keys in another order
     tiles = []
     for start in range(0, length, rows):
         stop = min(start + rows, length)
+        asking = queries[:, :, start:stop]
+        if tiles and rows > 1:  # one after the other: MLX would begin twenty at once, each with its scores
+            (asking,) = mx.depends([asking], [tiles[-1]])
         mask = "causal" if stop - start > 1 else None
         if readable is not None:
             mask = _mask(readable[:, : past + stop], past + start)
         tiles.append(
             mx.fast.scaled_dot_product_attention(
-                queries[:, :, start:stop],
+                asking,
                 keys[:, :, : past + stop],
                 values[:, :, : past + stop],
                 scale=dim**-0.5,

@@ -31,14 +31,17 @@ def stretched_attention(
     """Attention of the last T of S positions: queries [B, Hq, T, D], S positions in stretches -> [B, Hq, T, D].
 
     Query t reads keys up to its own; readable [B, S]: which positions are tokens and not padding; None where all are.
-    At most about `most_scores` scores exist at once for each block that MLX works on.
+    At most about `most_scores` scores exist at once, in a few copies.
     """
     length = queries.shape[2]
     most = _MOST_ROWS if length >= UNPACK_FROM else 1  # a few each by itself, with the bits of a single step
     tiles = []
     for start in range(0, length, most):
         stop = min(start + most, length)
-        tiles.append(_rows(queries[:, :, start:stop], length - stop, stretches, readable, most_scores))
+        asking = queries[:, :, start:stop]
+        if tiles and most > 1:  # one after the other: MLX would begin twenty at once, each with its scores
+            (asking,) = mx.depends([asking], [tiles[-1]])
+        tiles.append(_rows(asking, length - stop, stretches, readable, most_scores))
     return tiles[0] if len(tiles) == 1 else mx.concatenate(tiles, axis=2)
 
 
@@ -58,6 +61,9 @@ def _rows(
         for start in range(0, min(stretch.length, end - first), size):
             stop = min(start + size, stretch.length, end - first)
             keys, values = stretch.block(start, stop)
+            if first + start:  # one after the other, and no block unpacked before its turn
+                held = mx.depends([*keys, *values], [out, total])
+                keys, values = held[: len(keys)], held[len(keys) :]
             scores = _product(q, keys, stretch.form, transpose=True).astype(mx.float32)  # [B, Hkv, G R, K]
             unread = _unread(first + start, first + stop, end - rows, end, readable)
             if unread is not None:
@@ -85,7 +91,7 @@ def _unread(start: int, stop: int, first: int, end: int, readable: mx.array | No
     return ~(((keys <= queries) & readable[:, None, None, start:stop]) | (keys == queries))
 
 
-def _product(x: mx.array, block: tuple[mx.array, ...], form: KVFormat | None, *, transpose: bool) -> mx.array:
+def _product(x: mx.array, block: Sequence[mx.array], form: KVFormat | None, *, transpose: bool) -> mx.array:
     """x [B, Hkv, R, .] with a block [B, Hkv, K, D]: x @ block.T where transposed, else x @ block."""
     if form is None:
         (block,) = block

@@ -19,12 +19,11 @@ from mlx_qwen35.checkpoint.quantize import packed
 from mlx_qwen35.config import ModelConfig, QuantSpec, TextConfig
 from mlx_qwen35.kernels.gated_delta import has_own_form
 from mlx_qwen35.kv import KVFormat
-from mlx_qwen35.layers.attention import MOST_SCORES
+from mlx_qwen35.layers.attention import MOST_SCORES, ON_THE_WAY
 
 CHUNK_SIZE = 2048  # tokens of a prompt that go through the model at once; generation.py's own
 CACHE_STEP = 256  # positions by which a KVCache grows; cache.py's own
 _SPARE = 1.25
-_TILES_AHEAD = 16  # of scores: MLX allocates for what it has queued; 15 to 20 were seen on the CPU
 _LAYERS_AHEAD = 4  # whose unpacked weights exist at once: MLX queues about a hundred operations; 3.7 layers were seen
 _EXPERTS_AHEAD = 16  # whose unpacked weights exist at once; experts/resident.py evaluates them by eight
 _FLOAT_TAGS = ("F32", "F16", "BF16")
@@ -139,8 +138,8 @@ def _mixer_bytes(text: TextConfig, chunk: int, tokens: int, itemsize: int, gpu: 
     most = 0
     if "full_attention" in text.layer_types:
         queries, keys = text.num_attention_heads * text.head_dim, text.num_key_value_heads * text.head_dim
-        tile = max(MOST_SCORES, 8 * text.num_attention_heads * tokens)
-        scores = min(text.num_attention_heads * chunk * tokens, _TILES_AHEAD * tile)
+        tile = max(MOST_SCORES // ON_THE_WAY, 8 * text.num_attention_heads * tokens)
+        scores = min(text.num_attention_heads * chunk * tokens, (ON_THE_WAY + 2) * tile)
         most = itemsize * (chunk * (9 * queries + 2 * keys) + scores)
     if "linear_attention" in text.layer_types:
         most = max(most, _delta_bytes(text, chunk, gpu))
