@@ -12,6 +12,7 @@ write that copy is counted as time to ready. Both may hold the same number of ex
              experts once with eight threads and nothing else
     sweep    the same, with attention and delta net cut small: on a CPU they take most of a prompt's time, and this is
              about experts
+    layer    what streaming costs a layer whose experts all are in memory: the synchronization, and Python
     ready    from the start of the process to a model that answers, and before it their copy
     memory   the most that a process held, as the kernel counts it from outside
 
@@ -48,7 +49,7 @@ from tests.experts.synthetic import all_expert_bytes, expert_bytes, synthetic_co
 VOCABULARY = 16384  # the published 248,320 would take time in the head and none in the experts
 PROMPT_SHARE = 25
 SIDES = ("ours", "theirs")
-PARTS = ("decode", "prefill", "sweep")
+PARTS = ("decode", "prefill", "sweep", "layer")
 Run = dict[str, Any]
 SMALL_MIXERS = {"num_attention_heads": 2, "num_key_value_heads": 1, "linear_num_value_heads": 2,
                 "linear_num_key_heads": 1}  # fmt: skip
@@ -403,6 +404,33 @@ def report_prefill(report: Report, what: str, results: list[Runs], bare: dict[bo
     report.add(f"memory, {what}, {PROMPT_SHARE} %", "GB", peaks)
 
 
+def measure_layer(rounds: int, layers: int = 16, tokens: int = 120) -> list[float]:
+    """Seconds a layer that a token takes longer when it is streamed, with nothing to be read; tiny layers."""
+    import mlx.core as mx
+
+    from mlx_qwen35.checkpoint.load import load_model
+    from mlx_qwen35.experts.budget import StreamPlan
+    from tests.checkpoints import random_tensors, tiny_config, write_checkpoint
+
+    config = tiny_config("moe", num_experts=32, num_experts_per_tok=8, num_hidden_layers=layers)
+    plan = StreamPlan((31,) * layers, group=8, chunk=64, tile=64, cache_limit=64 << 20, memory=1 << 30)
+
+    def seconds(model: Any) -> float:
+        """Of the faster half of tokens, the slowest: all but the first have their experts in memory."""
+        cache, found = model.make_cache(), []
+        for number in range(tokens):
+            start = time.perf_counter()
+            mx.eval(model(mx.array([[number % 90]]), cache))
+            found.append(time.perf_counter() - start)
+        return sorted(found[tokens // 3 :])[tokens // 3]
+
+    with tempfile.TemporaryDirectory() as folder:
+        write_checkpoint(Path(folder), config, random_tensors(config), layout="mlx")
+        models = load_model(folder), load_model(folder, stream=plan)
+        pairs = [[seconds(model) for model in models] for _ in range(rounds + 1)][1:]
+    return [(streamed - resident) / layers for resident, streamed in pairs]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
@@ -451,8 +479,11 @@ def main() -> None:
                       f"{at.all_bytes / 1e9:.1f} GB of experts")  # fmt: skip
                 cases = [(100, False), (PROMPT_SHARE, False), (PROMPT_SHARE, True)]
                 results = measure(at, cases, arguments, arguments.prompt)
-                bare = {cold: [bare_read(at.source, cold) for _ in range(arguments.rounds)] for cold in (False, True)}
+                bare = {cold: [bare_read(at.source, cold) for _ in results] for cold in (False, True)}
                 report_prefill(report, what, results, bare, arguments.sides)
+    if "layer" in arguments.only:
+        report.around = around | {"layers": 16}
+        report.add("a layer, all in memory: streaming alone", "ms", {"ours": measure_layer(arguments.rounds)})
     if arguments.out:
         with arguments.out.open("a") as file:
             print(*report.lines, sep="\n", file=file)

@@ -4,7 +4,7 @@ Knows what a layer needs next and in which order things happen. Who is in which 
 bytes are reader.py's, and when slots may be overwritten is pool.py's.
 
 Few rows (decoding): one evaluation shows the expert ids, and with them a guess at the next layer's; the missing are
-read into slots while the shared expert computes, the guessed behind them; then one product in the router's order.
+read into slots while the shared expert computes; then one product in the router's order, while the guessed are read.
 Many rows (a prompt): every expert that is asked for is needed once, whatever fits. Those in memory compute first, the
 others come through staging in groups, one being read while the other computes. The end of a prompt leaves the experts
 that it asked for last in the slots.
@@ -167,12 +167,12 @@ class StreamedExperts:
         self._reads += [self._submit(expert, slot) for expert, slot in loads]
         coming = {expert: self._ahead.pop(expert) for expert in wanted if expert in self._ahead}
         self._reads += coming.values()
-        if guessed is not None:
-            self._next._prepare(guessed)
         self._pool.wait(self._reads, beside)
         self._reads = []
         for expert in coming:
             self.residency.landed(expert)
+        if guessed is not None:  # only now: they would take their share of the disk from what is waited for
+            self._next._prepare(guessed)
         return dict(zip(wanted, slots, strict=True))
 
     def _prepare(self, guessed: mx.array) -> None:

@@ -76,6 +76,10 @@ def test_rounds_are_kept_and_go_on(tmp_path, monkeypatch):
     assert len(experts.measure(at, [(25, True)], arguments, 6)) == 1  # another measurement
 
 
+def test_a_layer_is_measured_each_round():
+    assert len(experts.measure_layer(2, layers=2, tokens=12)) == 2
+
+
 @pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="the files of this system cannot be forgotten")
 def test_bare_reading_reads_every_expert_once(tmp_path: Path, monkeypatch):
     config = experts.synthetic_config(

@@ -60,7 +60,8 @@ def test_the_disk_is_read_where_experts_are(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(os, "close", lambda fd: closed.append(fd) or close(fd))
     shallow, deep = speed.disk_speed(layouts, 3)
     assert shallow > 0 and deep > 0 and len(closed) == 1
-    assert {at for at, _ in seen} == {1000 * n + 100 * e for n in (1, 3) for e in range(10)}
+    assert {at for at, _ in seen} <= {1000 * n + 100 * e for n in (1, 3) for e in range(10)}
+    assert len(seen) >= 3 + 3 + 24  # to begin with, of one token, of many
     assert {size for _, size in seen} == {100}
     path.unlink()
     with pytest.raises(OSError):
