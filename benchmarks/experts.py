@@ -33,7 +33,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -415,19 +415,20 @@ def measure_layer(rounds: int, layers: int = 16, tokens: int = 120) -> list[floa
     config = tiny_config("moe", num_experts=32, num_experts_per_tok=8, num_hidden_layers=layers)
     plan = StreamPlan((31,) * layers, group=8, chunk=64, tile=64, cache_limit=64 << 20, memory=1 << 30)
 
-    def seconds(model: Any) -> float:
-        """Of the faster half of tokens, the slowest: all but the first have their experts in memory."""
-        cache, found = model.make_cache(), []
+    def pair(models: Sequence[Any]) -> list[float]:
+        """Seconds a token of each, in turns: of all but the first third, the quickest quarter's slowest."""
+        caches, found = [model.make_cache() for model in models], [[] for _ in models]
         for number in range(tokens):
-            start = time.perf_counter()
-            mx.eval(model(mx.array([[number % 90]]), cache))
-            found.append(time.perf_counter() - start)
-        return sorted(found[tokens // 3 :])[tokens // 3]
+            for model, cache, mine in zip(models, caches, found, strict=True):
+                start = time.perf_counter()
+                mx.eval(model(mx.array([[number % 90]]), cache))
+                mine.append(time.perf_counter() - start)
+        return [sorted(mine[tokens // 3 :])[tokens // 6] for mine in found]
 
     with tempfile.TemporaryDirectory() as folder:
         write_checkpoint(Path(folder), config, random_tensors(config), layout="mlx")
         models = load_model(folder), load_model(folder, stream=plan)
-        pairs = [[seconds(model) for model in models] for _ in range(rounds + 1)][1:]
+        pairs = [pair(models) for _ in range(rounds + 1)][1:]
     return [(streamed - resident) / layers for resident, streamed in pairs]
 
 
