@@ -72,14 +72,14 @@ class Read:
     def __init__(
         self,
         crew: Crew,
-        what: str,
+        layer: int,
         expert: int,
         targets: Sequence[Target],
         sizes: Sequence[int],
         jobs: Sequence[Job],
     ):
-        """what: the expert's name in errors; sizes: bytes of each tensor in the file."""
-        self.expert, self.what, self.sizes = expert, what, sizes
+        """sizes: bytes of each tensor in the file."""
+        self.layer, self.expert, self.sizes = layer, expert, sizes
         self.targets = targets  # let go of when they will not be touched any more
         self.state = _QUEUED
         self.pending = deque(jobs)
@@ -87,6 +87,11 @@ class Read:
         self.ended = threading.Lock()  # held until the end
         self.ended.acquire()
         self._crew = crew
+
+    @property
+    def what(self) -> str:
+        """Its name in errors."""
+        return f"layer {self.layer}, expert {self.expert}"
 
     @property
     def done(self) -> bool:
@@ -133,12 +138,13 @@ class Crew:
         self._numbers = itertools.count()
         self._threads: dict[int, threading.Thread] = {}  # that have not ended
         self._at: dict[int, tuple[Read, float]] = {}  # what each of them reads, and since when
-        self._stats = ReadStats()
+        self._bytes_read = self._records = self._max_depth = 0
+        self._read_seconds = self._busy_seconds = 0.0
         self._busy_since = 0.0
         self._ending = False
         self._urgent: deque[Read] = deque()  # a Read is in there once for each of its jobs, or more often
         self._later: deque[Read] = deque()
-        self._calls: SimpleQueue[None] = SimpleQueue()  # each wakes a thread, which then works until nothing is left
+        self._calls: SimpleQueue[None] = SimpleQueue()  # one for each that was put into a queue: it wakes a thread
         try:
             for _ in range(threads):
                 self._start()
@@ -180,17 +186,19 @@ class Crew:
 
     def stats(self) -> ReadStats:
         with self._lock:
-            now, s = perf_counter(), self._stats
-            running = sum(now - since for _, since in self._at.values())
-            busy = now - self._busy_since if self._at else 0.0
-            return ReadStats(s.bytes_read, s.records, s.read_seconds + running, s.busy_seconds + busy, s.max_depth)
+            now = perf_counter()
+            running = self._read_seconds + sum(now - since for _, since in self._at.values())
+            busy = self._busy_seconds + (now - self._busy_since if self._at else 0.0)
+            return ReadStats(self._bytes_read, self._records, running, busy, self._max_depth)
 
     def reset_stats(self) -> None:
         with self._lock:
             now = perf_counter()
             self._at = {number: (read, now) for number, (read, _) in self._at.items()}
             self._busy_since = now
-            self._stats = ReadStats(max_depth=len(self._at))
+            self._bytes_read = self._records = 0
+            self._read_seconds = self._busy_seconds = 0.0
+            self._max_depth = len(self._at)
 
     def end(self) -> None:
         """Let threads end when they have done the job they are at. Takes no lock: a garbage collection may call it."""
@@ -223,14 +231,16 @@ class Crew:
         while not self._ending and number in self._threads:
             try:
                 self._calls.get()
-                while not self._ending and (work := self._take(number)) is not None:
-                    read, job = work
-                    try:
-                        count, problem = self._do(read, job, scratch), None
-                    except BaseException as error:
-                        count, problem = 0, _problem(error)
-                    self._finish(number, count, problem)
-                    del work, read, job, problem  # memory that was read into is no business of who waits for work
+                work = None if self._ending else self._take(number)
+                if work is None:
+                    continue
+                read, job = work
+                try:
+                    count, problem = self._do(read, job, scratch), None
+                except BaseException as error:
+                    count, problem = 0, _problem(error)
+                self._finish(number, count, problem)
+                del work, read, job, problem  # memory that was read into is no business of who waits for work
             except BaseException as error:  # somebody wanted to kill this thread; it fails what it was at, and goes on
                 self._finish(number, 0, _problem(error))
                 self._calls.put(None)  # the one that it may have taken
@@ -253,26 +263,34 @@ class Crew:
                         self._busy_since = now
                     self._at[number] = read, now
                     read.state = _READING
-                    s = self._stats
-                    if len(self._at) > s.max_depth:
-                        self._stats = ReadStats(s.bytes_read, s.records, s.read_seconds, s.busy_seconds, len(self._at))
+                    self._max_depth = max(self._max_depth, len(self._at))
                     queue.popleft()
                     return read, read.pending.popleft()
         return None
 
     def _do(self, read: Read, job: Job, scratch: _Scratch) -> int:
         """Read what a job says, to where it belongs; -> bytes."""
-        count = 0
+        count, targets, expert = 0, read.targets, read.expert
+        straight = not self._bounce and not any([target.convert for target in targets])
+        file, handle, handles = None, None, []
         for chunk in job:
+            if chunk.file is not file:
+                file = chunk.file
+                handle = self._handles[file]
+                handles.append(handle)
+            offset = chunk.offset + expert * chunk.step
+            if straight and chunk.slices is not None:
+                count += handle.read([targets[number].view[part] for number, part in chunk.slices], offset)
+                continue
             buffers, copies = self._buffers(read, chunk, scratch)
-            count += self._handles[chunk.file].read(buffers, chunk.offset + read.expert * chunk.step)
+            count += handle.read(buffers, offset)
             for raw, target, out in copies:
                 if target.convert is None:
                     out[:] = raw
                 else:
                     target.convert(raw, out)
-        for file in {chunk.file for chunk in job}:
-            self._handles[file].check()
+        for handle in handles:
+            handle.check()
         return count
 
     def _buffers(
@@ -307,14 +325,14 @@ class Crew:
             if problem is not None:
                 read.problem = read.problem or problem
                 read.pending.clear()
-            last = not read.pending and all(other is not read for n, (other, _) in self._at.items() if n != number)
-            good = last and read.problem is None and not read.done
-            now, s = perf_counter(), self._stats
-            busy = s.busy_seconds + (0.0 if len(self._at) > 1 else now - self._busy_since)
-            self._stats = ReadStats(
-                s.bytes_read + count, s.records + good, s.read_seconds + now - since, busy, s.max_depth
-            )
-            if last:
+            now = perf_counter()
+            self._bytes_read += count
+            self._read_seconds += now - since
+            if len(self._at) == 1:
+                self._busy_seconds += now - self._busy_since
+            if not read.pending and sum([other is read for other, _ in self._at.values()]) == 1:
+                good = read.problem is None
+                self._records += good and not read.done
                 self._end(read, _DONE if good else _FAILED)
             del self._at[number]  # at last: killed before, this is done again
 
@@ -336,7 +354,8 @@ class Crew:
             left = self._at.keys() - self._threads.keys()
         for number in left:
             self._finish(number, 0, ("the thread that read it is gone: ask again", None))
-        self._calls.put(None)
+        for _ in range(len(self._urgent) + len(self._later) or 1):
+            self._calls.put(None)
         self._tidy()
 
     def _tidy(self) -> None:

@@ -39,13 +39,13 @@ class Handle:
             )
 
     def read(self, buffers: Sequence[memoryview], offset: int) -> int:
-        """Fill buffers, one after the other, with the bytes from `offset` on; -> how many they are."""
-        left = total = sum(buffer.nbytes for buffer in buffers)
+        """Fill buffers (of bytes), one after the other, with those from `offset` on; -> how many they are."""
+        left = total = sum(map(len, buffers))
         try:
             while count := os.preadv(self._number, buffers, offset):
-                left -= count
-                if not left:
+                if count == left:
                     return total
+                left -= count
                 offset += count
                 buffers = _after(buffers, count)  # as much as the system gives at once
         except OSError as error:

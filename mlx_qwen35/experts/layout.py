@@ -64,9 +64,16 @@ class Chunk:
     step: int
     pieces: tuple[Piece, ...]
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
         return sum(piece.stop - piece.start for piece in self.pieces)
+
+    @cached_property
+    def slices(self) -> tuple[tuple[int, slice], ...] | None:
+        """(tensor, which bytes of it) of each piece; None if there is padding among them."""
+        if any(piece.tensor is None for piece in self.pieces):
+            return None
+        return tuple((piece.tensor, slice(piece.start, piece.stop)) for piece in self.pieces)
 
 
 Job = tuple[Chunk, ...]
@@ -121,10 +128,15 @@ class LayerLayout:
         )
         return max(ends, default=0)
 
+    @cached_property
+    def sizes(self) -> tuple[int, ...]:
+        """Bytes of each tensor of one expert, as they are in the file."""
+        return tuple(tensor.nbytes for tensor in self.tensors)
+
     @property
     def expert_bytes(self) -> int:
         """Of one expert, as it is in the file."""
-        return sum(tensor.nbytes for tensor in self.tensors)
+        return sum(self.sizes)
 
     @cached_property
     def read_bytes(self) -> int:

@@ -56,12 +56,11 @@ class Reader:
         layout = self._layouts[layer]
         if len(targets) != len(layout.tensors):
             raise ValueError(f"{len(targets)} targets for {len(layout.tensors)} tensors")
-        for target, tensor in zip(targets, layout.tensors, strict=True):
-            if target.convert is None and target.view.nbytes != tensor.nbytes:
-                raise ValueError(f"{tensor.name} has {tensor.nbytes} bytes, its target {target.view.nbytes}")
+        for target, size, tensor in zip(targets, layout.sizes, layout.tensors, strict=True):
+            if target.convert is None and target.view.nbytes != size:
+                raise ValueError(f"{tensor.name} has {size} bytes, its target {target.view.nbytes}")
         jobs = layout.jobs(expert, self._job_bytes)
-        sizes = [tensor.nbytes for tensor in layout.tensors]
-        read = Read(self._crew, f"layer {layer}, expert {expert}", expert, targets, sizes, jobs)
+        read = Read(self._crew, layer, expert, targets, layout.sizes, jobs)
         self._crew.queue(read, urgent=urgent)
         return read
 
