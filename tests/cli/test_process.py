@@ -92,7 +92,7 @@ class Terminal:
                 self.type(pressing)
             self._reads("what is never said", 0, 0.2)
             with suppress(subprocess.TimeoutExpired):
-                status = self.process.wait(timeout=0.8)
+                status = self.process.wait(timeout=4.8 if pressing else 0.8)
                 os.close(self._ours)
                 return status
         self.process.kill()
