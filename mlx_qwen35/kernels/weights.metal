@@ -1,6 +1,6 @@
 // Rows of weights in every form that kernels read, 16 values at a time.
 //
-// FORM: the bits of an affine form (2, 3, 4, 5, 6, 8), -4 for mxfp4, 0 for values as they are. GROUP: how many values a
+// FORM: the bits of an affine form (2, 3, 4, 5, 6, 8), 40 for mxfp4, 0 for values as they are. GROUP: how many values a
 // scale is for, a multiple of 16. Affine and mxfp4 weights are one stream of bits, the lowest first: value i of a row
 // starts at bit i * bits, so that a block of 16 values is `bits` halfwords.
 enum { BLOCK = 16 };
@@ -33,7 +33,7 @@ struct Form {
 
 // mxfp4: a sign, two bits of exponent, one of mantissa; a scale is a power of two. It has no biases.
 template <>
-struct Form<-4> {
+struct Form<40> {
   template <int GROUP, typename S>
   static METAL_FUNC float dot(
       const thread float* x, float total, const device uint32_t* weights, S scales, S biases, size_t block) {

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import mlx.core as mx
 
 _AFFINE = (2, 3, 4, 5, 6, 8)
+_MXFP4 = 40  # not negative: on CUDA constants become part of a kernel's name as they are
 _LEAST = 8  # elements: MLX passes smaller arrays in another address space
 BLOCK = 16  # values that a kernel takes at a time
 
@@ -18,7 +19,7 @@ BLOCK = 16  # values that a kernel takes at a time
 class Kind(NamedTuple):
     """What a kernel is compiled for: matrices of `rows` x `width` values, plain (form 0) or quantized.
 
-    form: the bits of an affine form, -4 for mxfp4. group: values that a scale is for. weight, scales: dtypes of arrays.
+    form: the bits of an affine form, 40 for mxfp4. group: values that a scale is for. weight, scales: dtypes of arrays.
     """
 
     form: int
@@ -65,7 +66,7 @@ class Weights:
         if mode == "affine" and bits in _AFFINE and biases is not None:
             form = bits
         elif mode == "mxfp4":
-            form, biases = -4, scales
+            form, biases = _MXFP4, scales
         else:
             return None
         kind = Kind(form, group_size, rows, scales.shape[-1] * group_size, weight.dtype, scales.dtype)
@@ -80,7 +81,7 @@ class Weights:
         form, group = self.kind.form, self.kind.group
         if form == 0:
             return self.weight.astype(mx.float32)
-        if form < 0:
+        if form == _MXFP4:
             return mx.dequantize(self.weight, self.scales, None, group, 4, "mxfp4", dtype=mx.float32)
         return mx.dequantize(self.weight, self.scales.astype(mx.float32), self.biases.astype(mx.float32), group, form)
 

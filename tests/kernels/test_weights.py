@@ -21,7 +21,7 @@ def test_a_module_says_what_it_holds(form):
         assert (kind.rows, kind.width, kind.form) == (
             24,
             256,
-            0 if form is None else {"mxfp4": -4}.get(form[0], form[1]),
+            0 if form is None else {"mxfp4": 40}.get(form[0], form[1]),
         )
         assert found.weight is module.weight and kind.weight == module.weight.dtype
         if form is not None:

@@ -64,7 +64,7 @@ def _writer(
         typed += [f"{_TYPES[d]}* {n}" for n, d in zip(output_names, how["output_dtypes"], strict=True)]
         texts[name] = _FRAME.format(
             header=CUDA_NAMES + cuda_body(header),
-            name=name,
+            name=_name(name, how["template"]),
             parameters=", ".join(typed),
             constants="\n".join(_constant(*item) for item in how["template"]),
             body=cuda_body(source),
@@ -79,3 +79,9 @@ def _constant(name: str, value: int | bool | mx.Dtype) -> str:
     if isinstance(value, mx.Dtype):
         return f"  using {name} = {_TYPES[value]};"
     return f"  constexpr {'bool' if isinstance(value, bool) else 'int'} {name} = {str(value).lower()};"
+
+
+def _name(name: str, constants: list[tuple[str, int | bool | mx.Dtype]]) -> str:
+    """What MLX calls the kernel: constants are part of it, as they are."""
+    written = [("t" if v else "f") if isinstance(v, bool) else str(v) for _, v in constants]
+    return "_".join(["custom_kernel", name, *(w.removeprefix("mlx.core.") for w in written)])
