@@ -62,6 +62,7 @@ def _writer(
     def call(*, inputs: list[mx.array], **how: Any) -> list[mx.array]:
         typed = [(f"const {_TYPES[a.dtype]}* {n}") for n, a in zip(input_names, inputs, strict=True)]
         typed += [f"{_TYPES[d]}* {n}" for n, d in zip(output_names, how["output_dtypes"], strict=True)]
+        typed += [f"const int* {n}_shape" for n in input_names if f"{n}_shape" in source]
         texts[name] = _FRAME.format(
             header=CUDA_NAMES + cuda_body(header),
             name=_name(name, how["template"]),
