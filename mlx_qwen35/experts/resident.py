@@ -14,6 +14,7 @@ import numpy as np
 from ..kernels.activation import swiglu
 from ..kernels.expert_down import down
 from ..kernels.expert_gate_up import gate_up
+from ..kernels.lanes import LEAST_SHARED, in_lanes
 from ..kernels.weights import Projections
 from .linear import ExpertLinear, QuantizedExpertLinear
 
@@ -31,7 +32,15 @@ class Experts(nn.Module):
 
     def pairs(self, x: mx.array, expert_ids: mx.array) -> mx.array:
         """x [N, H], expert_ids [N, K] int -> each row through each of its experts, [N, K, H]."""
-        return self._gathered(x[:, None, None, :], expert_ids, sorted_indices=False).squeeze(-2)
+
+        def of(columns: slice) -> mx.array:
+            return self._gathered(x[:, None, None, :], expert_ids[:, columns], sorted_indices=False).squeeze(-2)
+
+        if not self._one_by_one():
+            return of(slice(None))
+        each = 3 * self.gate_proj.input_dims * self.gate_proj.output_dims * len(x)
+        parts = in_lanes(of, expert_ids.shape[1], least=-(-LEAST_SHARED // each))
+        return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=1)
 
     def mixed(self, x: mx.array, expert_ids: mx.array, weights: mx.array, shared: Projections) -> mx.array:
         """x [N, H], expert_ids [N, K] uint32, weights [N, K + 1] -> sum over K of weight * expert(x), plus the last

@@ -13,6 +13,8 @@ from contextlib import nullcontext
 
 import mlx.core as mx
 
+# Quantized weights, times rows, that are worth a lane of their own: 0.2 ms, where handing over takes 0.02 ms.
+LEAST_SHARED = 2**18
 _MOST = 16  # lanes; a decode step has no more work to share out
 
 

@@ -3,6 +3,7 @@
 import threading
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 
@@ -37,7 +38,7 @@ def test_parts_cover_the_rows_and_are_never_small(cores):
 def test_a_product_has_the_bits_of_one_core(cores, monkeypatch):
     import mlx_qwen35.kernels.quantized_matmul as kernel
 
-    monkeypatch.setattr(kernel, "_LEAST_SHARED", 128 * 20)
+    monkeypatch.setattr(kernel, "LEAST_SHARED", 128 * 20)
     packed = mx.quantize(mx.random.normal((96, 128)), 64, 4)
     for shape in [(128,), (1, 1, 128), (2, 3, 128)]:
         x = mx.random.normal(shape)
@@ -71,3 +72,22 @@ def test_another_thread_has_lanes_of_its_own(cores):
         thread.start()
         thread.join()
         np.testing.assert_array_equal(found.pop(), np.array(expected))
+
+
+def test_pairs_of_rows_and_experts_are_shared_out(cores, monkeypatch):
+    """Bit for bit what one gathered product gives, whatever lane a pair is in."""
+    import mlx_qwen35.experts.resident as resident
+
+    monkeypatch.setattr(resident, "LEAST_SHARED", 3 * 64 * 32)
+    bank = resident.ResidentExperts(6, 64, 32)
+    nn.quantize(bank, 32, 4)
+    bank.eval()
+    mx.eval(bank.parameters())
+    x, ids = mx.random.normal((2, 64)), mx.array([[3, 0, 5, 1, 2], [4, 4, 0, 2, 1]])
+    calls = []
+    gathered = bank._gathered
+    monkeypatch.setattr(bank, "_gathered", lambda *a, **how: calls.append(a[1].shape) or gathered(*a, **how))
+    shared = bank.pairs(x, ids)
+    expected = gathered(x[:, None, None, :], ids, sorted_indices=False).squeeze(-2)
+    np.testing.assert_array_equal(np.array(shared), np.array(expected))
+    assert len(calls) == cores and sum(k for _, k in calls) == 5
