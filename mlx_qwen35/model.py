@@ -70,7 +70,8 @@ class DecoderLayer(nn.Module):
     ) -> mx.array:
         """x [B, T, H] -> [B, T, H]. Which positions are tokens and not padding (None: all), readable [B, S]: of all up
         to the last of x; present [B, T]: of those of x."""
-        return self.feed(self.mix(x, rope, cache, readable, present))
+        x, h = self.post_attention_layernorm.after(x, self._mixed(x, rope, cache, readable, present))
+        return x + self.mlp(h)
 
     def mix(
         self,
@@ -81,14 +82,28 @@ class DecoderLayer(nn.Module):
         present: mx.array | None,
     ) -> mx.array:
         """The first half: x [B, T, H] -> [B, T, H]; arguments as above."""
+        return x + self._mixed(x, rope, cache, readable, present)
+
+    def _mixed(
+        self,
+        x: mx.array,
+        rope: tuple[mx.array, mx.array],
+        cache: KVCache | DeltaState | None,
+        readable: mx.array | None,
+        present: mx.array | None,
+    ) -> mx.array:
         h = self.input_layernorm(x)
-        if self.is_attention:
-            return x + self.self_attn(h, rope, cache, readable)
-        return x + self.linear_attn(h, cache, present)
+        return self.self_attn(h, rope, cache, readable) if self.is_attention else self.linear_attn(h, cache, present)
 
     def feed(self, x: mx.array) -> mx.array:
         """The second half: x [B, T, H] -> [B, T, H]."""
         return x + self.mlp(self.post_attention_layernorm(x))
+
+    def join(self) -> None:
+        """Put weights that meet the same input side by side in memory; lazy."""
+        (self.self_attn if self.is_attention else self.linear_attn).join()
+        if isinstance(self.mlp, MLP):
+            self.mlp.join()
 
 
 class Model(nn.Module):
@@ -327,6 +342,15 @@ class Model(nn.Module):
                 bank.follow(banks[number + 1], _Guess(self.layers[number], self.layers[number + 1]))
         pool.banks = [banks[number] for number in sorted(banks)]
         self._pool = pool
+
+    def join(self) -> None:
+        """Put weights that meet the same input side by side in memory, layer by layer, where they are quantized alike.
+
+        After loading. Names and values stay what they are.
+        """
+        for layer in self.layers:
+            layer.join()
+            mx.eval(layer.parameters())
 
     def unload(self) -> None:
         """Give the memory of the weights back. The config stays; any other use is an UnloadedError from now on."""

@@ -69,6 +69,8 @@ def load_model(
         parts = [part for part in source.parts.values() if not part.ours.startswith(elsewhere)]
         read_weights(parts, compute, on_progress, weights)
         model.load_weights(weights)
+        weights.clear()
+        model.join()
         if stream is not None:
             stream_experts(model, source, stream, streamed, compute, hot_lists)
     except BaseException:

@@ -11,9 +11,10 @@ import mlx.nn as nn
 from ..cache import KVCache, StretchedKVCache
 from ..config import TextConfig
 from ..kernels.activation import gated
+from ..kernels.attention_inputs import attention_inputs
+from .joined import JoinedInputs, columns
 from .linear import Linear
 from .norm import RMSNorm
-from .rope import rotate
 from .stretches import stretched_attention
 
 # Scores of one layer that may exist at once. MLX materialises them for head_dim 256 when more than 8 rows ask.
@@ -22,7 +23,7 @@ ON_THE_WAY = 4  # tiles that the CPU backend allocates for while it works on one
 _FUSED_ROWS = 8
 
 
-class GatedAttention(nn.Module):
+class GatedAttention(JoinedInputs, nn.Module):
     """softmax(q k^T) v * sigmoid(gate), projected; grouped key/value heads."""
 
     def __init__(self, config: TextConfig):
@@ -52,11 +53,21 @@ class GatedAttention(nn.Module):
         readable [B, S]: which of all S positions are tokens and not padding; None where all are.
         """
         batch, length, _ = x.shape
-        queries, gate = mx.split(self.q_proj(x).reshape(batch, length, self.heads, 2 * self.head_dim), 2, axis=-1)
-        keys = self.k_proj(x).reshape(batch, length, self.kv_heads, self.head_dim)
-        values = self.v_proj(x).reshape(batch, length, self.kv_heads, self.head_dim).swapaxes(1, 2)
-        queries = rotate(self.q_norm(queries).swapaxes(1, 2), *rope)  # [B, heads, T, D]
-        keys = rotate(self.k_norm(keys).swapaxes(1, 2), *rope)  # [B, kv_heads, T, D]
+        made = self._joined(x, self.joinable())
+        values = columns(made[2:], [self.kv_heads * self.head_dim])[0]
+        values = values.reshape(batch, length, self.kv_heads, self.head_dim).swapaxes(1, 2)
+        queries, keys, gate = attention_inputs(
+            made[0][0],
+            made[1][0],
+            self.q_norm.weight,
+            self.k_norm.weight,
+            *rope,
+            heads=self.heads,
+            kv_heads=self.kv_heads,
+            eps=self.q_norm.eps,
+            keys_at=made[1][1],
+            differentiable=self.training,
+        )
         if isinstance(cache, StretchedKVCache):
             out = stretched_attention(queries, cache.update(keys, values), readable)
         else:
@@ -64,7 +75,10 @@ class GatedAttention(nn.Module):
                 keys, values = cache.update(keys, values)
             out = causal_attention(queries, keys, values, readable)
         out = out.swapaxes(1, 2).reshape(batch, length, -1)
-        return self.o_proj(gated(out, gate.reshape(batch, length, -1)))
+        return self.o_proj(gated(out, gate))
+
+    def joinable(self) -> list[nn.Module]:
+        return [self.q_proj, self.k_proj, self.v_proj]
 
 
 def causal_attention(

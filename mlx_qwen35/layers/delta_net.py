@@ -12,7 +12,10 @@ import mlx.nn as nn
 from ..cache import DeltaState
 from ..config import TextConfig
 from ..kernels.activation import fused, silu
+from ..kernels.backend import on_gpu
+from ..kernels.delta_decode import MOST_TOKENS, delta_decode
 from ..kernels.gated_delta import gated_delta, gated_delta_states
+from .joined import JoinedInputs, columns, neighbours
 from .linear import Linear
 from .norm import GatedRMSNorm
 
@@ -66,7 +69,7 @@ def _convolution(x: mx.array, weight: mx.array) -> mx.array:
     return y
 
 
-class GatedDeltaNet(nn.Module):
+class GatedDeltaNet(JoinedInputs, nn.Module):
     """in_proj -> short convolution -> delta rule with decay and write strength -> gated norm -> out_proj."""
 
     def __init__(self, config: TextConfig):
@@ -87,6 +90,7 @@ class GatedDeltaNet(nn.Module):
         self.dt_bias = mx.zeros((self.value_heads,))
         self.norm = GatedRMSNorm(self.value_dim, config.rms_norm_eps)
         self.out_proj = Linear(values, hidden, bias=False)
+        self._widths = [2 * keys + values, values, self.value_heads, self.value_heads]
         self.eval()  # train() chooses another form of the recurrence
 
     def __call__(self, x: mx.array, cache: DeltaState | None = None, present: mx.array | None = None) -> mx.array:
@@ -97,11 +101,14 @@ class GatedDeltaNet(nn.Module):
         it) leaves them as they were.
         """
         batch, length, _ = x.shape
+        in_one = on_gpu() and present is None and length <= MOST_TOKENS and not self.training
+        if in_one and self.conv1d.weight.shape[1] > 1:
+            return self._decode(x, cache)
         ends = None
         if present is not None:
             x = mx.where(present[..., None], x, 0)
             ends = _ends(present)
-        raw = self.in_proj_qkv(x)
+        raw, z, b, a = columns(self._joined(x, self.joinable()), self._widths)
         u, window = self.conv1d(raw, cache.conv if cache is not None else None, ends)
         u = silu(u).astype(mx.float32)
         keys = self.key_heads * self.key_dim
@@ -109,7 +116,7 @@ class GatedDeltaNet(nn.Module):
         q = _unit(q.reshape(batch, length, self.key_heads, self.key_dim), scale=self.key_dim**-0.5)
         k = _unit(k.reshape(batch, length, self.key_heads, self.key_dim))
         v = v.reshape(batch, length, self.value_heads, self.value_dim)
-        gamma, beta = decay(self.in_proj_a(x), self.A_log, self.dt_bias), write_strength(self.in_proj_b(x))
+        gamma, beta = decay(a, self.A_log, self.dt_bias), write_strength(b)
         if present is not None:
             gamma, beta = mx.where(present[..., None], gamma, 1), mx.where(present[..., None], beta, 0)
         before = cache.matrix if cache is not None else None
@@ -120,9 +127,44 @@ class GatedDeltaNet(nn.Module):
             out, matrix = gated_delta(q, k, v, gamma, beta, before, differentiable=self.training)
             if cache is not None:
                 cache.update(window, matrix)
-        z = self.in_proj_z(x).reshape(batch, length, self.value_heads, self.value_dim)
+        z = z.reshape(batch, length, self.value_heads, self.value_dim)
         out = self.norm(out.astype(x.dtype), z)
         return self.out_proj(out.reshape(batch, length, -1))
+
+    def joinable(self) -> list[nn.Module]:
+        return [self.in_proj_qkv, self.in_proj_z, self.in_proj_b, self.in_proj_a]
+
+    def _decode(self, x: mx.array, cache: DeltaState | None) -> mx.array:
+        """The same for a few tokens on a GPU, what is between the projections in one launch."""
+        made = self._joined(x, self.joinable())
+        mixed, _ = neighbours(made[:2])  # begins at column 0, as the first projection does
+        gates, gates_at = neighbours(made[2:])
+        window, matrix = (None, None) if cache is None else (cache.conv, cache.matrix)
+        channels, taps, _ = self.conv1d.weight.shape
+        if window is None:
+            window = mx.zeros((x.shape[0], taps - 1, channels), x.dtype)
+        if matrix is None:
+            matrix = mx.zeros((x.shape[0], self.value_heads, self.value_dim, self.key_dim), mx.float32)
+        each = cache is not None and cache.steps is not None
+        y, windows, matrices = delta_decode(
+            mixed,
+            gates,
+            window,
+            self.conv1d.weight.squeeze(-1),
+            self.A_log,
+            self.dt_bias,
+            self.norm.weight,
+            matrix,
+            key_heads=self.key_heads,
+            eps=self.norm.eps,
+            gates_at=gates_at,
+            each=each,
+        )
+        if each:
+            cache.update_each(*([a[:, t] for t in range(x.shape[1])] for a in (windows, matrices)))
+        elif cache is not None:
+            cache.update(windows, matrices)
+        return self.out_proj(y)
 
 
 def _ends(present: mx.array) -> mx.array:

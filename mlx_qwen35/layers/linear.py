@@ -32,6 +32,10 @@ class QuantizedLinear(Readable, nn.QuantizedLinear):
 
     def __call__(self, x: mx.array) -> mx.array:
         """x [.., in] -> [.., out]."""
-        how = {"group_size": self.group_size, "bits": self.bits, "mode": self.mode}
-        y = quantized_matmul(x, self.weight, self.scales, self.get("biases"), **how)
+        y = self.product(x, self.weight, self.scales, self.get("biases"))
         return y + self.bias if "bias" in self else y
+
+    def product(self, x: mx.array, weight: mx.array, scales: mx.array, biases: mx.array | None = None) -> mx.array:
+        """x [.., in] with other weights [any, in] of the same quantization -> [.., any]."""
+        how = {"group_size": self.group_size, "bits": self.bits, "mode": self.mode}
+        return quantized_matmul(x, weight, scales, biases, **how)

@@ -7,10 +7,11 @@ import mlx.nn as nn
 
 from ..kernels.activation import swiglu
 from ..kernels.weights import Projections
+from .joined import JoinedInputs, columns
 from .linear import Linear
 
 
-class MLP(nn.Module):
+class MLP(JoinedInputs, nn.Module):
     """down(silu(gate(x)) * up(x))."""
 
     def __init__(self, hidden_size: int, intermediate_size: int):
@@ -18,9 +19,14 @@ class MLP(nn.Module):
         self.gate_proj = Linear(hidden_size, intermediate_size, bias=False)
         self.up_proj = Linear(hidden_size, intermediate_size, bias=False)
         self.down_proj = Linear(intermediate_size, hidden_size, bias=False)
+        self._widths = [intermediate_size, intermediate_size]
 
     def __call__(self, x: mx.array) -> mx.array:
-        return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
+        made = self._joined(x, self.joinable())
+        return self.down_proj(swiglu(*columns(made, self._widths)))
+
+    def joinable(self) -> list[nn.Module]:
+        return [self.gate_proj, self.up_proj]
 
     def projections(self) -> Projections | None:
         """The three matrices as kernels read them; None if they do not know one."""

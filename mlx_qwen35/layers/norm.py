@@ -6,6 +6,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..kernels.activation import fused
+from ..kernels.add_norm import add_norm
 
 
 class RMSNorm(nn.Module):
@@ -19,6 +20,10 @@ class RMSNorm(nn.Module):
     def __call__(self, x: mx.array) -> mx.array:
         # A float32 scale beside bfloat16 activations promotes the result: bring it back.
         return mx.fast.rms_norm(x, self.weight, self.eps).astype(x.dtype)
+
+    def after(self, x: mx.array, added: mx.array) -> tuple[mx.array, mx.array]:
+        """x + added, and the norm of it."""
+        return add_norm(x, added, self.weight, eps=self.eps, differentiable=self.training)
 
 
 class GatedRMSNorm(RMSNorm):

@@ -11,7 +11,6 @@ import mlx.core as mx
 import numpy as np
 
 from ..config import Rope, Yarn
-from ..kernels.activation import fused
 
 
 class RotaryEmbedding:
@@ -40,23 +39,6 @@ class RotaryEmbedding:
             angles = mx.where(self._axis[0], height, mx.where(self._axis[1], width, time))
         angles = angles[:, None]
         return mx.cos(angles) * self.factor, mx.sin(angles) * self.factor
-
-
-def rotate(x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
-    """Turn the first 2 * half of x [B, H, T, D] by cos, sin [B, 1, T, half]; the rest passes through.
-
-        x   = [ a | b | rest ]      each of a, b: half wide
-        out = [ a cos - b sin | b cos + a sin | rest ]
-    """
-    half = cos.shape[-1]
-    a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
-    return mx.concatenate([*_turned(a, b, cos, sin), rest], axis=-1)
-
-
-@fused
-def _turned(a: mx.array, b: mx.array, cos: mx.array, sin: mx.array) -> tuple[mx.array, mx.array]:
-    """a, b [B, H, T, half] in any dtype, cos, sin [B, 1, T, half] float32 -> both turned, in the dtype of a."""
-    return (a * cos - b * sin).astype(a.dtype), (b * cos + a * sin).astype(a.dtype)
 
 
 def _yarn_frequencies(inv_freq: np.ndarray, yarn: Yarn, rope: Rope) -> np.ndarray:

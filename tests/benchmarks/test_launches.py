@@ -51,6 +51,11 @@ def test_a_planted_operation_is_noticed_in_every_layer(made: dict) -> None:
 
 
 @pytest.mark.parametrize("size", ["0.8B", "35B-A3B"])
+def test_a_step_launches_less_than_half_of_mlx_lms(made: dict, size: str) -> None:
+    assert made["ours"][size][0] < made["mlx-lm"][size][0] / 2
+
+
+@pytest.mark.parametrize("size", ["0.8B", "35B-A3B"])
 def test_both_sides_have_the_same_bound_and_move_more(made: dict, size: str) -> None:
     (_, ours, bound, held), (_, theirs, *same) = made["ours"][size], made["mlx-lm"][size]
     assert [bound, held] == same

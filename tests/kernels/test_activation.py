@@ -6,10 +6,10 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from mlx_qwen35.kernels.attention_inputs.reference import _turned
 from mlx_qwen35.layers.delta_net import decay
 from mlx_qwen35.layers.moe import _with_shared
 from mlx_qwen35.layers.norm import _gated
-from mlx_qwen35.layers.rope import _turned
 
 HALF, FULL = mx.bfloat16, mx.float32
 # What is broadcast, and in which dtypes, as the layers call it; None stands for a length that changes.

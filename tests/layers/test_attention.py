@@ -59,6 +59,31 @@ def test_tiles_bound_the_scores(monkeypatch):
     assert sum(seen) < 2 * 6 * 200 * 300  # keys that no query of the tile may read are not scored
 
 
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("length, past", [(1024, 0), (512, 3584)])
+def test_no_more_scores_are_in_memory_than_said(length, past, padded):
+    """However many tiles there are; once some 20 were alive."""
+    queries, keys, values = arrays(length, past, batch=1, heads=4, kv_heads=2)
+    readable = mx.arange(past + length)[None] >= 5 if padded else None
+    mx.eval(queries, keys, values, readable)
+    most = 2**19
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    out = causal_attention(queries, keys, values, readable, most_scores=most)
+    mx.eval(out)
+    assert mx.get_peak_memory() - before < 2 * 4 * most + 2 * out.nbytes
+
+
+def test_gradients_through_tiles():
+    queries, keys, values = arrays(64)
+
+    def total(q, most):
+        return causal_attention(q, keys, values, most_scores=most).square().sum()
+
+    whole, tiled = (mx.grad(total)(queries, most) for most in (2**20, 1))
+    np.testing.assert_allclose(np.array(tiled), np.array(whole), atol=1e-5)
+
+
 @pytest.mark.parametrize("length, past", [(12, 0), (5, 7), (1, 11)])
 def test_padding_is_never_read(length, past):
     """Whatever padding leaves behind in the cache: only its own rows see it, because they read themselves."""

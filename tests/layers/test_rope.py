@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from mlx_qwen35.config import Rope, Yarn
-from mlx_qwen35.layers.rope import RotaryEmbedding, rotate
+from mlx_qwen35.kernels.attention_inputs.reference import rotate
+from mlx_qwen35.layers.rope import RotaryEmbedding
 
 PUBLISHED = Rope(theta=1e7, rotary_dim=64, mrope_section=(11, 11, 10), yarn=None)
 

@@ -1,0 +1,139 @@
+"""Linear maps of one input as one product: side by side in memory where they are quantized alike, apart by name.
+
+Knows weights. Does not know what the maps mean.
+The maps keep their weights, which become views of the joined ones: files, adapters and training see them as ever, and
+nothing is in memory twice. Once a map is another (an adapter around it, weights updated) each goes alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ..kernels.quantized_matmul import UNPACK_FROM
+from .linear import QuantizedLinear
+
+_LEAVES = ("weight", "scales", "biases")
+
+
+@dataclass
+class Run:
+    """Neighbouring maps that are joined. first: the number of the first of them; widths: their outputs.
+
+    arrays: of all together; parts: of each map, the views of `arrays` that it holds.
+    """
+
+    first: int
+    widths: list[int]
+    arrays: list[mx.array]
+    parts: list[list[mx.array]]
+
+
+class Joined:
+    """How some maps of one input are joined; made once their weights are there."""
+
+    def __init__(self, maps: Sequence[nn.Module]):
+        """maps: those of a layer in the order in which their results shall lie. Nothing is evaluated."""
+        self.runs: list[Run] = []
+        first = 0
+        while first < len(maps):
+            count = 1
+            while first + count < len(maps) and _alike(maps[first], maps[first + count]):
+                count += 1
+            if count > 1:
+                self.runs.append(_join(maps[first : first + count], first))
+            first += count
+
+    def __call__(self, x: mx.array, maps: Sequence[nn.Module]) -> list[tuple[mx.array, int]]:
+        """x [.., in] -> for each map an array [.., columns] and the column in it where the map's result begins.
+
+        Joined maps share one array. On the CPU that is for few rows only: results with gaps are slow to go on with.
+        """
+        runs = {run.first: run for run in self._unchanged(maps)}
+        if mx.default_device().type == mx.cpu and x.size // x.shape[-1] >= UNPACK_FROM:
+            runs = {}
+        found: list[tuple[mx.array, int]] = []
+        while len(found) < len(maps):
+            run = runs.get(len(found))
+            if run is None:
+                found.append((maps[len(found)](x), 0))
+                continue
+            product = maps[run.first].product(x, *run.arrays)
+            column = 0
+            for width in run.widths:
+                found.append((product, column))
+                column += width
+        return found
+
+    def _unchanged(self, maps: Sequence[nn.Module]) -> list[Run]:
+        """The runs whose maps hold what was joined. Others are forgotten, so that their arrays do not stay."""
+        kept = [
+            run
+            for run in self.runs
+            if all(
+                all(module.get(leaf) is part for leaf, part in zip(_LEAVES, parts, strict=False))
+                for module, parts in zip(maps[run.first :], run.parts, strict=False)
+            )
+        ]
+        if len(kept) < len(self.runs):
+            self.runs = kept
+        return kept
+
+
+class JoinedInputs:
+    """What a layer needs to have Joined projections: `self._joined(x, self.joinable())`."""
+
+    _joined = Joined(())  # as long as nothing is joined
+
+    def joinable(self) -> list[nn.Module]:
+        """The maps that meet the same input, in the order in which their results shall lie."""
+        raise NotImplementedError
+
+    def join(self) -> None:
+        """Put them side by side in memory, once they have their weights; lazy."""
+        self._joined = Joined(self.joinable())
+
+
+def columns(results: Sequence[tuple[mx.array, int]], widths: Sequence[int]) -> list[mx.array]:
+    """What Joined gave, cut: each map's own result [.., out]."""
+    return [
+        array if array.shape[-1] == width else array[..., column : column + width]
+        for (array, column), width in zip(results, widths, strict=True)
+    ]
+
+
+def neighbours(results: Sequence[tuple[mx.array, int]]) -> tuple[mx.array, int]:
+    """Two results as one array in which the second follows the first, and the column of the first."""
+    (first, column), (second, _) = results
+    return (first, column) if first is second else (mx.concatenate([first, second], axis=-1), 0)
+
+
+def _alike(one: nn.Module, other: nn.Module) -> bool:
+    def form(module: nn.Module) -> tuple[object, ...]:
+        leaves = [module.get(leaf) for leaf in _LEAVES]
+        return module.bits, module.group_size, module.mode, *(a is not None and (a.dtype, a.shape[1:]) for a in leaves)
+
+    plain = all(type(m) is QuantizedLinear and "bias" not in m for m in (one, other))
+    return plain and form(one) == form(other)
+
+
+def _join(maps: Sequence[nn.Module], first: int) -> Run:
+    leaves = [leaf for leaf in _LEAVES if maps[0].get(leaf) is not None]
+    arrays = [mx.concatenate([module[leaf] for module in maps]) for leaf in leaves]
+    run = Run(first, [module.weight.shape[0] for module in maps], arrays, [])
+    run.parts = _share(run, maps)
+    return run
+
+
+def _share(run: Run, maps: Sequence[nn.Module]) -> list[list[mx.array]]:
+    parts, row = [], 0
+    for module, width in zip(maps, run.widths, strict=True):
+        views = [array[row : row + width] for array in run.arrays]
+        for leaf, view in zip(_LEAVES, views, strict=False):
+            module[leaf] = view
+        parts.append(views)
+        row += width
+    return parts
