@@ -72,8 +72,7 @@ def our_step(config: dict[str, Any], context: int) -> Step:
 
     model = Model(ModelConfig.from_dict(config))
     cache = model.make_cache()
-    loaded = getattr(model, "join", lambda: None)
-    return _step(model, cache.layers, config, context, cache, loaded, lambda token: model(token, cache))
+    return _step(model, cache.layers, config, context, cache, model.join, lambda token: model(token, cache))
 
 
 def peer_step(config: dict[str, Any], context: int) -> Step:

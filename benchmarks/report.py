@@ -35,6 +35,11 @@ def _made(records: Records) -> str:
     return "; ".join(sorted(told))
 
 
+def _loads(records: Records) -> str:
+    loads = sorted(record["load_before"] for record in records)
+    return f"{loads[0]:.1f} to {loads[-1]:.1f}"
+
+
 def _digits(value: float) -> str:
     return ".0f" if value >= 100 else ".1f" if value >= 10 else ".3f" if value >= 0.1 else ".5f"
 
@@ -45,7 +50,8 @@ def _compared(records: Records) -> list[str]:
     lines = [
         "## Measured, in turns on one machine",
         "",
-        _made(records) + ". Median [least .. most] of the rounds; the ratio, theirs / ours, is formed round by round.",
+        f"{_made(records)}; load before each, from other work: {_loads(records)}. "
+        "Median [least .. most] of the rounds; the ratio, theirs / ours, is formed round by round.",
         "",
         "| | model | beside | rounds | ours | theirs | theirs / ours |",
         "|---|---|---|---|---|---|---|",

@@ -45,7 +45,7 @@ def test_bounds_follow_from_bytes_and_launches() -> None:
 
 AROUND = {
     "machine": "M", "device": "cpu", "python": "3", "mlx": "1", "mlx_lm": "2", "mlx_vlm": None, "openblas": True,
-    "commit": "abc", "date": "today",
+    "commit": "abc", "date": "today", "load_before": 0.25,
 }  # fmt: skip
 
 
@@ -64,6 +64,7 @@ def test_the_table_says_what_was_measured_counted_and_modelled(tmp_path: Path) -
     assert "| prefill 512 | 0.8B (cut) | mlx-lm | 1 |" in text and "12.00 [12.00 .. 12.00] |" in text
     assert "| 27B | 500 | 2,000 | 0.25 |" in text and "3.0% |" in text
     assert "| 27B | M4 Max | 546 | 36 | 30 .. 33 | 20 .. 25 |" in text
+    assert "from other work: 0.2 to 0.2." in text
     assert "**memory**: stopped" in text and "commit abc" in text and "No Mac was measured" in text
     if report.draw(records, tmp_path):
         names = ("bench-compared.png", "bench-launches.png", "bench-roofline.png")
