@@ -33,7 +33,8 @@ class Table:
     """A model whose logits are a row of a table, by the last token."""
 
     config = SimpleNamespace(text=SimpleNamespace(vocab_size=VOCAB))
-    mtp, prefill_chunk = None, 100
+    mtp = expert_stats = None
+    prefill_chunk = 100
 
     def __init__(self, seed: int) -> None:
         self.table = mx.array(np.random.default_rng(seed).normal(0, 1.2, (VOCAB, VOCAB)).astype(np.float32))
