@@ -53,11 +53,6 @@ class Slots:
         return [Target(view[slot * size : (slot + 1) * size], convert) for (view, size), convert in pairs]
 
 
-def slot_bytes(layout: LayerLayout, dtype: mx.Dtype) -> int:
-    """What one expert takes in memory."""
-    return sum(math.prod(t.shape) * _PACKED.get(t.dtype, dtype).size for t in layout.tensors)
-
-
 def _buffer(store: mx.array, array: mx.array) -> memoryview:
     """The bytes of `array`, a view of `store`; raises RuntimeError if MLX has made a copy of it."""
     view = memoryview(store).cast("B")

@@ -21,7 +21,7 @@ from mlx_qwen35.kernels.gated_delta import has_own_form
 from mlx_qwen35.kv import KVFormat
 from mlx_qwen35.layers.attention import MOST_SCORES, ON_THE_WAY
 
-CHUNK_SIZE = 2048  # tokens of a prompt that go through the model at once; generation.py's own
+CHUNK_SIZE = 2048  # tokens of a prompt that go through the model at once; model.py's own
 CACHE_STEP = 256  # positions by which a KVCache grows; cache.py's own
 _SPARE = 1.25
 _LAYERS_AHEAD = 4  # whose unpacked weights exist at once: MLX queues about a hundred operations; 3.7 layers were seen

@@ -8,7 +8,6 @@ import os
 import random
 import threading
 import time
-from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
@@ -21,24 +20,7 @@ from mlx_qwen35.experts.reader import Read, Reader
 from .interrupts import Interrupt
 from .some_experts import EXPERTS, Disk, Files, Memory, reader_threads, soon
 
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
-    return Files(tmp_path_factory.mktemp("experts"))
-
-
-@pytest.fixture
-def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
-    return Disk(monkeypatch)
-
-
-@pytest.fixture(autouse=True)
-def no_thread_is_left() -> Iterator[None]:
-    gc.collect()
-    soon(lambda: not reader_threads())
-    yield
-    gc.collect()
-    soon(lambda: not reader_threads())
+pytestmark = pytest.mark.usefixtures("no_thread_is_left")
 
 
 def test_settling(files: Files, disk: Disk) -> None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 import mmap
 import random
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,26 +15,9 @@ from mlx_qwen35.experts.cast import converter
 from mlx_qwen35.experts.layout import Extent, LayerLayout
 from mlx_qwen35.experts.reader import Reader, Target
 
-from .some_experts import EXPERTS, SIZE, TENSORS, Disk, Files, Memory, reader_threads, soon
+from .some_experts import EXPERTS, SIZE, TENSORS, Disk, Files, Memory, soon
 
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
-    return Files(tmp_path_factory.mktemp("experts"))
-
-
-@pytest.fixture
-def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
-    return Disk(monkeypatch)
-
-
-@pytest.fixture(autouse=True)
-def no_thread_is_left() -> Iterator[None]:
-    gc.collect()
-    soon(lambda: not reader_threads())
-    yield
-    gc.collect()
-    soon(lambda: not reader_threads())
+pytestmark = pytest.mark.usefixtures("no_thread_is_left")
 
 
 @pytest.mark.parametrize("convert", [None, "float32", "bfloat16", "float16"])
