@@ -9,7 +9,8 @@ from mlx_qwen35.kernels.delta_decode.reference import delta_decode as reference
 from tests.metal_emulator import check, compile_for_cuda, poisoned_outputs
 
 # batch, tokens, key heads, value heads, Dk, Dv, taps
-SIZES = [(1, 1, 2, 6, 8, 12, 4), (2, 2, 3, 3, 20, 7, 2), (1, 8, 1, 2, 40, 33, 4), (1, 3, 2, 2, 128, 128, 4)]
+SIZES = [(1, 1, 2, 6, 8, 12, 4), (2, 2, 3, 3, 20, 7, 2), (1, 8, 1, 2, 40, 33, 4), (1, 3, 2, 2, 128, 128, 4),
+         (1, 63, 1, 2, 12, 9, 3), (1, 257, 1, 2, 12, 9, 4)]  # fmt: skip
 EPS = 1e-6
 
 
@@ -40,8 +41,9 @@ F32, BF16 = mx.float32, mx.bfloat16
 
 @pytest.mark.parametrize(
     "number, dtype, each",
-    [(0, F32, False), (1, F32, True), (2, F32, True), (2, BF16, True), (3, BF16, False), (3, F32, True)],
-)
+    [(0, F32, False), (1, F32, True), (2, F32, True), (2, BF16, True), (3, BF16, False), (3, F32, True),
+     (4, F32, True), (4, BF16, False), (5, F32, False)],
+)  # fmt: skip
 def test_equals_the_reference(number, dtype, each):
     size = SIZES[number]
     how = {"key_heads": size[2], "eps": EPS}

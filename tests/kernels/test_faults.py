@@ -7,14 +7,19 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
+import mlx_qwen35.kernels.add_norm as add_norm
+import mlx_qwen35.kernels.attention_inputs as attention_inputs
+import mlx_qwen35.kernels.delta_decode as delta_decode
 import mlx_qwen35.kernels.expert_down as expert_down
 import mlx_qwen35.kernels.expert_gate_up as expert_gate_up
 import mlx_qwen35.kernels.router as router
 from mlx_qwen35.kernels.backend import FOLDER
+from tests.kernels import test_add_norm, test_attention_inputs, test_delta_decode
 from tests.kernels.stacks import Matrix
 from tests.kernels.test_experts import down_case, gate_up_case
 from tests.kernels.test_router import by_id, distinct
 from tests.metal_emulator import check
+from tests.metal_emulator.program import KernelFault
 
 Q3, Q8 = ("affine", 3, 32), ("affine", 8, 64)
 
@@ -31,8 +36,49 @@ def router_case():
     }
 
 
+def delta_decode_case(*, each):
+    """Three value heads a key head, more rows than SIMD groups, rows and columns that do not fill them."""
+    how = {"key_heads": 2, "eps": test_delta_decode.EPS}
+
+    def reference(*arrays):
+        found = delta_decode.reference.delta_decode(*arrays, **how)
+        return found if each else test_delta_decode.last(found)
+
+    return {
+        "kernels": lambda *a: delta_decode.delta_decode(*a, **how, each=each),
+        "reference": reference,
+        "arrays": test_delta_decode.inputs((2, 3, 2, 6, 36, 42, 4)),
+    }
+
+
+def attention_inputs_case():
+    """Queries and keys out of one array, each sequence at positions of its own."""
+    size = (2, 3, 5, 2, 40, 24)
+    q, k, *rest = test_attention_inputs.inputs(size, axes=True)
+    how, between = test_attention_inputs.how(size) | {"eps": 1e-2}, q.shape[-1] + 3
+    return {
+        "kernels": lambda j, *a: attention_inputs.attention_inputs(j, j, *a, **how, keys_at=between),
+        "reference": lambda j, *a: attention_inputs.reference.attention_inputs(
+            j[..., : between - 3], j[..., between:], *a, **how
+        ),
+        "arrays": [mx.concatenate([q, mx.ones((*q.shape[:2], 3)), k], axis=-1), *rest],
+    }
+
+
+def add_norm_case():
+    return {
+        "kernels": lambda *a: add_norm.add_norm(*a, eps=1e-3),
+        "reference": lambda *a: add_norm.reference.add_norm(*a, eps=1e-3),
+        "arrays": test_add_norm.inputs((3, 300), mx.float32),
+    }
+
+
 CASES = {
     "router": (router, router_case),
+    "delta_decode": (delta_decode, lambda: delta_decode_case(each=False)),
+    "delta_decode, each": (delta_decode, lambda: delta_decode_case(each=True)),
+    "attention_inputs": (attention_inputs, attention_inputs_case),
+    "add_norm": (add_norm, add_norm_case),
     "expert_gate_up": (expert_gate_up, lambda: gate_up_case(Q3, Q8, 2, 3, mx.float32, size=90, hidden=576)),
     "expert_down": (expert_down, lambda: down_case(Q3, Q8, 2, 3, mx.float32, size=544)),
 }
@@ -57,7 +103,48 @@ FAULTS = [
     ("expert_down", "weights.metal", "q |= w[word + 1] << (16 - shift);", ""),
     ("expert_gate_up", "weights.metal", "(1u << BITS) - 1u", "(1u << BITS) - 2u"),
     ("expert_down", "weights.metal", "block * BLOCK / GROUP;", "block * BLOCK / (2 * GROUP);"),
-]
+    *((name, "delta_decode/body.metal", old, new) for name, old, new in [
+        ("delta_decode", "head / (HV / HK)", "head % HK"),
+        ("delta_decode", "u / (1.0f + metal::precise::exp(-u))", "u"),
+        ("delta_decode", "(EACH || t == TOKENS - 1) && (i", "(EACH || t == 0) && (i"),
+        ("delta_decode", "if (row < DV && (EACH || t == TOKENS - 1))", "if (row < DV && (EACH || t == 0))"),
+        ("delta_decode, each", "(EACH ? token : batch) * (TAPS - 1)", "batch * (TAPS - 1)"),
+        ("delta_decode, each", "((EACH ? token : batch) * HV + head)", "(batch * HV + head)"),
+        ("delta_decode, each", "(i >= 2 * DK || first_of_key_head)", "i >= 2 * DK"),
+        ("delta_decode", "threadgroup_barrier(mem_flags::mem_threadgroup);  // queries", "// queries"),
+        ("delta_decode", "threadgroup_barrier(mem_flags::mem_threadgroup);  // made", "// made"),
+        ("delta_decode", "+ 1e-6f) * static_cast<float>(DK)", "+ 1e-6f)"),
+        ("delta_decode", " + static_cast<float>(dt_bias[head])", ""),
+        ("delta_decode", "s[r][c] *= decay;", ""),
+        ("delta_decode", "known = simd_sum(known);", ""),
+        ("delta_decode", "out = simd_sum(out);", ""),
+        ("delta_decode", " - known) * beta", ") * beta"),
+        ("delta_decode", "i = lane; i < DV;", "i = lane; i < 32;"),
+        ("delta_decode", "static_cast<float>(norm[i]) * gate", "static_cast<float>(norm[i])"),
+    ]),
+    *(("attention_inputs", "attention_inputs/body.metal", old, new) for old, new in [
+        ("head * 2 * D : row", "head * D : row"),
+        ("row * KEYS + FIRST", "row * KEYS"),
+        ("(SAME ? 0 : batch)", "0"),
+        ("simd_sum(squares)", "squares"),
+        (" + eps[0]", ""),
+        ("int other = i < HALF ? i + HALF : i - HALF", "int other = i"),
+        ("(i < HALF ? -beside : beside)", "beside"),
+        (" * static_cast<float>(q_norm[other])", ""),
+        ("i < 2 * HALF", "i < HALF"),
+        ("queries[from + D + i]", "queries[from + i]"),
+        ("if (row < queries_shape[0] * tokens)", "if (row + 1 < queries_shape[0] * tokens)"),
+    ]),
+    *(("add_norm", "add_norm/body.metal", old, new) for old, new in [
+        (" + static_cast<float>(added[row * H + i])", ""),
+        ("squares = simd_sum(squares);", ""),
+        ("threadgroup_barrier(mem_flags::mem_threadgroup);", ""),
+        ("s < SIMDS", "s + 1 < SIMDS"),
+        (" + eps[0]", ""),
+        ("weight[i]", "weight[0]"),
+        ("if (i < H)", "if (i + 1 < H)"),
+    ]),
+]  # fmt: skip
 
 
 def planted(monkeypatch, tmp_path, operation, file, old, new):
@@ -89,5 +176,5 @@ def test_no_fault(name):
 def test_a_fault_is_noticed(name, file, old, new, monkeypatch, tmp_path):
     operation, case = CASES[name]
     planted(monkeypatch, tmp_path, operation, file, old, new)
-    with pytest.raises(AssertionError):
+    with pytest.raises((AssertionError, KernelFault)):
         check(**case())
