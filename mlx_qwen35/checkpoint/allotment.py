@@ -14,13 +14,14 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
+from mlx_qwen35.checkpoint.disk import PAGE
 from mlx_qwen35.checkpoint.gptq import GptqPart
 from mlx_qwen35.checkpoint.inventory import Shape, is_linear, text_tensors
 from mlx_qwen35.checkpoint.names import TARGET
 from mlx_qwen35.checkpoint.quantize import pack, packed, unpack
 from mlx_qwen35.checkpoint.recipes import fitted, role, sensitivities
 from mlx_qwen35.checkpoint.source import Source
-from mlx_qwen35.checkpoint.write import shown_size
+from mlx_qwen35.checkpoint.write import SHARD_BYTES, shown_size
 from mlx_qwen35.config import BITS, GROUP_SIZES, QuantSpec
 from mlx_qwen35.errors import CheckpointError
 
@@ -69,7 +70,7 @@ def fit(
         for name, shape in shapes.items()
         if not is_linear(name, shape)
     )
-    fixed = beside + plain + _around(origin, shapes)
+    fixed = beside + plain + _around(origin, shapes, target_bytes)
     weights = sensitivities(modules)
     choices = {}
     for number, (module, shape) in enumerate(modules.items()):
@@ -185,9 +186,10 @@ def _packed_bytes(shape: Shape, spec: QuantSpec, width: int) -> int:
     return sum(math.prod(s) * sizes.get(tags[0], width) for s, tags in packed(shape, spec).values())
 
 
-def _around(origin: Source, shapes: Mapping[str, Shape]) -> int:
+def _around(origin: Source, shapes: Mapping[str, Shape], target_bytes: int) -> int:
     """Bytes of headers, index and config.json, at most."""
-    total = _MARGIN + len(json.dumps(origin.config.raw, indent=2))
+    files = 2 + 2 * target_bytes // SHARD_BYTES  # two shards in a row are larger than the limit together; and MTP's
+    total = _MARGIN + files * PAGE + len(json.dumps(origin.config.raw, indent=2))
     for name, shape in shapes.items():
         written = len(TARGET.source(name).names[0])
         tensors = 3 if is_linear(name, shape) else 1

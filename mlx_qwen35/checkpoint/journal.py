@@ -15,7 +15,7 @@ from typing import Any
 from mlx_qwen35.checkpoint.write import write_error
 from mlx_qwen35.errors import CheckpointError
 
-VERSION = 2  # of the journal, the order of pieces and the bytes that are written: another one cannot be gone on with
+VERSION = 3  # of the journal, the order of pieces and the bytes that are written: another one cannot be gone on with
 
 Settings = dict[str, Any]
 

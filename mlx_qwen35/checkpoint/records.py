@@ -22,6 +22,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlx_qwen35.checkpoint.disk import PAGE
 from mlx_qwen35.checkpoint.plan import Plan
 from mlx_qwen35.checkpoint.task import Task
 from mlx_qwen35.checkpoint.write import SafetensorsFile, TensorSpec
@@ -29,7 +30,6 @@ from mlx_qwen35.errors import CheckpointError
 
 VERSION = 1
 FORMAT = "mlx-qwen35-experts"
-PAGE = 16384  # of Apple's machines; a multiple of everybody else's
 _ALIGN = 64
 _UNKNOWN = "0" * 64  # a checksum's place in the header, until the records are written
 
@@ -117,7 +117,7 @@ class LayerRecords:
             "parts": json.dumps([part.as_json() for part in self._parts]), "sha256": json.dumps(sums),
         }  # fmt: skip
         spec = TensorSpec("records", "U8", (self._count, self._record))
-        return SafetensorsFile(self._path, [spec], metadata, PAGE)
+        return SafetensorsFile(self._path, [spec], metadata)
 
 
 def layer_records(plan: Plan, files: Mapping[str, SafetensorsFile], folder: Path) -> list[LayerRecords]:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
+from mlx_qwen35.checkpoint.disk import PAGE, Writer, write_at
 from mlx_qwen35.checkpoint.files import INDEX
 from mlx_qwen35.errors import CheckpointError
 
@@ -48,17 +49,19 @@ class SafetensorsFile:
     Threads may write different places of it at the same time. Nothing is open between calls of open() and close().
     """
 
-    def __init__(self, path: Path, specs: Iterable[TensorSpec], metadata: dict[str, str] | None = None, align: int = 8):
-        # Wide elements first keeps every tensor aligned to its element, as the format's own library does.
-        ordered = sorted(specs, key=lambda spec: (-_SIZES[spec.dtype], spec.name))
+    def __init__(self, path: Path, specs: Iterable[TensorSpec], metadata: dict[str, str] | None = None):
+        # Whole pages first, so that all large tensors begin with one; then wide elements first, which keeps the others
+        # aligned to theirs, as the format's own library does.
+        ordered = sorted(specs, key=lambda spec: (spec.nbytes % PAGE > 0, -_SIZES[spec.dtype], spec.name))
         self.path = path
-        self.header, begin = _header(ordered, metadata or {"format": "mlx"}, align)
+        self.header, begin = _header(ordered, metadata or {"format": "mlx"})
         self._place: dict[str, tuple[int, int]] = {}
         for spec in ordered:
             self._place[spec.name] = begin, spec.nbytes
             begin += spec.nbytes
         self.nbytes = begin
         self._handle = -1
+        self._writer: Writer | None = None
 
     @property
     def names(self) -> list[str]:
@@ -70,7 +73,9 @@ class SafetensorsFile:
         with _named(self.path):
             self.path.parent.mkdir(exist_ok=True)  # mtp/ and experts/
             self._handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+            os.truncate(self._handle, self.nbytes)
             write_at(self._handle, self.header, 0)
+            self._writer = Writer(self.path, self._handle)
 
     def write(self, name: str, data: memoryview, offset: int) -> None:
         """Put bytes into a tensor, `offset` bytes from its start; raises WriteError where the disk refuses them."""
@@ -78,7 +83,7 @@ class SafetensorsFile:
         if offset + data.nbytes > size:
             raise ValueError(f"{name}: more bytes than announced")
         with _named(self.path):
-            write_at(self._handle, data, start + offset)
+            self._writer.write(data, start + offset)
 
     def read(self, name: str, offset: int, count: int) -> bytes:
         """`count` bytes of a tensor from `offset`; fewer where the file ends before."""
@@ -90,6 +95,9 @@ class SafetensorsFile:
             os.posix_fadvise(self._handle, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
         if self._handle >= 0:
             os.close(self._handle)
             self._handle = -1
@@ -100,8 +108,9 @@ class SafetensorsFile:
             os.fsync(self._handle)
 
 
-def _header(specs: list[TensorSpec], metadata: dict[str, str], align: int) -> tuple[bytes, int]:
-    """The first bytes of a file, and where its data begins: a multiple of `align`."""
+def _header(specs: list[TensorSpec], metadata: dict[str, str]) -> tuple[bytes, int]:
+    """The first bytes of a file, and where its data begins: with a page, if a tensor of whole pages does."""
+    align = PAGE if specs and specs[0].nbytes % PAGE == 0 else 8
     header: dict[str, object] = {"__metadata__": metadata}
     end = 0
     for spec in specs:
@@ -110,14 +119,6 @@ def _header(specs: list[TensorSpec], metadata: dict[str, str], align: int) -> tu
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % align)
     return len(text).to_bytes(8, "little") + text, 8 + len(text)
-
-
-def write_at(handle: int, data: bytes | memoryview, offset: int) -> None:
-    """All of `data` at `offset` of an open file."""
-    view = memoryview(data)
-    while view:
-        count = os.pwrite(handle, view[: 1 << 30], offset)
-        offset, view = offset + count, view[count:]
 
 
 class _named:
