@@ -34,6 +34,16 @@ def write_at(handle: int, data: bytes | memoryview, offset: int) -> None:
         offset, view = offset + count, view[count:]
 
 
+def reserve(handle: int, nbytes: int) -> None:
+    """Give an open file its final length, and the room for it where the system does that; what is there stays.
+
+    A full disk is then an OSError before any work is done, and threads that fill the file need not wait for each other.
+    """
+    os.truncate(handle, nbytes)
+    if nbytes and hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(handle, 0, nbytes)
+
+
 class Writer:
     """Writes to one file, from any number of threads, to places that do not overlap.
 

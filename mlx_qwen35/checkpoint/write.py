@@ -16,7 +16,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from mlx_qwen35.checkpoint.disk import PAGE, Writer, write_at
+from mlx_qwen35.checkpoint.disk import PAGE, Writer, reserve, write_at
 from mlx_qwen35.checkpoint.files import INDEX
 from mlx_qwen35.errors import CheckpointError
 
@@ -73,7 +73,7 @@ class SafetensorsFile:
         with _named(self.path):
             self.path.parent.mkdir(exist_ok=True)  # mtp/ and experts/
             self._handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
-            os.truncate(self._handle, self.nbytes)
+            reserve(self._handle, self.nbytes)
             write_at(self._handle, self.header, 0)
             self._writer = Writer(self.path, self._handle)
 
