@@ -11,9 +11,9 @@ it: `state`, `size`, `empty`, `nbytes`, and `merge`, from which on they batch wi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import mlx.core as mx
@@ -66,12 +66,6 @@ class KVCache(_Layer):
         self.values[..., start:stop, :] = values
         self.offset = stop
         return self.keys[..., :stop, :], self.values[..., :stop, :]
-
-    def trim(self, n: int) -> None:
-        """Forget the last n positions."""
-        if not 0 <= n <= self.offset:
-            raise ValueError(f"cannot trim {n} positions from a cache that holds {self.offset}")
-        self.offset -= n
 
     def rewind(self, offset: int) -> None:
         """Forget all positions from `offset` on."""
@@ -242,6 +236,10 @@ class Follower(Protocol):
         """To a mark of a time when the cache held `offset` tokens or more, as it was when it held `offset`."""
         ...
 
+    def branched(self, cache: Cache) -> Follower:
+        """One that follows `cache`, a branch of its own, from the same past; marks are good for both."""
+        ...
+
     def arrays(self) -> list[mx.array]: ...
 
 
@@ -309,16 +307,28 @@ class Cache:
             if not isinstance(layer, DeltaState):
                 layer.reserved = positions
 
-    def branch(self) -> Cache:
-        """A second cache with the same past, keys and values of which both share from now on. Snapshots are good for
-        both. Each goes on by itself; attention over what is shared is computed in blocks (layers/stretches.py)."""
+    def branch(self, snapshots: Iterable[Snapshot] = ()) -> tuple[Cache, list[Snapshot]]:
+        """A second cache with the same past, keys and values of which both share from now on, and `snapshots` as it has
+        them: they go back to the drafter that it had there. Without that, snapshots of one are good for the other.
+
+        Each goes on by itself; attention over what is shared is computed in blocks (layers/stretches.py).
+        """
         pairs = [layer.branched() for layer in self.layers]
         other = Cache([theirs for _, theirs in pairs])
         other.offset, other.rope_delta = self.offset, self.rope_delta
         other.longest_padding, other.left_padding = self.longest_padding, self.left_padding
         other._rewinds = list(self._rewinds)
         self.layers = [own for own, _ in pairs]
-        return other
+        snapshots = list(snapshots)
+        followers = {snapshot.draft[0] for snapshot in snapshots if snapshot.draft} | {self.draft}
+        theirs = {own: own.branched(other) for own in followers if own is not None and own.cache is self}
+        other.draft = theirs.get(self.draft)
+
+        def as_theirs(snapshot: Snapshot) -> Snapshot:
+            own, mark = snapshot.draft or (None, None)
+            return replace(snapshot, draft=(theirs[own], mark) if own in theirs else None)
+
+        return other, [as_theirs(snapshot) for snapshot in snapshots]
 
     def snapshot(self) -> Snapshot:
         """Remember this point; costs no memory but the delta states of this moment."""
@@ -368,7 +378,7 @@ class Cache:
         self.draft, mark = snapshot.draft or (None, None)
         if self.draft is not None and self.draft.cache is self:
             self.draft.go_back(mark, snapshot.offset)
-        else:  # it follows the cache that this one is a branch of
+        else:  # it follows another cache, which this one is a branch of
             self.draft = None
         self._rewinds.append(snapshot.offset)
 

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import mlx.core as mx
 import mlx.nn as nn
 
-from .cache import KVCache
+from .cache import KVCache, StretchedKVCache
 from .config import TextConfig
 from .layers.linear import Linear
 from .layers.norm import RMSNorm
@@ -46,11 +46,11 @@ class MTPHead(nn.Module):
         embeddings: mx.array,
         hidden: mx.array,
         positions: mx.array,
-        caches: Sequence[KVCache] | None = None,
+        caches: Sequence[KVCache | StretchedKVCache] | None = None,
     ) -> mx.array:
         """embeddings, hidden [B, T, H] as above -> h' [B, T, H]. positions [B, T] or [3, B, T]: of the hidden states.
 
-        caches: one a layer, from `make_caches`; what they hold comes before these T.
+        caches: one a layer, from `make_caches` or branched from those; what they hold comes before these T.
         """
         joined = mx.concatenate([self.pre_fc_norm_embedding(embeddings), self.pre_fc_norm_hidden(hidden)], axis=-1)
         x, rope = self.fc(joined), self._rope(positions)

@@ -3,6 +3,10 @@
 Knows how weights of tests.checkpoints and tests.talkers come into a head, without the loader.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest.mock import patch
+
 import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
@@ -10,6 +14,7 @@ from mlx.utils import tree_flatten
 from mlx_qwen35.config import ModelConfig
 from mlx_qwen35.model import Model
 from mlx_qwen35.mtp import MTPHead
+from mlx_qwen35.sampling import Sampler
 from mlx_qwen35.speculative.pace import Pace
 from tests.checkpoints import loaded, random_tensors, relayout, tiny_config
 from tests.reference_numpy import Reference
@@ -54,6 +59,21 @@ def _beside(tensors):
 def always(monkeypatch, count: int) -> None:
     """Let every round have so many guesses, whatever they cost."""
     monkeypatch.setattr(Pace, "choose", lambda self: min(count, self.most))
+
+
+@contextmanager
+def guessed(count: int) -> Iterator[list[int]]:
+    """Every round has so many guesses inside, whatever they cost; they come into the list."""
+    found, guess = [], Sampler.guess
+
+    def noted(self, logits, history):
+        made = guess(self, logits, history)
+        found.append(made[0].item())
+        return made
+
+    choose = patch.object(Pace, "choose", lambda self: min(count, self.most))
+    with choose, patch.object(Sampler, "guess", noted):
+        yield found
 
 
 def random_head(head: MTPHead, seed: int = 3) -> MTPHead:

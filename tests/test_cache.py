@@ -32,16 +32,13 @@ def test_capacity_grows_in_steps():
     assert cache.values.shape == (2, 3, 512, 6)
 
 
-def test_trimmed_positions_are_written_again():
+def test_positions_that_were_forgotten_are_written_again():
     cache, (first, second, third) = KVCache(), pieces(5, 7, 2)
     cache.update(*first)
     cache.update(*second)
-    cache.trim(7)
+    cache.rewind(5)
     keys, _ = cache.update(*third)
     np.testing.assert_array_equal(np.array(keys), np.concatenate([np.array(first[0]), np.array(third[0])], axis=2))
-    for n in (-1, 8):
-        with pytest.raises(ValueError, match="cannot trim"):
-            cache.trim(n)
 
 
 def filled(cache: Cache, length: int, seed: int) -> None:

@@ -15,6 +15,7 @@ from mlx.utils import tree_flatten
 
 if TYPE_CHECKING:
     from mlx_qwen35.model import Model
+    from mlx_qwen35.mtp import MTPHead
     from mlx_qwen35.processor import Processor
 
 _SAMPLE = 64  # values of each tensor
@@ -41,11 +42,16 @@ def fingerprint(model: Model, processor: Processor | None) -> dict[str, str]:
     return found
 
 
-def _dtypes(model: Model) -> list[Any]:
+def fingerprint_of_head(head: MTPHead) -> str:
+    """The same of the model's MTP head, which decides about no token: who loads a session may have another, or none."""
+    return _hash([_dtypes(head), _weights(head)])
+
+
+def _dtypes(model: Model | MTPHead) -> list[Any]:
     return [(name, list(array.shape), str(array.dtype)) for name, array in _parameters(model)]
 
 
-def _weights(model: Model) -> str:
+def _weights(model: Model | MTPHead) -> str:
     samples = []
     for _, array in _parameters(model):
         flat = array.reshape(-1)
@@ -53,7 +59,7 @@ def _weights(model: Model) -> str:
     return hashlib.blake2b(np.array(mx.concatenate(samples)), digest_size=16).hexdigest()
 
 
-def _parameters(model: Model) -> list[tuple[str, mx.array]]:
+def _parameters(model: Model | MTPHead) -> list[tuple[str, mx.array]]:
     return sorted(tree_flatten(model.parameters()))
 
 

@@ -5,17 +5,20 @@ Knows what a session consists of and whether a file fits a model. The file itsel
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
-from mlx_qwen35.cache import Cache, DeltaState, KVCache, Snapshot, StretchedKVCache
+from mlx_qwen35.cache import AnyLayer, Cache, DeltaState, KVCache, Snapshot, StretchedKVCache
 from mlx_qwen35.errors import SessionError
 from mlx_qwen35.kv import KVFormat, Stretch
 from mlx_qwen35.session import file
-from mlx_qwen35.session.fingerprint import fingerprint
+from mlx_qwen35.session.fingerprint import fingerprint, fingerprint_of_head
 from mlx_qwen35.session.timeline import Session
+from mlx_qwen35.speculative.drafters import HeadDrafter, Taken
+from mlx_qwen35.speculative.pace import MOST, Pace
 
 if TYPE_CHECKING:
     from mlx_qwen35.model import Model
@@ -32,7 +35,7 @@ def save_session(session: Session, path: str | Path) -> None:
     """
     session.agree()
     cache, arrays = session.cache, {"tokens": mx.array(session.tokens, mx.uint32)}
-    layers = [_put_layer(layer, f"layers.{number}", arrays) for number, layer in enumerate(cache.layers)]
+    layers = _put_layers(cache.layers, "layers", arrays)
     marks = []
     for number, mark in enumerate(session.marks):
         taken = mark.snapshot
@@ -45,6 +48,7 @@ def save_session(session: Session, path: str | Path) -> None:
         "rope_delta": cache.rope_delta,
         "layers": layers,
         "marks": marks,
+        "drafts": _put_drafts(session, arrays),
         "shown": session.shown,
         "notes": session.notes,
     }
@@ -69,15 +73,20 @@ def load_session(
     description, arrays = file.read_all(path)
     session = Session(model, processor, snapshot_bytes=snapshot_bytes, pool=pool)
     session.tokens = arrays["tokens"].tolist()
-    cache = Cache([_layer(kept, f"layers.{n}", arrays, model.kv_form) for n, kept in enumerate(description["layers"])])
+    cache = Cache(_layers(description["layers"], "layers", arrays, model.kv_form))
     cache.offset, cache.rope_delta = len(session.tokens), description["rope_delta"]
+    drafts = _drafts(description.get("drafts"), arrays, model, cache)
     for number, mark in enumerate(description["marks"]):
         delta = tuple(
             _states(f"marks.{number}.{at}", arrays) if isinstance(layer, DeltaState) else None
             for at, layer in enumerate(cache.layers)
         )
-        snapshot = Snapshot(mark["offset"], mark["rope_delta"], delta, 0)
+        snapshot = Snapshot(mark["offset"], mark["rope_delta"], delta, 0, drafts.get(number))
         session.marks.add(mark["offset"], snapshot, met=mark["met"])
+    now = drafts.get(len(description["marks"]))
+    if now is not None:
+        cache.draft, at_end = now
+        cache.draft.go_back(at_end, cache.offset)
     session.cache, session.notes = cache, description["notes"]
     session.shown = [(start, medium) for start, medium in description["shown"]]
     if pool is not None:
@@ -104,7 +113,7 @@ def _form_of(model: Model) -> list[int] | None:
     return None if form is None else [form.bits, form.group_size, form.start]
 
 
-def _put_layer(layer: KVCache | StretchedKVCache | DeltaState, name: str, arrays: dict[str, mx.array]) -> Any:
+def _put_layer(layer: AnyLayer, name: str, arrays: dict[str, mx.array]) -> Any:
     """Adds its arrays; -> what they are: None of a delta layer, a length of one array each, or a list of stretches."""
     if isinstance(layer, DeltaState):
         _put_states(layer.state, name, arrays)
@@ -122,10 +131,16 @@ def _put_layer(layer: KVCache | StretchedKVCache | DeltaState, name: str, arrays
     return kept
 
 
-def _layer(
-    kept: Any, name: str, arrays: dict[str, mx.array], form: KVFormat | None
-) -> KVCache | StretchedKVCache | DeltaState:
-    """What `_put_layer` put."""
+def _put_layers(layers: Sequence[AnyLayer], name: str, arrays: dict[str, mx.array]) -> list[Any]:
+    return [_put_layer(layer, f"{name}.{number}", arrays) for number, layer in enumerate(layers)]
+
+
+def _layers(kept: list[Any], name: str, arrays: dict[str, mx.array], form: KVFormat | None = None) -> list[AnyLayer]:
+    """What `_put_layers` put."""
+    return [_layer(about, f"{name}.{number}", arrays, form) for number, about in enumerate(kept)]
+
+
+def _layer(kept: Any, name: str, arrays: dict[str, mx.array], form: KVFormat | None) -> AnyLayer:
     if kept is None:
         layer = DeltaState()
         layer.update(*_states(name, arrays))
@@ -156,3 +171,50 @@ def _put_states(states: Any, name: str, arrays: dict[str, mx.array]) -> None:
 def _states(name: str, arrays: dict[str, mx.array]) -> tuple[mx.array | None, mx.array | None]:
     conv, matrix = (arrays.get(f"{name}.{kind}") for kind in _STATES)
     return conv, matrix
+
+
+def _put_drafts(session: Session, arrays: dict[str, mx.array]) -> dict[str, Any] | None:
+    """Adds what the model's own MTP head knew at each mark and knows now; -> what that is, None: nothing.
+
+    A draft model has something too, but which model that is no file says.
+    """
+    head, drafters, points = session.model.mtp, [], []
+    for number, snapshot in enumerate([*(mark.snapshot for mark in session.marks), session.cache.snapshot()]):
+        drafter, mark = snapshot.draft or (None, None)
+        if not isinstance(drafter, HeadDrafter) or drafter.head is not head:
+            points.append(None)
+            continue
+        if drafter not in drafters:
+            drafters.append(drafter)
+        held, waiting, covered = mark
+        points.append({"drafter": drafters.index(drafter), "held": held, "covered": covered})
+        if waiting:
+            tokens, hidden, positions = Taken.joined(waiting)
+            parts = tokens.astype(mx.uint32), hidden, positions.astype(mx.uint32)
+            arrays |= {f"drafts.{number}.{kind}": part for kind, part in zip(Taken._fields, parts, strict=True)}
+    if not drafters:
+        return None
+    layers = [_put_layers(drafter.settled(), f"drafters.{number}", arrays) for number, drafter in enumerate(drafters)]
+    return {"head": fingerprint_of_head(head), "layers": layers, "points": points}
+
+
+def _drafts(
+    kept: dict[str, Any] | None, arrays: dict[str, mx.array], model: Model, cache: Cache
+) -> dict[int, tuple[HeadDrafter, Any]]:
+    """What `_put_drafts` put, by the number of the mark; now comes after them. Nothing if the model lacks that head."""
+    if kept is None or model.mtp is None or kept["head"] != fingerprint_of_head(model.mtp):
+        return {}
+    drafters = [
+        HeadDrafter(model, cache, Pace(MOST), model.mtp, _layers(layers, f"drafters.{number}", arrays))
+        for number, layers in enumerate(kept["layers"])
+    ]
+    found = {}
+    for number, point in enumerate(kept["points"]):
+        if point is None:
+            continue
+        waiting = ()
+        if f"drafts.{number}.hidden" in arrays:
+            tokens, hidden, positions = (arrays[f"drafts.{number}.{kind}"] for kind in Taken._fields)
+            waiting = (Taken(tokens.astype(mx.int32), hidden, positions.astype(mx.int32)),)
+        found[number] = drafters[point["drafter"]], (point["held"], waiting, point["covered"])
+    return found

@@ -143,10 +143,10 @@ class Session:
         self.agree()
         other = Session(self.model, self.processor, snapshot_bytes=self._snapshot_bytes, pool=self._pool)
         if self.tokens:
-            other.cache = self.cache.branch()
+            other.cache, snapshots = self.cache.branch(mark.snapshot for mark in self.marks)
             other.tokens, other.shown = list(self.tokens), list(self.shown)
-            for mark in self.marks:
-                other.marks.add(mark.offset, mark.snapshot, met=mark.met)
+            for mark, snapshot in zip(self.marks, snapshots, strict=True):
+                other.marks.add(mark.offset, snapshot, met=mark.met)
         if self._pool is not None:
             self._pool.used(other)
         return other

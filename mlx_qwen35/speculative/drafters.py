@@ -13,7 +13,8 @@ state with the token after it, so what the last hidden state is taken with is th
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from copy import copy, deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,7 +24,7 @@ from mlx_qwen35.mtp import PRIME_AT_ONCE, MTPHead
 from mlx_qwen35.speculative.pace import Pace
 
 if TYPE_CHECKING:
-    from mlx_qwen35.cache import Cache
+    from mlx_qwen35.cache import Cache, KVCache, StretchedKVCache
     from mlx_qwen35.model import Model
 
 Choose = Callable[[mx.array], mx.array]  # logits [1, V] of a guess -> its token [1]
@@ -107,6 +108,12 @@ class Drafter:
         self._waiting, self.covered = waiting, offset
         self._own_back(own)
 
+    def branched(self, cache: Cache) -> Drafter:
+        """One that follows `cache`, a branch of its own, from the same past; what it has is shared as the caches'."""
+        other = copy(self)
+        other._cache, other.pace = weakref.ref(cache), deepcopy(self.pace)
+        return other
+
     def _own_mark(self) -> Any:
         raise NotImplementedError
 
@@ -118,13 +125,20 @@ class Drafter:
 
 
 class HeadDrafter(Drafter):
-    """The model's MTP head, on its own keys and values."""
+    """The model's MTP head, on its own keys and values: `caches`, one a layer, or those it begins with."""
 
-    def __init__(self, model: Model, cache: Cache, pace: Pace, head: MTPHead) -> None:
+    def __init__(
+        self,
+        model: Model,
+        cache: Cache,
+        pace: Pace,
+        head: MTPHead,
+        caches: Sequence[KVCache | StretchedKVCache] | None = None,
+    ) -> None:
         super().__init__(model, cache, pace, head)
         self.head = head
-        self._caches = head.make_caches()
-        self._held = 0  # pairs in the caches that are of the cache's tokens; guesses lie behind
+        self._caches = head.make_caches() if caches is None else list(caches)
+        self._held = self._caches[0].offset  # pairs in the caches that are of the cache's tokens; guesses lie behind
 
     def guess(self, token: mx.array, count: int, choose: Choose) -> None:
         taken = Taken.joined(self._waiting)
@@ -152,9 +166,14 @@ class HeadDrafter(Drafter):
 
     def _pairs(self, tokens: mx.array, hidden: mx.array, positions: mx.array) -> mx.array:
         """Pairs that are no guesses go in place of those that were."""
-        for cache in self._caches:
-            cache.trim(cache.offset - self._held)
+        self.settled()
         return self._through(tokens, hidden, positions)
+
+    def settled(self) -> list[KVCache | StretchedKVCache]:
+        """Its caches, one a layer, without guesses."""
+        for cache in self._caches:
+            cache.rewind(self._held)
+        return self._caches
 
     def _through(self, tokens: mx.array, hidden: mx.array, positions: mx.array) -> mx.array:
         embeddings = self.model.embed_tokens(tokens).astype(hidden.dtype)
@@ -165,6 +184,11 @@ class HeadDrafter(Drafter):
 
     def _own_back(self, mark: int) -> None:
         self._held = mark
+
+    def branched(self, cache: Cache) -> HeadDrafter:
+        other, pairs = super().branched(cache), [held.branched() for held in self.settled()]
+        self._caches, other._caches = [own for own, _ in pairs], [theirs for _, theirs in pairs]
+        return other
 
     def arrays(self) -> list[mx.array]:
         return super().arrays() + [array for cache in self._caches for array in cache.arrays()]
@@ -206,6 +230,11 @@ class ModelDrafter(Drafter):
 
     def _own_back(self, mark: Any) -> None:
         self._held = mark
+
+    def branched(self, cache: Cache) -> ModelDrafter:
+        other = super().branched(cache)
+        other._own, _ = self._own.branch()
+        return other
 
     def arrays(self) -> list[mx.array]:
         return self._own.arrays()

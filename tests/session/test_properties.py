@@ -10,15 +10,33 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from mlx_qwen35.cache import Cache
 from mlx_qwen35.generation import prefill
+from mlx_qwen35.mtp import MTPHead
 from mlx_qwen35.processor import Prompt
 from mlx_qwen35.session import Sessions, load_session
+from mlx_qwen35.speculative import Drafting
+from tests.drafted import random_head
 from tests.seeing_model import prompt_of, seeing_model, some_media
 
 MODEL, _ = seeing_model()
+MODEL.take_mtp(random_head(MTPHead(MODEL.config.text)))
 PICTURES = [some_media("image", 4, 6, seed=1), some_media("image", 4, 6, seed=2), some_media("video", 2, 4, 4, seed=3)]
 PART = st.one_of(st.integers(1, 9), st.sampled_from(PICTURES))
 WHICH = st.integers(0, 7)
+DRAFTING = Drafting(MODEL.mtp, 2)
+
+
+def guesses(cache: Cache) -> np.ndarray:
+    """The logits of two guesses after token 7 that takes itself to be followed by 5."""
+    found = []
+
+    def choose(logits: mx.array) -> mx.array:
+        found.append(logits)
+        return mx.array([5])
+
+    cache.draft.guess(mx.array([7]), 2, choose)
+    return np.array(mx.concatenate(found))
 
 
 class Talk(RuleBasedStateMachine):
@@ -26,6 +44,8 @@ class Talk(RuleBasedStateMachine):
 
     Words depend on their place and on `said`, so that prompts of equal parts may still differ.
     """
+
+    drafts = False  # whether the MTP head follows them all
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,6 +65,8 @@ class Talk(RuleBasedStateMachine):
         """As stream_generate does, in chunks of 5 tokens; cancelled after `stop` chunks."""
         session, prompt, chunks = self.sessions[at], self.prompt(at), 0
         covered = session.go_on(prompt)
+        if self.drafts:
+            session.cache.draft = DRAFTING.drafter(MODEL, session.cache)
 
         def on_progress(done: int, total: int) -> None:
             nonlocal chunks
@@ -113,20 +135,41 @@ class Talk(RuleBasedStateMachine):
         self.sessions[at] = load_session(f"{folder}/session", MODEL, pool=self.pool)
         shutil.rmtree(folder)
 
+    @rule(which=WHICH)
+    def guess_in_vain(self, which: int) -> None:
+        cache = self.sessions[self.at(which)].cache
+        if cache.draft is not None and cache.offset:
+            before = cache.snapshot()
+            guesses(cache)
+            cache.restore(before)
+
     @invariant()
     def covers_what_it_says(self) -> None:
         for session in self.sessions:
             assert session.cache.offset == len(session.tokens)
+            if self.drafts and session.tokens:
+                held, waiting, covered = session.cache.draft.mark()
+                assert held + sum(part.tokens.shape[1] for part in waiting) == covered == session.cache.offset
 
     def teardown(self) -> None:
         for at in range(len(self.sessions)):
             prompt = self.prompt(at)
             whole = MODEL(mx.array([prompt.tokens]), None, list(prompt.media))[0, -1]
             np.testing.assert_allclose(self.compute(at), np.array(whole), atol=1e-3)
+            if self.drafts:
+                fresh = MODEL.make_cache()
+                fresh.draft = DRAFTING.drafter(MODEL, fresh)
+                prefill(MODEL, prompt.tokens, fresh, media=prompt.media)
+                np.testing.assert_allclose(guesses(self.sessions[at].cache), guesses(fresh), atol=1e-3)
+
+
+class DraftedTalk(Talk):
+    drafts = True
 
 
 Talk.TestCase.settings = settings(max_examples=40, stateful_step_count=12, deadline=None)
-TestTalk = Talk.TestCase
+DraftedTalk.TestCase.settings = Talk.TestCase.settings
+TestTalk, TestDraftedTalk = Talk.TestCase, DraftedTalk.TestCase
 
 
 @pytest.fixture

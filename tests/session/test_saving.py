@@ -21,6 +21,7 @@ from mlx_qwen35.kv import KVFormat
 from mlx_qwen35.session import Session, load_session
 from mlx_qwen35.text.template import ChatTemplate
 from tests.conftest import CHECKOUT
+from tests.drafted import guessed
 from tests.seeing_model import seeing_model, some_media
 
 from .test_properties import fed
@@ -60,7 +61,7 @@ def python(script: str, *arguments: object) -> subprocess.CompletedProcess:
 
 def begin(messages=ASKED, form: KVFormat | None = None) -> tuple[Session, list]:
     """A session of the demo about a picture, and the messages with its answer."""
-    model, processor = load()
+    model, processor = load(mtp=True)
     model.kv_form = form
     session, images = Session(model, processor), [chat_script.picture(3)]
     parts = list(stream_generate(model, processor, messages, images=images, session=session, **GREEDY))
@@ -68,20 +69,21 @@ def begin(messages=ASKED, form: KVFormat | None = None) -> tuple[Session, list]:
 
 
 def hear(session: Session, messages: list) -> str:
-    """What it says next, and the bits of the logits it says it from."""
+    """What it says next, the bits of the logits it says it from, and what was guessed before."""
     prompt = [*messages, {"role": "user", "content": "Where is it?"}]
     digest, images = hashlib.sha256(), [chat_script.picture(3)]
     stream = stream_generate(session.model, session.processor, prompt, images=images, session=session, **GREEDY)
-    for part in stream:
-        digest.update(np.array(part.logprobs).tobytes())
-        token, kept = part.token, part.cached_tokens
-    assert kept > 8
-    return f"{kept} {token} {session.tokens[-12:]} {digest.hexdigest()}"
+    with guessed(2) as guesses:
+        for part in stream:
+            digest.update(np.array(part.logprobs).tobytes())
+            token, kept = part.token, part.cached_tokens
+    assert kept > 8 and len(guesses) > 3
+    return f"{kept} {token} {session.tokens[-12:]} {digest.hexdigest()} {guesses}"
 
 
 def go_on(path: str) -> str:
     form, messages = json.loads(Path(path).with_suffix(".json").read_text())
-    model, processor = load()
+    model, processor = load(mtp=True)
     model.kv_form = KVFormat(*form) if form else None
     session = load_session(path, model, processor)
     return hear(session, messages)
