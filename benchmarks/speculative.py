@@ -2,13 +2,15 @@
 
     python benchmarks/speculative.py identical [--tokens 20000] [--only WORD]    # greedy, with and without drafts
     python benchmarks/speculative.py acceptance [--per-skill 20]      # of the demo's head on its held-out questions
+    python benchmarks/speculative.py acceptance --session loaded      # the question was read into a session before
     python benchmarks/speculative.py speed [--rounds 5] [--out FILE]  # tokens a second with and without, in turns
 
 identical: the demo (in memory, streamed, in 4 bits) on held-out questions, and random dense and mixture-of-experts
 models with a random head and with drafters that are right now and then; 1 to 4 tokens at a time and as many as pay.
-acceptance: by place in the round, with a fixed number of drafts. speed: answers to the same questions, each with and
-without drafts in turns; experts in memory and streamed with half of them in memory (from the page cache); the prompt's
-time is not in it. All on the device that MLX has; figures of the CPU say nothing about Metal.
+acceptance: by place in the round, with a fixed number of drafts; --session: each question was read, with a token of its
+answer, into a session that is then kept, branched, or saved and loaded, and answers it. speed: answers to the same
+questions, each with and without drafts in turns; experts in memory and streamed with half of them in memory (from the
+page cache); the prompt's time is not in it. All on the device that MLX has; figures of the CPU say nothing about Metal.
 Prints a table, and for speed JSON lines as METHODOLOGY.md describes.
 """
 
@@ -20,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import mlx.nn as nn
@@ -33,7 +36,7 @@ from picture_skills import PICTURE_SKILLS  # noqa: E402
 from text_skills import TEXT_SKILLS  # noqa: E402
 
 from benchmarks.measuring import circumstances, compared, in_turns, spread, write  # noqa: E402
-from mlx_qwen35 import Sampling, load, stream_generate  # noqa: E402
+from mlx_qwen35 import Sampling, Session, load, load_session, stream_generate  # noqa: E402
 from mlx_qwen35.checkpoint.load import load_model  # noqa: E402
 from mlx_qwen35.checkpoint.mtp import load_mtp  # noqa: E402
 from mlx_qwen35.experts.budget import StreamPlan  # noqa: E402
@@ -123,8 +126,6 @@ def identical(arguments: argparse.Namespace) -> None:
 def acceptance(arguments: argparse.Namespace) -> None:
     model, processor = load(mtp=True)
     tries: dict[tuple[str, int], list[int]] = {}
-    note = Pace.guessed
-
     note, about = Pace.guessed, ["all"]
 
     def watched(self: Pace, count: int, right: int, seconds: float) -> None:
@@ -136,7 +137,8 @@ def acceptance(arguments: argparse.Namespace) -> None:
     Pace.guessed = watched
     for skill, prompt in prompts(processor, {**TEXT_SKILLS, **PICTURE_SKILLS}, arguments.per_skill):
         about.append(skill)
-        answer(model, processor, prompt, arguments.drafts)
+        session = read_before(model, processor, prompt, arguments.session)
+        answer(model, processor, prompt, arguments.drafts, session=session)
     Pace.guessed = note
     print(f"{arguments.drafts} drafts a round, {arguments.per_skill} questions a skill; right, if those before were:")
     print(f"{'skill':14s}" + "".join(f"{f'draft {place + 1}':>16s}" for place in range(arguments.drafts)))
@@ -144,6 +146,19 @@ def acceptance(arguments: argparse.Namespace) -> None:
         found = [tries.get((skill, place), []) for place in range(arguments.drafts)]
         cells = [f"{sum(f) / len(f):.1%} of {len(f)}" if f else "-" for f in found]
         print(f"{skill:14s}" + "".join(f"{cell:>16s}" for cell in cells))
+
+
+def read_before(model: Any, processor: Any, prompt: Any, how: str | None) -> Session | None:
+    """A session that has read the prompt and begun to answer it, and what became of it; None: none."""
+    if how is None:
+        return None
+    session = Session(model, processor)
+    answer(model, processor, prompt, session=session, max_tokens=1)
+    if how == "loaded":
+        with TemporaryDirectory() as folder:
+            session.save(f"{folder}/session")
+            return load_session(f"{folder}/session", model, processor)
+    return session.branch() if how == "branched" else session
 
 
 def speed(arguments: argparse.Namespace) -> None:
@@ -201,6 +216,7 @@ def main() -> None:
     right = kinds.add_parser("acceptance")
     right.add_argument("--per-skill", type=int, default=20)
     right.add_argument("--drafts", type=int, default=MOST)
+    right.add_argument("--session", choices=["kept", "branched", "loaded"], help="that has read each question before")
     right.set_defaults(run=acceptance)
     fast = kinds.add_parser("speed")
     fast.add_argument("--rounds", type=int, default=5)
