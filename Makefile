@@ -21,7 +21,10 @@ install = for step in install update install; do \
 	done >/dev/null 2>&1 || true
 # The tests emulate Metal's kernels with it; without, they skip that.
 clang = $(shell command -v clang++-19)
-run = $(if $(openblas),LD_PRELOAD=$(openblas)) $(VENV)/bin/python
+# A processor that is newer than OpenBLAS gets its kernels of 2004, with which prompts take twice as long.
+kernels = $(shell grep -qw avx512bw /proc/cpuinfo && echo SkylakeX || grep -qw avx2 /proc/cpuinfo && echo Haswell)
+coretype = $(or $(OPENBLAS_CORETYPE),$(firstword $(kernels)))
+run = $(if $(openblas),$(if $(coretype),OPENBLAS_CORETYPE=$(coretype)) LD_PRELOAD=$(openblas)) $(VENV)/bin/python
 
 .PHONY: demo test bench lint clean
 

@@ -5,6 +5,7 @@ Knows clocks, versions and Git. Knows nothing of what is measured.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import platform
@@ -66,6 +67,15 @@ def installed(name: str) -> str | None:
         return None
 
 
+def _openblas() -> str | None:
+    """The processor for which OpenBLAS computes, None where another BLAS does."""
+    name = getattr(ctypes.CDLL(None), "openblas_get_corename", None)
+    if name is None:
+        return None
+    name.restype = ctypes.c_char_p
+    return name().decode()
+
+
 def circumstances() -> dict[str, object]:
     """What a figure is worth nothing without."""
     import mlx.core as mx
@@ -82,7 +92,7 @@ def circumstances() -> dict[str, object]:
         "mlx": installed("mlx"),
         "mlx_lm": installed("mlx-lm"),
         "mlx_vlm": installed("mlx-vlm"),
-        "openblas": "openblas" in os.environ.get("LD_PRELOAD", ""),
+        "openblas": _openblas(),
         "commit": commit + ("+changes" if dirty else ""),
         "date": time.strftime("%Y-%m-%d"),
     }

@@ -29,7 +29,7 @@ def _made(records: Records) -> str:
     told = {
         f"{r['machine']}, MLX on the {r['device']}; Python {r['python']}, mlx {r['mlx']}, mlx-lm {r['mlx_lm']}, "
         f"mlx-vlm {r['mlx_vlm']}, "
-        f"OpenBLAS {'yes' if r['openblas'] else 'no'}; commit {r['commit']}, {r['date']}"
+        f"OpenBLAS {r['openblas'] or 'no'}; commit {r['commit']}, {r['date']}"
         for r in records
     }
     return "; ".join(sorted(told))

@@ -11,9 +11,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from mlx_qwen35.checkpoint.plan import Plan
 from mlx_qwen35.checkpoint.task import Task
 from mlx_qwen35.checkpoint.write import SafetensorsFile
+
+_BLOCK = 4096  # bytes, of which a checksum has a sum
 
 
 @dataclass(frozen=True)
@@ -54,8 +58,15 @@ class Piece:
 
 
 def checksum(data: bytes | memoryview) -> str:
-    """Against accidents: a disk that lost or damaged what was written. SHA-256 takes as long as writing does."""
-    return f"{zlib.crc32(data):08x}"
+    """Against accidents: a disk that lost, mixed up or damaged what was written.
+
+    CRC-32 of the sums of all blocks, and of the sums of the words at each place of a block: of every byte it would take
+    a third of the time of a plain copy.
+    """
+    whole = len(data) // _BLOCK * _BLOCK
+    words = np.frombuffer(data, np.uint64, whole // 8).reshape(-1, _BLOCK // 8)
+    found = zlib.crc32(words.sum(axis=0), zlib.crc32(words.sum(axis=1)))
+    return f"{zlib.crc32(memoryview(data)[whole:], found):08x}"
 
 
 def safetensors_files(plan: Plan, folder: Path) -> dict[str, SafetensorsFile]:

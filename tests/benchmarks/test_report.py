@@ -44,7 +44,7 @@ def test_bounds_follow_from_bytes_and_launches() -> None:
 
 
 AROUND = {
-    "machine": "M", "device": "cpu", "python": "3", "mlx": "1", "mlx_lm": "2", "mlx_vlm": None, "openblas": True,
+    "machine": "M", "device": "cpu", "python": "3", "mlx": "1", "mlx_lm": "2", "mlx_vlm": None, "openblas": "Haswell",
     "commit": "abc", "date": "today", "load_before": 0.25,
 }  # fmt: skip
 
