@@ -6,6 +6,7 @@ Knows what an expert computes of a row and in which order rows are taken. Knows 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -14,13 +15,12 @@ import numpy as np
 from ..kernels.activation import swiglu
 from ..kernels.expert_down import down
 from ..kernels.expert_gate_up import gate_up
-from ..kernels.lanes import LEAST_SHARED, in_lanes
+from ..kernels.lanes import LEAST_SHARED, in_lanes, on_all_cores
 from ..kernels.weights import Projections
 from .linear import ExpertLinear, QuantizedExpertLinear
 
 # From this many (row, expert) pairs on, taking them expert by expert pays: each expert is then read once.
 SORT_FROM = 64
-_AT_ONCE = 8  # experts on the CPU whose unpacked weights may exist together
 
 
 class Experts(nn.Module):
@@ -57,20 +57,20 @@ class Experts(nn.Module):
         """rows [R, H], of which the first counts[0] go through experts[0], the next through experts[1], ... -> [R, H].
 
         On a GPU one sorted product, and nothing is evaluated; the experts must ascend. On the CPU, whose gathered
-        product is slow, one expert after the other, evaluated on the way so that unpacked weights do not pile up.
+        product is slow, expert by expert, as many at a time as there are cores, and evaluated.
         """
         if not self._one_by_one():
             ids = mx.array(np.repeat(np.asarray(experts, np.uint32), counts))
             return self._gathered(rows[:, None, :], ids, sorted_indices=True).squeeze(-2)
-        made, start = [], 0
-        for number, (expert, count) in enumerate(zip(experts, counts, strict=True)):
-            mine = rows[start : start + count]
-            hidden = swiglu(self.gate_proj.of(expert, mine), self.up_proj.of(expert, mine))
-            made.append(self.down_proj.of(expert, hidden))
-            start += count
-            if number % _AT_ONCE == _AT_ONCE - 1:
-                mx.eval(made[-_AT_ONCE:])
-        return mx.concatenate(made)
+        ends = list(accumulate(counts, initial=0))
+        mx.eval(rows, self.parameters())
+
+        def through(number: int) -> mx.array:
+            mine = rows[ends[number] : ends[number + 1]]
+            hidden = swiglu(self.gate_proj.of(experts[number], mine), self.up_proj.of(experts[number], mine))
+            return self.down_proj.of(experts[number], hidden)
+
+        return mx.concatenate(on_all_cores(through, len(experts)))
 
     def _gathered(self, x: mx.array, expert_ids: mx.array, *, sorted_indices: bool) -> mx.array:
         gate = self.gate_proj(x, expert_ids, sorted_indices=sorted_indices)

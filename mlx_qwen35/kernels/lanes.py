@@ -7,11 +7,18 @@ because only independent rows are shared out.
 
 from __future__ import annotations
 
+import ctypes
 import os
-from collections.abc import Callable
-from contextlib import nullcontext
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager, nullcontext
+from functools import cache
+from typing import TypeVar
 
 import mlx.core as mx
+
+Made = TypeVar("Made")
 
 # Quantized weights, times rows, that are worth a lane of their own: 0.2 ms, where handing over takes 0.02 ms.
 LEAST_SHARED = 2**18
@@ -27,18 +34,80 @@ def _cores() -> int:
 
 # Unique per thread, as MLX's default streams are; without a thread of their own until something runs in them.
 _OTHERS = [mx.new_thread_local_stream(mx.cpu) for _ in range(min(_cores(), _MOST) - 1)]
+_NOW = threading.local()  # shared: whether what this thread computes is a share already
 
 
-def in_lanes(compute: Callable[[slice], mx.array], count: int, *, least: int = 1) -> list[mx.array]:
+def lane_count() -> int:
+    """How many there are: a core each, 16 at most."""
+    return len(_OTHERS) + 1
+
+
+def in_lanes(compute: Callable[[slice], Made], count: int, *, least: int = 1) -> list[Made]:
     """compute(rows) for slices that cut `count` rows into about equal parts of at least `least`, each in its lane.
 
     compute has to make everything it needs of a slice itself, slices of weights too: what another lane makes is waited
-    for. Returns one array a part, lazy as ever, in order.
+    for. Returns what it makes of each part, arrays lazy as ever, in order.
     """
-    parts = max(1, min(len(_OTHERS) + 1, count // max(least, 1)))
+    parts = max(1, min(lane_count(), count // max(least, 1)))
+    if parts == 1 or getattr(_NOW, "shared", False):  # what is in a lane stays there
+        return [compute(slice(0, count))]
     cuts = [count * part // parts for part in range(parts + 1)]
     made = []
-    for lane, (start, stop) in enumerate(zip(cuts, cuts[1:], strict=False)):
-        with mx.stream(_OTHERS[lane - 1]) if lane else nullcontext():
-            made.append(compute(slice(start, stop)))
+    _NOW.shared = True
+    try:
+        for lane, (start, stop) in enumerate(zip(cuts, cuts[1:], strict=False)):
+            with mx.stream(_OTHERS[lane - 1]) if lane else nullcontext():
+                made.append(compute(slice(start, stop)))
+    finally:
+        _NOW.shared = False
     return made
+
+
+def on_all_cores(compute: Callable[[int], mx.array], count: int) -> list[mx.array]:
+    """compute(number) for each of `count` numbers, evaluated, each by a thread of its own, as many at a time as there
+    are cores.
+
+    For shares of many operations: MLX takes up only some ten at a time, so that lanes would wait for each other.
+    What compute needs has to be evaluated already. The bits are those of one core.
+    """
+
+    def share(number: int) -> mx.array:
+        _NOW.shared = True
+        made = compute(number)
+        mx.eval(made)
+        return made
+
+    cores = lane_count()
+    if cores == 1 or count == 1:
+        made = [compute(number) for number in range(count)]
+        mx.eval(made)
+        return made
+    with _one_thread_of_blas():
+        shares = [_pool(cores).submit(share, number) for number in range(count)]
+        try:
+            return [each.result() for each in shares]
+        finally:  # an error or Ctrl-C: nothing computes any more when it is raised
+            for each in shares:
+                each.cancel()
+            wait(shares)
+
+
+@cache
+def _pool(size: int) -> ThreadPoolExecutor:
+    # Kept for the whole process: MLX gives every thread streams of its own, and never takes their threads back.
+    return ThreadPoolExecutor(size, thread_name_prefix="share")
+
+
+@contextmanager
+def _one_thread_of_blas() -> Iterator[None]:
+    """OpenBLAS, where that is the BLAS of this process, does not share products out a second time."""
+    blas = ctypes.CDLL(None)
+    if not hasattr(blas, "openblas_set_num_threads"):
+        yield
+        return
+    before = blas.openblas_get_num_threads()
+    blas.openblas_set_num_threads(1)
+    try:
+        yield
+    finally:
+        blas.openblas_set_num_threads(before)

@@ -57,7 +57,7 @@ class ShortConv(nn.Module):
 
 
 def _convolution(x: mx.array, weight: mx.array) -> mx.array:
-    """x [B, K-1+T, C], weight [C, K, 1] -> [B, T, C]. On the CPU tap by tap: the bits of mx.conv1d, which is scalar
+    """x [B, K-1+T, C], weight [C, K, 1] -> [B, T, C]. On the CPU tap by tap: the sums of mx.conv1d, which is scalar
     there, in a third of the time for 512 tokens and a tenth for one."""
     taps = weight.shape[1]
     if mx.default_device().type != mx.cpu:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..kernels.activation import fused
+from ..kernels.activation import fused, shared_out
 from ..kernels.add_norm import add_norm
 
 
@@ -33,6 +33,7 @@ class GatedRMSNorm(RMSNorm):
         return _gated(mx.fast.rms_norm(x, self.weight, self.eps), gate).astype(x.dtype)
 
 
+@shared_out
 @fused
 def _gated(normed: mx.array, gate: mx.array) -> mx.array:
     """normed * silu(gate) in float32, in the dtype of gate."""

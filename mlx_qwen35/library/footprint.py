@@ -18,6 +18,7 @@ from mlx_qwen35.checkpoint.inventory import KEPT_FLOAT32, Shape, text_tensors, v
 from mlx_qwen35.checkpoint.quantize import packed
 from mlx_qwen35.config import ModelConfig, QuantSpec, TextConfig
 from mlx_qwen35.kernels.gated_delta import has_own_form
+from mlx_qwen35.kernels.lanes import lane_count
 from mlx_qwen35.kv import KVFormat
 from mlx_qwen35.layers.attention import MOST_SCORES, ON_THE_WAY
 
@@ -25,7 +26,7 @@ CHUNK_SIZE = 2048  # tokens of a prompt that go through the model at once; model
 CACHE_STEP = 256  # positions by which a KVCache grows; cache.py's own
 _SPARE = 1.25
 _LAYERS_AHEAD = 4  # whose unpacked weights exist at once: MLX queues about a hundred operations; 3.7 layers were seen
-_EXPERTS_AHEAD = 16  # whose unpacked weights exist at once; experts/resident.py evaluates them by eight
+_EXPERTS_AHEAD = 2 * lane_count()  # whose unpacked weights exist at once: one a core, and what is made on the way
 _FLOAT_TAGS = ("F32", "F16", "BF16")
 
 Specs = Mapping[str, QuantSpec | None]  # our module names -> their quantization

@@ -63,7 +63,7 @@ def test_the_model_is_the_same(folders, form):
             assert made[:3] == ["router", "expert_gate_up", "expert_down"]
         np.testing.assert_array_equal(steps(streamed, pieces), resident)
     streamed.unload()
-    np.testing.assert_allclose(resident, expected, atol=1e-4)
+    np.testing.assert_allclose(resident, expected, atol=3e-4)
 
 
 def test_many_rows_only_choose_by_kernel():

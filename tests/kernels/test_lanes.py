@@ -1,6 +1,7 @@
 """Lanes: which parts there are, that the bits are one core's, in any thread."""
 
 import threading
+import time
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -91,3 +92,74 @@ def test_pairs_of_rows_and_experts_are_shared_out(cores, monkeypatch):
     expected = gathered(x[:, None, None, :], ids, sorted_indices=False).squeeze(-2)
     np.testing.assert_array_equal(np.array(shared), np.array(expected))
     assert len(calls) == cores and sum(k for _, k in calls) == 5
+
+
+def test_many_rows_have_the_bits_of_one_core(cores, monkeypatch):
+    """Unpacked in lanes, then multiplied; some rows of weights in blocks."""
+    import mlx_qwen35.kernels.quantized_matmul as kernel
+
+    monkeypatch.setattr(kernel, "_LEAST_UNPACKED", 128 * 5)
+    monkeypatch.setattr(kernel, "_MOST_UNPACKED", 128 * 40)
+    weight = mx.random.normal((96, 128))
+    packed = mx.quantize(weight, 64, 4)
+    x = mx.random.normal((2, 9, 128))
+    expected = np.array(x @ mx.dequantize(*packed, 64, 4).T)
+    np.testing.assert_allclose(np.array(quantized_matmul(x, *packed, **HOW)), expected, atol=1e-4)
+
+
+def test_heads_have_the_bits_of_one_core(cores):
+    """Of the delta rule, outputs and states, from a state on; three value heads a key head, or one."""
+    from mlx_qwen35.kernels.gated_delta import gated_delta, plain_gated_delta
+
+    for key_heads, heads in [(1, 1), (2, 6), (5, 5)]:
+        q, k = (mx.random.normal((2, 21, key_heads, 8)) for _ in range(2))
+        v, state = mx.random.normal((2, 21, heads, 12)), mx.random.normal((2, heads, 12, 8))
+        decay, beta = (mx.random.uniform(0, 1, (2, 21, heads)) for _ in range(2))
+        shared = gated_delta(q, k, v, decay, beta, state)
+        alone = plain_gated_delta(q, k, v, decay, beta, state)
+        for ours, expected in zip(shared, alone, strict=True):
+            np.testing.assert_array_equal(np.array(ours), np.array(expected))
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 7), (2, 64, 33), ()])
+def test_elements_have_the_bits_of_one_core(cores, shape, monkeypatch):
+    import mlx_qwen35.kernels.activation as activation
+
+    monkeypatch.setattr(activation, "_LEAST", 100)
+    x, y = mx.random.normal(shape), mx.random.normal(shape).swapaxes(0, -1) if shape else mx.array(2.0)
+    x = x.swapaxes(0, -1) if shape else mx.array(1.0)
+    np.testing.assert_array_equal(np.array(activation.silu(x)), np.array(x * mx.sigmoid(x)))
+    np.testing.assert_array_equal(np.array(activation.swiglu(x, y)), np.array(x * mx.sigmoid(x) * y))
+    np.testing.assert_array_equal(np.array(activation.gated(x, y)), np.array(x * mx.sigmoid(y)))
+
+
+def test_shares_are_evaluated_in_order_and_do_not_share_again(cores):
+    packed = mx.quantize(mx.random.normal((1024, 1024)), 64, 4)
+    rows = mx.random.normal((7, 9, 1024))
+    mx.eval(packed, rows)
+    made = lanes.on_all_cores(lambda number: quantized_matmul(rows[number], *packed, **HOW), 7)
+    expected = [quantized_matmul(rows[number], *packed, **HOW) for number in range(7)]
+    for ours, alone in zip(made, expected, strict=True):
+        np.testing.assert_array_equal(np.array(ours), np.array(alone))
+    if cores > 1:
+        inner = []
+        lanes.on_all_cores(lambda number: inner.append(cut(10, 1)) or mx.array(0), 2)
+        assert inner == [[(0, 10)]] * 2
+    assert len(cut(10, 1)) == cores  # and here it still does
+
+
+def test_a_share_that_fails_ends_them_all(cores):
+    done = []
+
+    def share(number):
+        if number == 1:
+            raise KeyError(number)
+        done.append(number)
+        return mx.array(number)
+
+    with pytest.raises(KeyError):
+        lanes.on_all_cores(share, 50)
+    count = len(done)
+    time.sleep(0.05)
+    assert len(done) == count
+    assert [a.item() for a in lanes.on_all_cores(mx.array, 3)] == [0, 1, 2]

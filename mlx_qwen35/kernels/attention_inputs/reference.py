@@ -39,8 +39,8 @@ def attention_inputs(
 def rotate(x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
     """Turn the first 2 * half of x [B, H, T, D] by cos, sin [B, 1, T, half]; the rest passes through.
 
-        x   = [ a | b | rest ]      each of a, b: half wide
-        out = [ a cos - b sin | b cos + a sin | rest ]
+    x   = [ a | b | rest ]      each of a, b: half wide
+    out = [ a cos - b sin | b cos + a sin | rest ]
     """
     half = cos.shape[-1]
     a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]

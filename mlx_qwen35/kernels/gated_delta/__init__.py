@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import mlx.core as mx
 
+from ..lanes import in_lanes
 from .reference import gated_delta_chunks, gated_delta_steps
 
 _CHUNKS_FROM = 16  # tokens; the plain forms break even about there
@@ -41,10 +42,12 @@ def gated_delta(
     """
     if state is None:
         state = mx.zeros((q.shape[0], v.shape[2], v.shape[3], k.shape[3]), mx.float32)
-    own = not differentiable and has_own_form(q.shape[2:], v.shape[2:], q.shape[1])
-    form = _OWN if own else plain_gated_delta
-    output, state = form(q, k, v, decay, beta, state)
-    return output, state
+    if not differentiable and has_own_form(q.shape[2:], v.shape[2:], q.shape[1]):
+        output, state = _OWN(q, k, v, decay, beta, state)
+        return output, state
+    if differentiable or _ON_GPU:
+        return plain_gated_delta(q, k, v, decay, beta, state)
+    return _by_heads(q, k, v, decay, beta, state)
 
 
 def gated_delta_states(
@@ -85,6 +88,21 @@ def has_own_form(
         return _OWN is not None and tokens < _CHUNKS_FROM
     metal = mx.metal.is_available() if metal is None else metal
     return metal and key_heads[1] == value_heads[1] == 128 and (key_heads[0], value_heads[0]) in _METAL_HEADS
+
+
+def _by_heads(
+    q: mx.array, k: mx.array, v: mx.array, decay: mx.array, beta: mx.array, state: mx.array
+) -> tuple[mx.array, mx.array]:
+    """plain_gated_delta, its heads shared out among the cores of a CPU."""
+    each = v.shape[2] // q.shape[2]  # value heads of a key head
+
+    def some(heads: slice) -> tuple[mx.array, mx.array]:
+        values = slice(heads.start * each, heads.stop * each)
+        own = v[:, :, values], decay[:, :, values], beta[:, :, values], state[:, values]
+        return plain_gated_delta(q[:, :, heads], k[:, :, heads], *own)
+
+    outputs, states = zip(*in_lanes(some, q.shape[2]), strict=True)
+    return mx.concatenate(outputs, axis=2), mx.concatenate(states, axis=1)
 
 
 def plain_gated_delta(

@@ -44,24 +44,53 @@ def quantized_matmul(
             outputs,
             least=-(-LEAST_SHARED // inputs),
         )
-    else:
-        step = max(1, _MOST_UNPACKED // inputs)
-        blocks = []
-        for start in range(0, outputs, step):
+        return blocks[0] if len(blocks) == 1 else mx.concatenate(blocks, axis=-1)
+    step = max(1, _MOST_UNPACKED // inputs)
+    columns, blocks = _columns(x, bits, mode), []
+    for start in range(0, outputs, step):
 
-            def unpack(taken: slice, start: int = start) -> mx.array:
-                parts = rows_of(slice(start + taken.start, start + taken.stop))
-                # Only once x is there: lanes would run ahead and hold the weights of many layers unpacked.
-                held = mx.depends([part for part in parts if part is not None], [x])
-                return unpacked(*held, *[None] * (3 - len(held)), **how)
+        def unpack(taken: slice, start: int = start) -> list[mx.array]:
+            parts = rows_of(slice(start + taken.start, start + taken.stop))
+            # Only once x is there: lanes would run ahead and hold the weights of many layers unpacked.
+            held = mx.depends([part for part in parts if part is not None], [x])
+            return _unpacked(*held, *[None] * (3 - len(held)), **how)
 
-            count = min(step, outputs - start)
-            blocks += [x @ part.T for part in in_lanes(unpack, count, least=-(-_LEAST_UNPACKED // inputs))]
+        count = min(step, outputs - start)
+        for parts in in_lanes(unpack, count, least=-(-_LEAST_UNPACKED // inputs)):
+            block, *others = (values @ part.T for values, part in zip(columns, parts, strict=True))
+            for other in others:
+                block = block + other
+            blocks.append(block)
     return blocks[0] if len(blocks) == 1 else mx.concatenate(blocks, axis=-1)
 
 
-def unpacked(
+def _columns(x: mx.array, bits: int, mode: str) -> list[mx.array]:
+    """x [.., in] -> its columns in the order in which `_unpacked` has the weights'."""
+    count = 8 // bits if _by_bytes(bits, mode) else 1
+    return [x] if count == 1 else [mx.contiguous(x[..., place::count]) for place in range(count)]
+
+
+def _unpacked(
     weight: mx.array, scales: mx.array, biases: mx.array | None, *, group_size: int, bits: int, mode: str
-) -> mx.array:
-    """The float32 weights [out, in] that a quantized weight stands for."""
-    return mx.dequantize(weight, scales, biases, group_size, bits, mode, dtype=mx.float32)
+) -> list[mx.array]:
+    """The float32 weights [out, in] that a quantized weight stands for, those at each place of a byte by themselves.
+
+    4 bits, bytes of two values   b0 a0 | b1 a1 | b2 a2    ->    a0 a1 a2 .. and b0 b1 b2 ..
+
+    mx.dequantize, which puts them side by side again, takes three times as long.
+    """
+    if not _by_bytes(bits, mode):
+        return [mx.dequantize(weight, scales, biases, group_size, bits, mode, dtype=mx.float32)]
+    scales, biases = scales.astype(mx.float32)[..., None], biases.astype(mx.float32)[..., None]
+    count, taken = 8 // bits, weight.view(mx.uint8)
+    made = []
+    for place in range(count):
+        values = taken >> (place * bits) if place else taken
+        values = values & (2**bits - 1) if place < count - 1 else values
+        values = values.astype(mx.float32).reshape(*scales.shape[:-1], group_size // count)
+        made.append((values * scales + biases).reshape(taken.shape))
+    return made
+
+
+def _by_bytes(bits: int, mode: str) -> bool:
+    return mode == "affine" and 8 % bits == 0
