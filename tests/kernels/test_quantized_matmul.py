@@ -46,3 +46,14 @@ def test_other_dtypes_take_the_kernel_of_mlx():
     x = mx.random.normal((9, 64)).astype(mx.bfloat16)
     found = kernel.quantized_matmul(x, *packed, group_size=64, bits=8, mode="affine")
     assert found.dtype == mx.bfloat16
+
+
+@pytest.mark.parametrize("rows", [3, 40])
+def test_gradients_are_those_of_plain_weights(rows):
+    """Of x, through either form: adapters are trained beside quantized weights."""
+    packed = mx.quantize(mx.random.normal((96, 128)), 64, 4)
+    how = {"group_size": 64, "bits": 4, "mode": "affine"}
+    x, plain = mx.random.normal((rows, 128)), mx.dequantize(*packed, 64, 4)
+    found = mx.grad(lambda x: mx.square(kernel.quantized_matmul(x, *packed, **how)).sum())(x)
+    expected = mx.grad(lambda x: mx.square(x @ plain.T).sum())(x)
+    np.testing.assert_allclose(np.array(found), np.array(expected), rtol=1e-4, atol=1e-2)

@@ -52,7 +52,8 @@ def quantized_matmul(
         def unpack(taken: slice, start: int = start) -> list[mx.array]:
             parts = rows_of(slice(start + taken.start, start + taken.stop))
             # Only once x is there: lanes would run ahead and hold the weights of many layers unpacked.
-            held = mx.depends([part for part in parts if part is not None], [x])
+            # (It is no gradient of theirs that x has.)
+            held = mx.depends([part for part in parts if part is not None], [mx.stop_gradient(x)])
             return _unpacked(*held, *[None] * (3 - len(held)), **how)
 
         count = min(step, outputs - start)
