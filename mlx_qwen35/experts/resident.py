@@ -21,6 +21,7 @@ from .linear import ExpertLinear, QuantizedExpertLinear
 
 # From this many (row, expert) pairs on, taking them expert by expert pays: each expert is then read once.
 SORT_FROM = 64
+_LEAST_ON_CORES = 2**24  # products of a projection for which the CPU's threads are worth waking: some milliseconds
 
 
 class Experts(nn.Module):
@@ -70,7 +71,9 @@ class Experts(nn.Module):
             hidden = swiglu(self.gate_proj.of(experts[number], mine), self.up_proj.of(experts[number], mine))
             return self.down_proj.of(experts[number], hidden)
 
-        return mx.concatenate(on_all_cores(through, len(experts)))
+        work = rows.size * self.gate_proj.output_dims
+        made = on_all_cores(through, len(experts)) if work >= _LEAST_ON_CORES else [*map(through, range(len(experts)))]
+        return mx.concatenate(made)
 
     def _gathered(self, x: mx.array, expert_ids: mx.array, *, sorted_indices: bool) -> mx.array:
         gate = self.gate_proj(x, expert_ids, sorted_indices=sorted_indices)

@@ -107,10 +107,12 @@ def test_many_rows_have_the_bits_of_one_core(cores, monkeypatch):
     np.testing.assert_allclose(np.array(quantized_matmul(x, *packed, **HOW)), expected, atol=1e-4)
 
 
-def test_heads_have_the_bits_of_one_core(cores):
+def test_heads_have_the_bits_of_one_core(cores, monkeypatch):
     """Of the delta rule, outputs and states, from a state on; three value heads a key head, or one."""
+    import mlx_qwen35.kernels.gated_delta as rule
     from mlx_qwen35.kernels.gated_delta import gated_delta, plain_gated_delta
 
+    monkeypatch.setattr(rule, "_LEAST_SHARED", 1)
     for key_heads, heads in [(1, 1), (2, 6), (5, 5)]:
         q, k = (mx.random.normal((2, 21, key_heads, 8)) for _ in range(2))
         v, state = mx.random.normal((2, 21, heads, 12)), mx.random.normal((2, heads, 12, 8))
@@ -163,3 +165,15 @@ def test_a_share_that_fails_ends_them_all(cores):
     time.sleep(0.05)
     assert len(done) == count
     assert [a.item() for a in lanes.on_all_cores(mx.array, 3)] == [0, 1, 2]
+
+
+def test_experts_on_threads_have_the_bits_of_one_core(cores, monkeypatch):
+    import mlx_qwen35.experts.resident as resident
+
+    bank = resident.ResidentExperts(5, 64, 32)
+    nn.quantize(bank, 32, 4)
+    bank.eval()
+    rows, counts = mx.random.normal((61, 64)), [9, 20, 1, 31]
+    alone = np.array(bank.runs(rows, [0, 1, 2, 4], counts))
+    monkeypatch.setattr(resident, "_LEAST_ON_CORES", 1)
+    np.testing.assert_array_equal(np.array(bank.runs(rows, [0, 1, 2, 4], counts)), alone)

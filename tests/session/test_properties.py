@@ -152,15 +152,16 @@ class Talk(RuleBasedStateMachine):
                 assert held + sum(part.tokens.shape[1] for part in waiting) == covered == session.cache.offset
 
     def teardown(self) -> None:
+        """Logits go to 20, and are sums in other orders: 2e-3 was not enough for one example and one BLAS."""
         for at in range(len(self.sessions)):
             prompt = self.prompt(at)
             whole = MODEL(mx.array([prompt.tokens]), None, list(prompt.media))[0, -1]
-            np.testing.assert_allclose(self.compute(at), np.array(whole), atol=1e-3)
+            np.testing.assert_allclose(self.compute(at), np.array(whole), atol=5e-3)
             if self.drafts:
                 fresh = MODEL.make_cache()
                 fresh.draft = DRAFTING.drafter(MODEL, fresh)
                 prefill(MODEL, prompt.tokens, fresh, media=prompt.media)
-                np.testing.assert_allclose(guesses(self.sessions[at].cache), guesses(fresh), atol=1e-3)
+                np.testing.assert_allclose(guesses(self.sessions[at].cache), guesses(fresh), atol=5e-3)
 
 
 class DraftedTalk(Talk):

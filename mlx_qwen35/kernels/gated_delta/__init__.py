@@ -13,6 +13,7 @@ import mlx.core as mx
 from ..lanes import in_lanes
 from .reference import gated_delta_chunks, gated_delta_steps
 
+_LEAST_SHARED = 2**22  # tokens times values of a state that are worth a lane of their own: some milliseconds
 _CHUNKS_FROM = 16  # tokens; the plain forms break even about there
 
 _OWN = getattr(mx.fast, "gated_delta_update", None)
@@ -101,7 +102,8 @@ def _by_heads(
         own = v[:, :, values], decay[:, :, values], beta[:, :, values], state[:, values]
         return plain_gated_delta(q[:, :, heads], k[:, :, heads], *own)
 
-    outputs, states = zip(*in_lanes(some, q.shape[2]), strict=True)
+    work = each * v.shape[1] * v.shape[0] * k.shape[3] * v.shape[3]  # of a key head
+    outputs, states = zip(*in_lanes(some, q.shape[2], least=-(-_LEAST_SHARED // work)), strict=True)
     return mx.concatenate(outputs, axis=2), mx.concatenate(states, axis=1)
 
 
