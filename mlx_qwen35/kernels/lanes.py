@@ -1,7 +1,8 @@
 """Work shared out among the cores of a CPU: MLX runs an operation there on one core, but each stream on another.
 
-Knows streams and how to cut a range. Knows no operation.
-A lane is a stream; the first is the default one. What a lane computes has the bits that one core alone would give,
+Knows streams, threads and how to cut a range. Knows no operation.
+A lane is a stream; the first is the default one. It stays lazy, and suits shares of a few operations. Shares of many go
+to threads and are evaluated there (`on_all_cores`). Either way the bits are those that one core alone would give,
 because only independent rows are shared out.
 """
 
@@ -83,8 +84,10 @@ def on_all_cores(compute: Callable[[int], mx.array], count: int) -> list[mx.arra
         mx.eval(made)
         return made
     with _one_thread_of_blas():
-        shares = [_pool(cores).submit(share, number) for number in range(count)]
+        shares = []
         try:
+            for number in range(count):
+                shares.append(_pool(cores).submit(share, number))
             return [each.result() for each in shares]
         finally:  # an error or Ctrl-C: nothing computes any more when it is raised
             for each in shares:

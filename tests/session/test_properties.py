@@ -152,7 +152,7 @@ class Talk(RuleBasedStateMachine):
                 assert held + sum(part.tokens.shape[1] for part in waiting) == covered == session.cache.offset
 
     def teardown(self) -> None:
-        """Logits go to 20, and are sums in other orders: 2e-3 was not enough for one example and one BLAS."""
+        """Logits go to 20. By OpenBLAS's AVX-512 kernels cuts of a prompt change them by 2e-3; why is not known."""
         for at in range(len(self.sessions)):
             prompt = self.prompt(at)
             whole = MODEL(mx.array([prompt.tokens]), None, list(prompt.media))[0, -1]
