@@ -19,7 +19,9 @@ from mlx_qwen35.speculative import Drafting
 from tests.drafted import random_head
 from tests.seeing_model import prompt_of, seeing_model, some_media
 
-MODEL, _ = seeing_model()
+# With 1e-6, norms of what nearly cancels make float32's rounding many times larger: in float64 too, weights moved by
+# 6e-8 of themselves move logits by up to 3e-4 (docs/SESSIONS.md).
+MODEL, _ = seeing_model(rms_norm_eps=1e-2)
 MODEL.take_mtp(random_head(MTPHead(MODEL.config.text)))
 PICTURES = [some_media("image", 4, 6, seed=1), some_media("image", 4, 6, seed=2), some_media("video", 2, 4, 4, seed=3)]
 PART = st.one_of(st.integers(1, 9), st.sampled_from(PICTURES))
@@ -152,16 +154,16 @@ class Talk(RuleBasedStateMachine):
                 assert held + sum(part.tokens.shape[1] for part in waiting) == covered == session.cache.offset
 
     def teardown(self) -> None:
-        """Logits go to 20. By OpenBLAS's AVX-512 kernels cuts of a prompt change them by 2e-3; why is not known."""
+        """Logits go to 20."""
         for at in range(len(self.sessions)):
             prompt = self.prompt(at)
             whole = MODEL(mx.array([prompt.tokens]), None, list(prompt.media))[0, -1]
-            np.testing.assert_allclose(self.compute(at), np.array(whole), atol=5e-3)
+            np.testing.assert_allclose(self.compute(at), np.array(whole), atol=1e-3)
             if self.drafts:
                 fresh = MODEL.make_cache()
                 fresh.draft = DRAFTING.drafter(MODEL, fresh)
                 prefill(MODEL, prompt.tokens, fresh, media=prompt.media)
-                np.testing.assert_allclose(guesses(self.sessions[at].cache), guesses(fresh), atol=5e-3)
+                np.testing.assert_allclose(guesses(self.sessions[at].cache), guesses(fresh), atol=1e-3)
 
 
 class DraftedTalk(Talk):
