@@ -11,9 +11,9 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from functools import cache
 from typing import TypeVar
 
@@ -83,7 +83,7 @@ def on_all_cores(compute: Callable[[int], mx.array], count: int) -> list[mx.arra
         made = [compute(number) for number in range(count)]
         mx.eval(made)
         return made
-    with _one_thread_of_blas():
+    with _ONE_THREAD_OF_BLAS:
         shares = []
         try:
             for number in range(count):
@@ -101,16 +101,30 @@ def _pool(size: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(size, thread_name_prefix="share")
 
 
-@contextmanager
-def _one_thread_of_blas() -> Iterator[None]:
-    """OpenBLAS, where that is the BLAS of this process, does not share products out a second time."""
-    blas = ctypes.CDLL(None)
-    if not hasattr(blas, "openblas_set_num_threads"):
-        yield
-        return
-    before = blas.openblas_get_num_threads()
-    blas.openblas_set_num_threads(1)
-    try:
-        yield
-    finally:
-        blas.openblas_set_num_threads(before)
+class _OneThreadOfBlas:
+    """OpenBLAS, where that is the BLAS of this process, does not share products out a second time.
+
+    Its number of threads is the process's: the first thread to come in writes it down, the last to go out puts it back.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside, self._before = 0, 1
+
+    def __enter__(self) -> None:
+        blas = ctypes.CDLL(None)
+        with self._lock:
+            if not self._inside and hasattr(blas, "openblas_set_num_threads"):
+                self._before = blas.openblas_get_num_threads()
+                blas.openblas_set_num_threads(1)
+            self._inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        blas = ctypes.CDLL(None)
+        with self._lock:
+            self._inside -= 1
+            if not self._inside and hasattr(blas, "openblas_set_num_threads"):
+                blas.openblas_set_num_threads(self._before)
+
+
+_ONE_THREAD_OF_BLAS = _OneThreadOfBlas()

@@ -167,6 +167,48 @@ def test_a_share_that_fails_ends_them_all(cores):
     assert [a.item() for a in lanes.on_all_cores(mx.array, 3)] == [0, 1, 2]
 
 
+class Blas:
+    """As much of OpenBLAS as is asked for."""
+
+    threads = 6
+
+    def openblas_get_num_threads(self):
+        return self.threads
+
+    def openblas_set_num_threads(self, count):
+        self.threads = count
+
+
+def test_blas_has_its_threads_again_when_the_last_caller_is_done(monkeypatch):
+    blas, pool = Blas(), lanes.ThreadPoolExecutor(4)
+    entered, leave = threading.Barrier(3), [threading.Event(), threading.Event()]
+    monkeypatch.setattr(lanes.ctypes, "CDLL", lambda name: blas)
+    monkeypatch.setattr(lanes, "_OTHERS", [None])
+    monkeypatch.setattr(lanes, "_pool", lambda size: pool)
+
+    def caller(which):
+        def share(number):
+            if number == 0:
+                entered.wait()
+            leave[which].wait()
+            return mx.array(number)
+
+        lanes.on_all_cores(share, 2)
+
+    callers = []
+    for which in range(2):  # the second comes in while the first computes
+        callers.append(threading.Thread(target=caller, args=(which,)))
+        callers[-1].start()
+    entered.wait()
+    assert blas.threads == 1
+    leave[0].set()
+    callers[0].join()
+    assert blas.threads == 1
+    leave[1].set()
+    callers[1].join()
+    assert blas.threads == 6
+
+
 def test_experts_on_threads_have_the_bits_of_one_core(cores, monkeypatch):
     import mlx_qwen35.experts.resident as resident
 
