@@ -106,9 +106,12 @@ def columns(results: Sequence[tuple[mx.array, int]], widths: Sequence[int]) -> l
 
 
 def neighbours(results: Sequence[tuple[mx.array, int]]) -> tuple[mx.array, int]:
-    """Two results as one array in which the second follows the first, and the column of the first."""
+    """Two results as one array in which the second follows the first, and the column of the first.
+
+    In two arrays the first is the last of its own, and the second begins the other.
+    """
     (first, column), (second, _) = results
-    return (first, column) if first is second else (mx.concatenate([first, second], axis=-1), 0)
+    return (first, column) if first is second else (mx.concatenate([first[..., column:], second], axis=-1), 0)
 
 
 def _alike(one: nn.Module, other: nn.Module) -> bool:
