@@ -40,6 +40,7 @@ from mlx_qwen35.checkpoint.inventory import is_linear, text_tensors  # noqa: E40
 from mlx_qwen35.checkpoint.source import open_source  # noqa: E402
 from mlx_qwen35.config import USUAL, QuantSpec  # noqa: E402
 from mlx_qwen35.library import demo_folder  # noqa: E402
+from mlx_qwen35.library.plan import parse_size  # noqa: E402
 from mlx_qwen35.model import Model  # noqa: E402
 
 RESULTS = Path(__file__).with_name("results")
@@ -48,7 +49,7 @@ LM_RECIPES = ("mixed_2_6", "mixed_3_4", "mixed_3_6", "mixed_4_6")
 VLM_RECIPES = ("mixed_2_6", "mixed_3_4", "mixed_3_5", "mixed_3_6", "mixed_3_8", "mixed_4_6", "mixed_4_8")
 MODES = ("mxfp4", "nvfp4", "mxfp8")
 BITS = (2, 3, 4, 5, 6, 8)
-TARGETS = (2.7, 2.8, 3.2, 3.7, 3.85, 4.2, 4.5, 6.0)  # bits per weight of the text model, about
+TARGETS = (4.857, 4.904, 4.951, 5.066, 5.281, 5.694, 5.818, 6.107, 6.355, 7.594)  # MB of the demo, pictures included
 CODE = (allotment, quantize, recipes, rounding)  # what our own results hang on
 
 
@@ -69,7 +70,7 @@ def candidates(vlm: bool) -> list[Candidate]:
     found = [Candidate(OURS, f"-q --q-bits {b}", {"bits": b}) for b in BITS]
     found += [Candidate(OURS, f"--q-mode {mode}", {"mode": mode}) for mode in MODES]
     found += [Candidate(OURS, name, {"recipe": name}) for name in VLM_RECIPES]
-    found += [Candidate(OURS, f"--target-size, about {t} bits", {"target_bits": t}) for t in TARGETS]
+    found += [Candidate(OURS, f"--target-size {t}MB", {"target_size": parse_size(f"{t}MB")}) for t in TARGETS]
     found += [Candidate(LM, f"-q --q-bits {b}", {"q_bits": b, "q_group_size": 64}) for b in BITS]
     found += [Candidate(LM, f"--q-mode {m}", _usual(m)) for m in MODES]
     found += [Candidate(LM, r, {"quant_predicate": r, "q_bits": 4, "q_group_size": 64}) for r in LM_RECIPES]
@@ -94,8 +95,6 @@ def write(candidate: Candidate, source: Path, target: Path, vlm_python: str | No
     """Let its family convert `source`; raises RuntimeError with the last line of what it says if it fails."""
     asked = dict(candidate.asked)
     if candidate.family == OURS:
-        if "target_bits" in asked:
-            asked["target_size"] = _target_bytes(source, asked.pop("target_bits"))
         convert(source, target, **asked)
     elif candidate.family == LM:
         from mlx_lm import convert as convert_lm
@@ -108,18 +107,6 @@ def write(candidate: Candidate, source: Path, target: Path, vlm_python: str | No
         ran = subprocess.run([vlm_python or "", "-c", code], capture_output=True, text=True)
         if ran.returncode:
             raise RuntimeError((ran.stderr.strip().splitlines() or ["it failed without a word"])[-1])
-
-
-def _target_bytes(source: Path, bits: float) -> int:
-    """The size of a whole folder whose text model has so many bits a weight: its other files weigh what they do."""
-    origin = open_source(source)
-    weights = sum(math.prod(shape) for shape in text_tensors(origin.config).values())
-    whole = sum(path.stat().st_size for path in source.iterdir())
-    return int(whole - sum(part.nbytes for part in origin.parts.values() if _is_text(part.ours)) + weights * bits / 8)
-
-
-def _is_text(name: str) -> bool:
-    return not name.startswith("vision.")
 
 
 def text_values(folder: Path) -> tuple[dict[str, mx.array], float]:

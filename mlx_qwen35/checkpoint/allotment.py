@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import product
 
 import mlx.core as mx
 
@@ -19,7 +20,7 @@ from mlx_qwen35.checkpoint.gptq import GptqPart
 from mlx_qwen35.checkpoint.inventory import Shape, is_linear, text_tensors
 from mlx_qwen35.checkpoint.names import TARGET
 from mlx_qwen35.checkpoint.quantize import pack, packed, unpack
-from mlx_qwen35.checkpoint.recipes import fitted, role, sensitivities
+from mlx_qwen35.checkpoint.recipes import fitted, is_fixed, sensitivities
 from mlx_qwen35.checkpoint.source import Source
 from mlx_qwen35.checkpoint.write import SHARD_BYTES, shown_size
 from mlx_qwen35.config import BITS, GROUP_SIZES, QuantSpec
@@ -54,10 +55,10 @@ def fit(
     """How each linear module of the text model is to be quantized so that the checkpoint has at most `target_bytes`.
 
     beside: the bytes of what is written besides the text model: vision and MTP tensors, copied files. group_size: of
-    affine quantization. dtype: of what is not quantized, and of scales; None is the source's. on_progress: called with
-    (modules measured, modules in all).
-    Router, gates, in_proj_a and in_proj_b get 8 bits; the others what is left, where a byte saves the most. None: left
-    as it is in the source.
+    the smallest groups that are tried; larger ones are, too. dtype: of what is not quantized, and of scales; None is
+    the source's. on_progress: called with (modules measured, modules in all).
+    Router and shared_expert_gate get 8 bits; the others what is left, where a byte saves the most. None: left as it is
+    in the source.
     Raises CheckpointError, with the figures, where even the smallest form is larger.
     """
     if group_size not in GROUP_SIZES["affine"]:
@@ -71,18 +72,22 @@ def fit(
         if not is_linear(name, shape)
     )
     fixed = beside + plain + _around(origin, shapes, target_bytes)
-    weights = sensitivities(modules)
-    choices = {}
-    for number, (module, shape) in enumerate(modules.items()):
-        choices[module] = list(_choices(origin, module, shape, group_size, weights[module], own))
-        if on_progress:
-            on_progress(number + 1, len(modules))
-    least = fixed + sum(min(choice.nbytes for choice in found) for found in choices.values())
+    forms = {module: _forms(origin, module, shape, group_size, own) for module, shape in modules.items()}
+    least = fixed + sum(min(sizes.values()) for sizes in forms.values())
     if least > target_bytes:
         raise CheckpointError(
             f"{shown_size(target_bytes)} is too small for {origin.folder}: with every module in its smallest form it "
             f"has {shown_size(least)}, {shown_size(beside)} of it beside the text model. Give at least {least} bytes"
         )
+    weights = sensitivities(modules)
+    choices = {}
+    for number, (module, shape) in enumerate(modules.items()):
+        losses = _losses(origin, module, shape, [*forms[module]])
+        choices[module] = [
+            _Choice(spec, forms[module][spec], weights[module] * loss) for spec, loss in losses.items()
+        ]
+        if on_progress:
+            on_progress(number + 1, len(modules))
     return {module: choice.spec for module, choice in allot(choices, target_bytes - fixed).items()}
 
 
@@ -127,30 +132,39 @@ def _slope(small: _Choice, large: _Choice) -> float:
     return (small.loss - large.loss) / (large.nbytes - small.nbytes)
 
 
-def _choices(
-    origin: Source, module: str, shape: Shape, group_size: int, weight: float, own: int
-) -> Iterator[_Choice]:
+def _forms(origin: Source, module: str, shape: Shape, group_size: int, own: int) -> dict[QuantSpec | None, int]:
+    """The forms that a module may have, and its bytes in each. None: as it is in the source."""
     had = origin.specs.get(module)
     width = own or _width((origin.parts.get(f"{module}.scales") or origin.parts[f"{module}.weight"]).dtype)
-    bits = (8,) if role(module) == "steering" else BITS["affine"]
-    found = (fitted(QuantSpec(number, group_size, "affine"), shape) for number in bits)
-    specs = [spec for spec in found if spec]
+    bits = (8,) if is_fixed(module) else BITS["affine"]
+    groups = (size for size in GROUP_SIZES["affine"] if size >= group_size)
+    fits = (fitted(QuantSpec(*form, "affine"), shape) for form in product(bits, groups))
+    specs = list(dict.fromkeys(spec for spec in fits if spec))
     if had and had.bits >= bits[0]:
         # What goes over as it is loses nothing; in other groups it would only be another form of as many bits.
         specs = [had, *(spec for spec in specs if (spec.bits, spec.mode) != (had.bits, had.mode))]
-    if role(module) == "steering":
+    if is_fixed(module):
         specs = specs[:1]
-    if had is None and (role(module) != "steering" or not specs):
-        yield _Choice(None, math.prod(shape) * width, 0.0)
-    if specs and specs != [had]:
+    found: dict[QuantSpec | None, int] = {spec: _packed_bytes(shape, spec, width) for spec in specs}
+    if had is None and not (is_fixed(module) and specs):
+        found[None] = math.prod(shape) * width
+    return found
+
+
+def _losses(
+    origin: Source, module: str, shape: Shape, forms: list[QuantSpec | None]
+) -> dict[QuantSpec | None, float]:
+    """The relative squared error of a module in each form, on a sample."""
+    found = {spec: 0.0 for spec in forms if spec in (None, origin.specs.get(module))}
+    if len(found) < len(forms):
         sample = _sample(origin, module, shape)
-        norm = mx.square(sample.astype(mx.float32)).sum().item() or 1.0
-    for spec in specs:
-        lost = 0.0
-        if spec != had:
-            made = unpack(pack(sample, spec, search=True), spec)
-            lost = weight * mx.square(made - sample.astype(mx.float32)).sum().item() / norm
-        yield _Choice(spec, _packed_bytes(shape, spec, width), lost)
+        meant = sample.astype(mx.float32)
+        norm = mx.square(meant).sum().item() or 1.0
+        for spec in forms:
+            if spec not in found:
+                made = unpack(pack(sample, spec, search=True), spec)
+                found[spec] = mx.square(made - meant).sum().item() / norm
+    return found
 
 
 def _sample(origin: Source, module: str, shape: Shape) -> mx.array:

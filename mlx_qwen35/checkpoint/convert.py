@@ -66,7 +66,7 @@ def convert(
     bits: 2, 3, 4, 5, 6 or 8; None leaves the weights unquantized. group_size: 32, 64 or 128. mode: "affine", or
     "mxfp4", "mxfp8", "nvfp4", which fix bits and group_size. recipe: a name of recipes.RECIPES, which gives modules
     bits by their role. target_size: bytes that the checkpoint is to have at most; it chooses affine bits for every
-    module, and goes with neither a recipe nor another mode.
+    module, in groups of group_size or more, and goes with neither a recipe nor another mode.
     dtype: of what is not quantized; None keeps the source's. Vision tensors and mtp.* are not quantized. FP8 is
     dequantized in float32 and packed from that. What is affine already, GPTQ's integers included, goes over as it is
     where it is to have as many bits or more; recipe "uniform" alone gives other groups and more bits.

@@ -26,21 +26,24 @@ RECIPES = {
 }
 
 # Parts in a hundred of what the same relative error in every module changes in what the model says, by kind of module;
-# of kinds in many layers all together. Measured on the demo (docs/QUANTIZATION.md). Dense feed-forward maps, which it
-# does not have, are taken to be what its experts are together.
+# of kinds in many layers all together. Measured on the demo (docs/QUANTIZATION.md), in_proj_a and in_proj_b as one.
+# Dense feed-forward maps, which it does not have, are taken to be what its experts are together.
 SENSITIVITY = {
     "experts.gate_proj": 0.8, "experts.up_proj": 0.9, "experts.down_proj": 7.2,
     "mlp.gate_proj": 0.8, "mlp.up_proj": 0.9, "mlp.down_proj": 7.2,
     "shared_expert.gate_proj": 0.2, "shared_expert.up_proj": 0.3, "shared_expert.down_proj": 0.4,
     "attention.q_proj": 3.2, "attention.k_proj": 5.8, "attention.v_proj": 3.9, "attention.o_proj": 2.2,
     "delta_net.in_proj_qkv": 10.4, "delta_net.in_proj_z": 4.4, "delta_net.out_proj": 10.0,
+    "steering.in_proj_a": 0.25, "steering.in_proj_b": 0.25,
     "embedding.embed_tokens": 30.8, "head.lm_head": 19.3,
 }  # fmt: skip
 
 _BULK = ("experts", "mlp")  # most of a model
 
-# Tiny, and they steer everything after them: who is chosen, what is kept, how fast it fades. Never under 8 bits.
-_STEERING = ("mlp.gate", "mlp.shared_expert_gate", "linear_attn.in_proj_a", "linear_attn.in_proj_b")
+# Tiny, and they steer everything after them: who is chosen, what is kept, how fast it fades. No recipe gives them fewer
+# than 8 bits, and those that choose experts have 8 whatever the target size.
+_CHOOSING = ("mlp.gate", "mlp.shared_expert_gate")
+_STEERING = (*_CHOOSING, "linear_attn.in_proj_a", "linear_attn.in_proj_b")
 
 
 def role(module: str) -> str:
@@ -97,8 +100,13 @@ def searches(recipe: str | None) -> bool:
     return recipe != "uniform"
 
 
+def is_fixed(module: str) -> bool:
+    """Whether a module has 8 bits whatever the size: router and shared_expert_gate."""
+    return module.endswith(_CHOOSING)
+
+
 def sensitivities(modules: Mapping[str, Shape]) -> dict[str, float]:
-    """Each module's share of the sensitivity of its kind; 0 for those that steer, whose bits are not up for choice."""
+    """Each module's share of the sensitivity of its kind; 0 for router and shared_expert_gate, which have 8 bits."""
     peers = Counter(map(kind, modules))
     found = {module: SENSITIVITY.get(kind(module), 0.0) / peers[kind(module)] for module in modules}
     if "lm_head" not in modules:

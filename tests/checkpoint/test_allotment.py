@@ -1,22 +1,27 @@
 """A target size is kept to the byte of the written folder, and the bits go where they save most."""
 
+import functools
 import itertools
+import math
 from collections.abc import Callable
 from pathlib import Path
 
+import mlx.core as mx
 import numpy as np
 import pytest
 
 from mlx_qwen35.checkpoint import recipes
-from mlx_qwen35.checkpoint.allotment import _Choice, allot, fit
+from mlx_qwen35.checkpoint.allotment import _Choice, _forms, _packed_bytes, allot, fit
 from mlx_qwen35.checkpoint.convert import convert
-from mlx_qwen35.checkpoint.inventory import is_linear, text_tensors
+from mlx_qwen35.checkpoint.inventory import Shape, is_linear, text_tensors
 from mlx_qwen35.checkpoint.load import load_model
+from mlx_qwen35.checkpoint.quantize import pack, unpack
 from mlx_qwen35.checkpoint.recipes import role
 from mlx_qwen35.checkpoint.source import open_source
-from mlx_qwen35.config import QuantSpec
+from mlx_qwen35.config import BITS, ModelConfig, QuantSpec
 from mlx_qwen35.errors import CheckpointError
 from tests.checkpoint.test_quantized import FFN, SIZES
+from tests.checkpoint.test_recipes import published
 from tests.checkpoints import random_tensors, tiny_config, write_checkpoint
 
 
@@ -75,16 +80,80 @@ def test_a_mode_has_no_target_size(source: Path, asked: dict[str, str]) -> None:
         fit(open_source(source), 10**9, group_size=16)
 
 
-def test_steering_keeps_its_bits(source: Path) -> None:
+@pytest.mark.parametrize("group_size", [32, 128])
+def test_the_least(source: Path, group_size: int) -> None:
+    """2 bits in the largest groups that divide the rows; what chooses experts keeps 8, in the groups asked for."""
     origin = open_source(source)
-    found = fit(origin, smallest(lambda size: fit(origin, size)))
-    shapes = text_tensors(origin.config)
-    assert set(found) == {name.removesuffix(".weight") for name, shape in shapes.items() if is_linear(name, shape)}
+    found = fit(origin, smallest(lambda size: fit(origin, size, group_size=group_size)), group_size=group_size)
+    modules = linear(origin.config)
+    assert set(found) == set(modules)
     for module, spec in found.items():
-        if role(module) == "steering":
-            assert spec is None or spec.bits == 8
-        else:
-            assert spec.bits == 2
+        chooses = module.endswith(("mlp.gate", "mlp.shared_expert_gate"))
+        least = QuantSpec(8, group_size, "affine") if chooses else QuantSpec(2, 128, "affine")
+        assert spec == recipes.fitted(least, modules[module])
+    assert {spec.group_size for spec in found.values()} >= {64, 128}
+
+
+@pytest.mark.parametrize(("group_size", "wide", "narrow"), [(32, {32, 64, 128}, {32, 64}), (128, {128}, {64})])
+def test_groups_are_as_large_as_asked_or_larger(
+    source: Path, group_size: int, wide: set[int], narrow: set[int]
+) -> None:
+    origin = open_source(source)
+    seen = set()
+    for module, shape in linear(origin.config).items():
+        if not recipes.is_fixed(module):
+            found = _forms(origin, module, shape, group_size, 0)
+            assert {spec.group_size for spec in found if spec} == (narrow if shape[-1] % 128 else wide)
+            assert {spec and spec.bits for spec in found} == {None, *BITS["affine"]}
+            seen.add(shape[-1] % 128 == 0)
+    assert seen == {True, False}
+
+
+def test_too_small_a_size_is_known_before_anything_is_measured(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlx_qwen35.checkpoint.allotment._sample", lambda *_: pytest.fail("it is read"))
+    smallest(lambda size: fit(open_source(source), size))
+
+
+@pytest.mark.parametrize("size", ["0.8B", "27B", "35B", "397B"])
+def test_published_sizes(size: str) -> None:
+    """With normal weights of the published shapes: what decides how fast a state fades has the least bits only where
+    nearly all have, and more than most of the model as soon as a hundredth more than that is there."""
+    modules = linear(published(size))
+    weights = recipes.sensitivities(modules)
+    choices = {
+        module: [
+            _Choice(spec, _packed_bytes(shape, spec, 2), weights[module] * error)
+            for spec, error in (() if recipes.is_fixed(module) else errors())
+        ]
+        or [_Choice(steering := QuantSpec(8, 64, "affine"), _packed_bytes(shape, steering, 2), 0.0)]
+        for module, shape in modules.items()
+    }
+    least = sum(min(choice.nbytes for choice in found) for found in choices.values())
+    before = math.inf
+    for part in (1.0, 1.01, 1.1, 1.3, 2.0):
+        found = allot(choices, int(part * least))
+        assert sum(choice.nbytes for choice in found.values()) <= part * least
+        loss = sum(choice.loss for choice in found.values())
+        assert loss < before
+        before = loss
+        bits = {module: choice.spec.bits for module, choice in found.items()}
+        bulk = {bits[m] for m in bits if role(m) in ("experts", "mlp") and not m.endswith("down_proj")}
+        fading = {bits[m] for m in bits if m.endswith(("in_proj_a", "in_proj_b"))}
+        assert {bits[m] for m in bits if recipes.is_fixed(m)} <= {8}
+        assert bulk == fading == {2} if part == 1.0 else min(fading) > max(bulk)
+
+
+def linear(config: ModelConfig) -> dict[str, Shape]:
+    return {name.removesuffix(".weight"): s for name, s in text_tensors(config).items() if is_linear(name, s)}
+
+
+@functools.cache
+def errors() -> tuple[tuple[QuantSpec, float], ...]:
+    """Of each form in groups of 64 and 128, relative, on normal weights."""
+    x = mx.random.normal((64, 512), key=mx.random.key(0))
+    specs = [QuantSpec(bits, group, "affine") for bits in BITS["affine"] for group in (64, 128)]
+    made = [unpack(pack(x, spec, search=True), spec) for spec in specs]
+    return tuple((s, (mx.square(m - x).sum() / mx.square(x).sum()).item()) for s, m in zip(specs, made, strict=True))
 
 
 def test_more_room_loses_no_more(source: Path) -> None:
