@@ -140,9 +140,9 @@ def _forms(origin: Source, module: str, shape: Shape, group_size: int, own: int)
     groups = (size for size in GROUP_SIZES["affine"] if size >= group_size)
     fits = (fitted(QuantSpec(*form, "affine"), shape) for form in product(bits, groups))
     specs = list(dict.fromkeys(spec for spec in fits if spec))
-    if had and had.bits >= bits[0]:
-        # What goes over as it is loses nothing; in other groups it would only be another form of as many bits.
-        specs = [had, *(spec for spec in specs if (spec.bits, spec.mode) != (had.bits, had.mode))]
+    if had and (had.mode == "affine" or had.bits >= bits[0]):
+        # What goes over as it is loses nothing, and more bits would not bring back what it lost before.
+        specs = [had, *(spec for spec in specs if spec.bits < had.bits or spec.mode != had.mode)]
     if is_fixed(module):
         specs = specs[:1]
     found: dict[QuantSpec | None, int] = {spec: _packed_bytes(shape, spec, width) for spec in specs}

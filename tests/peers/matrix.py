@@ -48,11 +48,13 @@ DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 @dataclass(frozen=True)
 class Target:
     """What convert() is asked for; spec: the default that config.json
-    must then name where any module has it, None: any, or none."""
+    must then name where any module has it, None: any, or none.
+    room: of a target size, in parts of the smallest that there is."""
 
     name: str
     arguments: dict[str, Any] = field(hash=False)
     spec: written.Spec | None
+    room: float | None = None
 
     @property
     def searches(self) -> bool:
@@ -61,7 +63,6 @@ class Target:
     @property
     def quantizes(self) -> bool:
         return self.arguments.get("bits", 4) is not None
-
 
     @property
     def least(self) -> int:
@@ -86,6 +87,7 @@ def _targets() -> dict[str, Target]:
         found.append(Target(f"recipe {recipe}", {"recipe": recipe}, spec))
     found.append(Target("recipe uniform, mxfp8", {"recipe": "uniform", "mode": "mxfp8"}, (8, 32, "mxfp8")))
     found.append(Target("unquantized in bfloat16", {"bits": None, "dtype": "bfloat16"}, None))
+    found.append(Target("a target size", {}, None, room=1.1))
     return {target.name: target for target in found}
 
 
@@ -127,7 +129,7 @@ def prompts(config: dict[str, Any], vision: bool) -> tuple[Prompt, Prompt | None
 def check(source: Source, target: Target, folder: Path) -> Path:
     """One cell. Raises AssertionError, or whatever convert() or a loader raises."""
     try:
-        out = convert(source.folder, folder, **target.arguments)
+        out = convert(source.folder, folder, **target.arguments, **size(source, target))
     except CheckpointError as error:
         assert "is already an MLX checkpoint with what was asked for" in str(error) and source.raw is not None
         bulk = {spec for path, spec in source.packed.items() if path.endswith("mlp.gate_proj")}
@@ -137,6 +139,17 @@ def check(source: Source, target: Target, folder: Path) -> Path:
     check_files(out, source, target)
     check_answers(out, source.vision)
     return out
+
+
+def size(source: Source, target: Target) -> dict[str, int]:
+    """The smallest is what the refusal of a smaller one names."""
+    if target.room is None:
+        return {}
+    try:
+        convert(source.folder, source.folder.with_name("none"), target_size=1)
+    except CheckpointError as error:
+        return {"target_size": int(target.room * int(str(error).split()[-2]))}
+    raise AssertionError("a checkpoint of one byte")
 
 
 def check_files(out: Path, source: Source, target: Target) -> None:
@@ -161,7 +174,8 @@ def check_values(found: written.Written, source: Source, target: Target) -> None
         gptq = source.raw is None and had and had[0] == spec[0]
         if had and had[2] == spec[2] == "affine" and (target.searches or gptq):
             assert had == spec or spec[0] < had[0], f"{path} was {had} and became {spec}, which brings nothing back"
-        assert spec[0] >= 8 or had == spec or not path.endswith(written.STEERING), f"{path} has {spec[0]} bits"
+        steering = written.STEERING if target.room is None else written.CHOOSING
+        assert spec[0] >= 8 or had == spec or not path.endswith(steering), f"{path} has {spec[0]} bits"
         if had != spec:
             kinds = {"float32", *source.kept, target.arguments.get("dtype", "float32")}
             known = packings(meant, spec, parts[1].dtype, kinds)

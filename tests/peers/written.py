@@ -15,7 +15,8 @@ import numpy as np
 INDEX = "model.safetensors.index.json"
 MTP = "mtp/weights.safetensors"
 ROOFS = ("language_model.model.", "language_model.lm_head.", "vision_tower.")
-STEERING = ("mlp.gate", "mlp.shared_expert_gate", "linear_attn.in_proj_a", "linear_attn.in_proj_b")
+CHOOSING = ("mlp.gate", "mlp.shared_expert_gate")
+STEERING = (*CHOOSING, "linear_attn.in_proj_a", "linear_attn.in_proj_b")
 SHIFTED = ("input_layernorm.weight", "post_attention_layernorm.weight", "q_norm.weight", "k_norm.weight",
            "model.norm.weight")  # fmt: skip
 
