@@ -25,7 +25,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-q", "--quantize", action="store_true", help="quantize; any --q-... flag means it too")
     parser.add_argument("--q-bits", type=int, metavar="N", help="bits a weight (default: 4)")
-    parser.add_argument("--q-group-size", type=int, metavar="N", help="weights that share a scale (default: 64)")
+    parser.add_argument(
+        "--q-group-size",
+        type=int,
+        metavar="N",
+        help="weights that share a scale, with --target-size at least (default: 64)",
+    )
     parser.add_argument("--q-mode", choices=MODES, help="affine (default), or a mode that fixes both")
     parser.add_argument(
         "--quant-predicate", metavar="RECIPE", help="bits by the role of each module: default, uniform, mixed_3_6, ..."
