@@ -19,7 +19,7 @@ class PromptError(Qwen35Error, ValueError):
 
 
 class SessionError(Qwen35Error, ValueError):
-    """A saved session is damaged, or that of another model."""
+    """A saved session is damaged or that of another model, or a session is asked for something while it answers."""
 
 
 class ExpertReadError(Qwen35Error):

@@ -141,7 +141,8 @@ def stream_generate(
     images, videos, fps, max_pixels, fetch: what it shows, and how that is read; see `Processor.prompt`.
     max_tokens: None goes on until the context is full. sampling: None takes what generation_config.json says.
     session: what was computed before. The prompt is all of it; the part that begins as an earlier one is not computed
-    again. cache and covered are its own then.
+    again. cache and covered are its own then. It makes one answer at a time: SessionError while another stream of it is
+    neither read to its end nor closed.
     cache: continued; the prompt is what comes after the tokens it holds, and afterwards it covers prompt and answer.
     covered: not 0: the prompt is all of it instead, and the cache holds its first `covered` tokens, which need not be
     computed again; a repetition penalty knows them then.
@@ -161,6 +162,8 @@ def stream_generate(
     chosen |= {"fps": fps, "max_pixels": max_pixels, "fetch": fetch}
     if session is not None and (cache is not None or covered):
         raise ValueError("a session has a cache of its own, and knows what it covers: give it alone")
+    if session is not None and session.model is not model:
+        raise ValueError("the session is another model's: give the model that it was made with (session.model)")
     prompt = _read_prompt(processor, prompt, images, videos, **chosen)
     cache = model.make_cache() if cache is None else cache
     _check_covered(covered, len(prompt.tokens), cache)
@@ -185,28 +188,29 @@ def _stream_in_session(
     cancel: Cancel,
 ) -> Generator[Part, None, None]:
     """As `_stream`; the session knows afterwards what its cache covers, and has taken snapshots on the way."""
-    covered = session.go_on(prompt)
-    show, chunk = prefilling["on_progress"], prefilling["chunk_size"] or model.prefill_chunk
-    answered: list[int] = []
+    with session.answering():
+        covered = session.go_on(prompt)
+        show, chunk = prefilling["on_progress"], prefilling["chunk_size"] or model.prefill_chunk
+        answered: list[int] = []
 
-    def on_progress(done: int, total: int) -> None:
-        session.reached(chunk)
-        if show:
-            show(done, total)
+        def on_progress(done: int, total: int) -> None:
+            session.reached(chunk)
+            if show:
+                show(done, total)
 
-    ends = [*prefilling["boundaries"], *(place - covered for place in session.meetings)]
-    prefilling = {**prefilling, "boundaries": ends, "on_progress": on_progress}
-    try:
-        with closing(_stream(model, session.cache, prompt, covered, features, asked, prefilling, cancel)) as parts:
-            for part in parts:
-                if part.token is not None:
-                    answered.append(part.token)
-                    # A round of drafts may have brought the cache further than what was handed out.
-                    if session.cache.offset == len(prompt.tokens) + len(answered):
-                        session.reached(1 if asked.drafting is None else asked.drafting.most + 1)
-                yield part
-    finally:
-        session.settle([*prompt.tokens, *answered])
+        ends = [*prefilling["boundaries"], *(place - covered for place in session.meetings)]
+        prefilling = {**prefilling, "boundaries": ends, "on_progress": on_progress}
+        try:
+            with closing(_stream(model, session.cache, prompt, covered, features, asked, prefilling, cancel)) as parts:
+                for part in parts:
+                    if part.token is not None:
+                        answered.append(part.token)
+                        # A round of drafts may have brought the cache further than what was handed out.
+                        if session.cache.offset == len(prompt.tokens) + len(answered):
+                            session.reached(1 if asked.drafting is None else asked.drafting.most + 1)
+                    yield part
+        finally:
+            session.settle([*prompt.tokens, *answered])
 
 
 def _stream(

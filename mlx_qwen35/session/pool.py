@@ -20,7 +20,8 @@ class Sessions:
     """Sessions that share one model and `most_bytes`: the one that was used longest ago gives its memory back first.
 
     It stays usable then: its next prompt is computed from the beginning. What branches share counts once, and is kept
-    as long as one of them has it. The session that was used last is kept, however large it is.
+    as long as one of them has it. The session that was used last is kept, however large it is, and so is one that is
+    answering.
     """
 
     def __init__(
@@ -66,4 +67,5 @@ class Sessions:
         for other in self:
             if other is session or self.nbytes <= self.most_bytes:
                 return
-            other.forget()
+            if not other.in_use:
+                other.forget()

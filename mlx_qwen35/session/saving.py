@@ -31,9 +31,9 @@ _STATES, _KINDS = ("conv", "matrix"), ("keys", "values")
 def save_session(session: Session, path: str | Path) -> None:
     """Write a session to a file, in place of what may be there: that stays whole until the new one is.
 
-    Raises WriteError where the disk refuses.
+    Raises WriteError where the disk refuses, SessionError while an answer is made.
     """
-    session.agree()
+    session.agree("save it")
     cache, arrays = session.cache, {"tokens": mx.array(session.tokens, mx.uint32)}
     layers = _put_layers(cache.layers, "layers", arrays)
     marks = []

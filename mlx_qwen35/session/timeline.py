@@ -5,13 +5,16 @@ Knows token ids, what stands behind placeholders, the cache and its snapshots. K
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
+from mlx_qwen35.errors import SessionError
 from mlx_qwen35.session.marks import Marks
 
 if TYPE_CHECKING:
@@ -54,6 +57,7 @@ class Session:
         self.model, self.processor = model, processor
         self._snapshot_bytes = model.snapshot_bytes if snapshot_bytes is None else snapshot_bytes
         self._pool = pool
+        self._in_use = threading.Lock()
         self.notes: Any = None
         self.forget()
 
@@ -81,6 +85,26 @@ class Session:
         for mark in self.marks:
             arrays += [array for pair in mark.snapshot.delta if pair for array in pair if array is not None]
         return {id(array): array for array in arrays}
+
+    @property
+    def in_use(self) -> bool:
+        """Whether an answer is being made."""
+        return self._in_use.locked()
+
+    @contextmanager
+    def answering(self) -> Iterator[None]:
+        """Inside, an answer is made, by one at a time: raises SessionError if another is not done."""
+        if not self._in_use.acquire(blocking=False):
+            self._refuse("begin another")
+        try:
+            yield
+        finally:
+            self._in_use.release()
+
+    def _refuse(self, wanted: str) -> NoReturn:
+        raise SessionError(
+            f"the session is still answering: read that stream to its end or close it (stream.close()), then {wanted}"
+        )
 
     def go_on(self, prompt: Prompt) -> int:
         """Makes the cache cover as much of the beginning of `prompt` as it can, and returns how many tokens that is.
@@ -127,20 +151,28 @@ class Session:
         if self._pool is not None:
             self._pool.used(self)
 
-    def agree(self) -> None:
-        """Goes back to where tokens and cache agree, if an interrupt left them apart."""
+    def agree(self, then: str) -> None:
+        """Goes back to where tokens and cache agree, if an interrupt left them apart.
+
+        then: what is to be done with it, for the SessionError while an answer is made.
+        """
+        if self.in_use:
+            self._refuse(then)
         self._go_back(len(self.tokens))
 
     def save(self, path: str | Path) -> None:
         """Writes it to a file, in place of what may be there: that stays whole until the new one is. `load_session`
-        reads it. Raises WriteError where the disk refuses."""
+        reads it. Raises WriteError where the disk refuses, SessionError while an answer is made."""
         from mlx_qwen35.session.saving import save_session
 
         save_session(self, path)
 
     def branch(self) -> Session:
-        """Another session with the same past, which is not copied: both go on from it, each its own way."""
-        self.agree()
+        """Another session with the same past, which is not copied: both go on from it, each its own way.
+
+        Raises SessionError while an answer is made.
+        """
+        self.agree("branch it")
         other = Session(self.model, self.processor, snapshot_bytes=self._snapshot_bytes, pool=self._pool)
         if self.tokens:
             other.cache, snapshots = self.cache.branch(mark.snapshot for mark in self.marks)
