@@ -242,6 +242,14 @@ class Follower(Protocol):
 
     def arrays(self) -> list[mx.array]: ...
 
+    def marked(self, mark: Any) -> list[mx.array]:
+        """What a mark keeps alive beside `arrays`."""
+        ...
+
+    def detach(self) -> None:
+        """As `Cache.detach`."""
+        ...
+
 
 @dataclass(frozen=True)
 class Snapshot:
@@ -252,10 +260,25 @@ class Snapshot:
     delta: tuple[tuple[mx.array | None, mx.array | None] | None, ...]
     rewinds: int  # how often the cache had gone back when this was taken
     draft: tuple[Follower, Any] | None = None  # what followed the cache, and where that was
+    parts: bool = False  # whether the states are parts of arrays with those after other tokens
+
+    def arrays(self) -> list[mx.array]:
+        """What it keeps alive beside the cache, and beside what follows that."""
+        states = [array for pair in self.delta if pair for array in pair if array is not None]
+        return states if self.draft is None else states + self.draft[0].marked(self.draft[1])
 
     @property
     def nbytes(self) -> int:
-        return sum(array.nbytes for pair in self.delta if pair for array in pair if array is not None)
+        return sum(array.nbytes for array in self.arrays())
+
+    def detached(self) -> Snapshot:
+        """The same with states that keep nothing else alive."""
+        if not self.parts:
+            return self
+        # mx.contiguous copies a part of a larger array, but for a few KB.
+        delta = tuple(pair and tuple(a if a is None else mx.contiguous(a) for a in pair) for pair in self.delta)
+        mx.eval(delta)
+        return replace(self, delta=delta, parts=False)
 
 
 class Cache:
@@ -275,6 +298,7 @@ class Cache:
         self.left_padding = mx.array(list(left_padding), mx.int32) if self.longest_padding else None
         self.draft: Follower | None = None
         self._rewinds: list[int] = []  # offsets that restore() went back to, in order
+        self._parts = False  # as in Snapshot
 
     def __len__(self) -> int:
         return len(self.layers)
@@ -317,7 +341,7 @@ class Cache:
         other = Cache([theirs for _, theirs in pairs])
         other.offset, other.rope_delta = self.offset, self.rope_delta
         other.longest_padding, other.left_padding = self.longest_padding, self.left_padding
-        other._rewinds = list(self._rewinds)
+        other._rewinds, other._parts = list(self._rewinds), self._parts
         self.layers = [own for own, _ in pairs]
         snapshots = list(snapshots)
         followers = {snapshot.draft[0] for snapshot in snapshots if snapshot.draft} | {self.draft}
@@ -333,7 +357,7 @@ class Cache:
     def snapshot(self) -> Snapshot:
         """Remember this point; costs no memory but the delta states of this moment."""
         delta = tuple((c.conv, c.matrix) if isinstance(c, DeltaState) else None for c in self.layers)
-        return Snapshot(self.offset, self.rope_delta, delta, len(self._rewinds), self._draft_mark())
+        return Snapshot(self.offset, self.rope_delta, delta, len(self._rewinds), self._draft_mark(), self._parts)
 
     def _draft_mark(self) -> tuple[Follower, Any] | None:
         return None if self.draft is None else (self.draft, self.draft.mark())
@@ -342,18 +366,20 @@ class Cache:
     def each_step(self) -> Iterator[list[Snapshot]]:
         """Calls inside leave a snapshot of the cache after each of their tokens, in the list, when all is done.
 
-        Going back to one of them costs nothing: the state after each token was on the way to that after the last.
+        Going back to one of them costs nothing: the state after each token was on the way to that after the last. Each
+        keeps all of them alive: `detach` where one is to stay.
         """
         deltas = [layer for layer in self.layers if isinstance(layer, DeltaState)]
         start, snapshots = self.offset, []
         for layer in deltas:
             layer.steps = []
+        self._parts = True
         try:
             yield snapshots
             rewinds, draft = len(self._rewinds), self._draft_mark()
             for number in range(self.offset - start):
                 delta = tuple(c.steps[number] if isinstance(c, DeltaState) else None for c in self.layers)
-                snapshots.append(Snapshot(start + number + 1, self.rope_delta, delta, rewinds, draft))
+                snapshots.append(Snapshot(start + number + 1, self.rope_delta, delta, rewinds, draft, True))
         finally:
             for layer in deltas:
                 layer.steps = None
@@ -374,13 +400,22 @@ class Cache:
                 layer.update(*delta)
             else:
                 layer.rewind(snapshot.offset)
-        self.offset, self.rope_delta = snapshot.offset, snapshot.rope_delta
+        self.offset, self.rope_delta, self._parts = snapshot.offset, snapshot.rope_delta, snapshot.parts
         self.draft, mark = snapshot.draft or (None, None)
         if self.draft is not None and self.draft.cache is self:
             self.draft.go_back(mark, snapshot.offset)
         else:  # it follows another cache, which this one is a branch of
             self.draft = None
         self._rewinds.append(snapshot.offset)
+
+    def detach(self) -> None:
+        """Keep no states alive but those of this moment, which calls inside `each_step` made beside others."""
+        for layer, pair in zip(self.layers, self.snapshot().detached().delta, strict=True):
+            if pair is not None:
+                layer.update(*pair)
+        self._parts = False
+        if self.draft is not None:
+            self.draft.detach()
 
     def arrays(self) -> list[mx.array]:
         """Every array held, for mx.eval."""

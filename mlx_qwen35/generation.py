@@ -256,6 +256,7 @@ def _stream(
         if ending is not None:
             cache.restore(ending)
             mx.eval(cache.arrays())
+        cache.detach()
     yield clock.part(*answer.finish(), None, None, "cancelled")
 
 

@@ -83,7 +83,9 @@ class Session:
         """Every array held, by identity."""
         arrays = self.cache.arrays()
         for mark in self.marks:
-            arrays += [array for pair in mark.snapshot.delta if pair for array in pair if array is not None]
+            arrays += mark.snapshot.arrays()
+        for drafter in {mark.snapshot.draft[0] for mark in self.marks if mark.snapshot.draft}:
+            arrays += drafter.arrays()  # also of one that does not follow the cache now
         return {id(array): array for array in arrays}
 
     @property
@@ -142,6 +144,7 @@ class Session:
         """The cache has come to the end of a chunk or token; the next end is at most `ahead` tokens away."""
         offset = self.cache.offset
         if offset in self._meetings or self.marks.due(offset, ahead):
+            self.cache.detach()
             self.marks.add(offset, self.cache.snapshot(), met=offset in self._meetings)
 
     def settle(self, tokens: Sequence[int]) -> None:

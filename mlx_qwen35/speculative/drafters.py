@@ -123,6 +123,16 @@ class Drafter:
     def arrays(self) -> list[mx.array]:
         return [part.hidden for part in self._waiting]
 
+    def marked(self, mark: Any) -> list[mx.array]:
+        own, waiting, _ = mark
+        return [part.hidden for part in waiting] + self._own_marked(own)
+
+    def _own_marked(self, mark: Any) -> list[mx.array]:
+        return []
+
+    def detach(self) -> None:
+        """As `Cache.detach`."""
+
 
 class HeadDrafter(Drafter):
     """The model's MTP head, on its own keys and values: `caches`, one a layer, or those it begins with."""
@@ -231,13 +241,20 @@ class ModelDrafter(Drafter):
     def _own_back(self, mark: Any) -> None:
         self._held = mark
 
+    def _own_marked(self, mark: Any) -> list[mx.array]:
+        return mark.arrays()
+
+    def detach(self) -> None:
+        self._held = self._held.detached()
+        self._own.restore(self._held)
+
     def branched(self, cache: Cache) -> ModelDrafter:
         other = super().branched(cache)
         other._own, _ = self._own.branch()
         return other
 
     def arrays(self) -> list[mx.array]:
-        return self._own.arrays()
+        return super().arrays() + self._own.arrays()
 
 
 @dataclass(frozen=True)
