@@ -188,7 +188,7 @@ def read_header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist: download it again") from None
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({error}): check the path and its permissions") from None
+        raise ReadError(f"{path} cannot be read ({error}): check the path and its permissions") from None
     header = _parse(path, text, "the header of ")
     metadata = header.pop("__metadata__", None)
     metadata = {} if metadata is None else metadata  # mx.save_safetensors writes null where it was given none
@@ -271,7 +271,7 @@ def _read_index(path: Path) -> dict[str, str] | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({error}): check the path and its permissions") from None
+        raise ReadError(f"{path} cannot be read ({error}): check the path and its permissions") from None
     if text.startswith(_LFS):
         raise CheckpointError(f"{path} is a Git LFS pointer and not the file itself: run `git lfs pull`")
     weight_map = _parse(path, text, "").get("weight_map")

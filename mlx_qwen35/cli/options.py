@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlx_qwen35.cli import experts
@@ -159,6 +160,12 @@ def hold(args: argparse.Namespace) -> Held:
         raise OptionError("--mtp and --draft-model: only one can draft; leave one out")
     if args.num_draft_tokens is not None and not 1 <= args.num_draft_tokens <= 4:
         raise OptionError(f"--num-draft-tokens is {args.num_draft_tokens}; it must be 1 to 4")
+    if args.num_draft_tokens is not None and not args.mtp and args.draft_model is None:
+        raise OptionError("--num-draft-tokens, but nothing drafts: add --mtp or --draft-model NAME, or leave it out")
+    if args.session is not None:
+        from mlx_qwen35.session.file import check_place
+
+        check_place(Path(args.session))  # now, and not when there is something to lose
     from mlx_qwen35 import library
     from mlx_qwen35.kv import KVFormat
 
@@ -217,7 +224,7 @@ def open_session(args: argparse.Namespace, model: Model, processor: Processor) -
         return None
     from mlx_qwen35.session import Session, load_session
 
-    if not os.path.lexists(args.session):
+    if not os.path.exists(args.session):
         return Session(model, processor)
     session = load_session(args.session, model, processor)
     print(f"Going on with {args.session}: {len(session.tokens):,} tokens are computed.", file=sys.stderr)

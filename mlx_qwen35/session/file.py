@@ -22,8 +22,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlx_qwen35.checkpoint.files import read, read_header
-from mlx_qwen35.checkpoint.write import TAGS, SafetensorsFile, TensorSpec
+from mlx_qwen35.checkpoint.files import ReadError, read, read_header
+from mlx_qwen35.checkpoint.write import TAGS, SafetensorsFile, TensorSpec, WriteError, write_error
 from mlx_qwen35.errors import CheckpointError, SessionError
 from mlx_qwen35.vision.media import Levels, Media
 
@@ -37,8 +37,9 @@ def write(path: Path, description: Mapping[str, Any], arrays: Mapping[str, mx.ar
     """Put a file at `path` in place of what may be there, which stays whole until the new one is.
 
     description: JSON values, and Media anywhere among them. arrays: uint32, float32, float16, bfloat16 or uint8.
-    Raises WriteError where the disk refuses.
+    Raises WriteError where the disk refuses, or `path` is that of something else than a file.
     """
+    path = _place(path)
     media: dict[str, Media] = {}
 
     def medium(value: Any) -> Any:
@@ -54,9 +55,8 @@ def write(path: Path, description: Mapping[str, Any], arrays: Mapping[str, mx.ar
     specs += [TensorSpec(name, "U8" if rows.dtype == np.uint8 else "F32", rows.shape) for name, rows in pixels.items()]
     specs.append(TensorSpec(_CHECKSUM, "U8", (_DIGEST,)))
     metadata = {"format": FORMAT, "version": VERSION, "description": text, "media": about}
-    path = path.absolute()
     _remove_left_over(path)
-    made = SafetensorsFile(path.with_name(f".{path.name}.{os.getpid()}.partial"), specs, metadata)
+    made = SafetensorsFile(_partial(path), specs, metadata)
     digest = hashlib.blake2b(made.header, digest_size=_DIGEST)
     try:
         made.open()
@@ -68,17 +68,26 @@ def write(path: Path, description: Mapping[str, Any], arrays: Mapping[str, mx.ar
         made.write(_CHECKSUM, memoryview(digest.digest()), 0)
         made.sync()
         made.close()
-        os.replace(made.path, path)
+        _put(made.path, path)
     except BaseException:
-        made.close()
-        with suppress(OSError):
-            made.path.unlink()
+        _remove(made)
         raise
     _sync_folder(path.parent)
 
 
+def check_place(path: Path) -> None:
+    """Raises the WriteError that `write` would begin with, before there is anything to write."""
+    made = SafetensorsFile(_partial(_place(path)), [])
+    try:
+        made.open()
+    finally:
+        _remove(made)
+
+
 def read_description(path: Path) -> dict[str, Any]:
     """The description alone, Media as they were written; nothing of it is checked yet but its form."""
+    if not path.exists():
+        raise SessionError(f"{path} does not exist: give the file that a session was saved to")
     with _refusing(path):
         _, metadata = read_header(path)
         if metadata.get("format") != FORMAT:
@@ -153,11 +162,42 @@ def _refusing(path: Path) -> Iterator[None]:
     """Turns what a damaged file leads to into one error that says what to do about a session."""
     try:
         yield
+    except SessionError:
+        raise
+    except ReadError as error:  # which says nothing of the file
+        raise SessionError(str(error).replace(", or download the file again", "")) from None
     except CheckpointError as error:
         reason = _ADVICE.sub("", str(error))
         raise SessionError(f"{reason}: it is no session that can be gone on with. Delete it, or give another") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise SessionError(f"{path} is damaged ({type(error).__name__}: {error}). Delete it") from error
+
+
+def _place(path: Path) -> Path:
+    """Where a file at `path` lies, behind links; raises WriteError where that is no file and cannot become one."""
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():
+        raise WriteError(f"{path} is no file, and a session cannot take its place: give the name of a file")
+    if not path.parent.parent.is_dir():  # a folder is made, but one alone
+        raise WriteError(f"{path} cannot be written: there is no folder {path.parent}; make it, or give another name")
+    return path
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.partial")
+
+
+def _put(partial: Path, path: Path) -> None:
+    try:
+        os.replace(partial, path)
+    except OSError as error:
+        raise write_error(error, path) from error
+
+
+def _remove(made: SafetensorsFile) -> None:
+    made.close()
+    with suppress(OSError):
+        made.path.unlink()
 
 
 def _remove_left_over(path: Path) -> None:

@@ -2,6 +2,10 @@
 
 import json
 
+import mlx.core as mx
+import pytest
+
+from mlx_qwen35 import library
 from tests.conftest import CHECKOUT
 
 DEMO = CHECKOUT / "mlx_qwen35" / "demo"
@@ -47,3 +51,36 @@ def test_a_file_that_is_no_session_is_refused_and_kept(run, tmp_path):
         done = run(*command, "--session", file)
         assert done.status == 2 and f"{file}" in done.err and "session" in done.err
     assert file.read_text() == "not to be lost"
+
+
+def test_another_file_is_not_called_damaged(run, tmp_path):
+    weights = tmp_path / "model.safetensors"
+    mx.save_safetensors(str(weights), {"a": mx.zeros(3)})
+    done = run("generate", "-p", "Hello!", "--session", weights)
+    assert done.status == 2 and "is no session of this package" in done.err
+    assert "amaged" not in done.err and "elete" not in done.err
+
+
+@pytest.mark.parametrize("command", [("generate", "-p", "Hello!"), ("chat",)], ids=["generate", "chat"])
+@pytest.mark.parametrize("place", ["", "no/such/folder/a", "n" * 250, "a file/a"])
+def test_a_place_that_takes_no_session_is_named_before_anything_is_loaded(run, tmp_path, monkeypatch, command, place):
+    (tmp_path / "a file").write_text("here")
+    monkeypatch.setattr(library, "hold", lambda *given, **options: pytest.fail("loaded"))
+    done = run(*command, "--session", tmp_path / place, stdin="Hello!\n")
+    assert done.status == 2 and done.out == "" and done.err.count("\n") == 1
+    assert str(tmp_path) in done.err and [*tmp_path.iterdir()] == [tmp_path / "a file"]
+
+
+def test_a_link_to_a_session_stays_a_link(run, tmp_path):
+    (tmp_path / "disk").mkdir()
+    link, target = tmp_path / "link", tmp_path / "disk" / "a.session"
+    link.symlink_to(target)
+    for cached in (0, 1):
+        done = statistics(run("generate", "--json", "-n", 3, "-p", "Hello!", "--session", link))
+        assert link.is_symlink() and target.is_file() and [*target.parent.iterdir()] == [target]
+        assert (done["cached_tokens"] > 0) == cached
+
+
+def test_a_number_of_drafts_needs_who_drafts(run):
+    done = run("generate", "-p", "Hello!", "--num-draft-tokens", 2)
+    assert done.status == 2 and "nothing drafts: add --mtp" in done.err

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import random
 import subprocess
 import sys
@@ -230,3 +231,42 @@ def test_a_folder_that_is_not_there_is_named(saved):
     session, path = saved
     with pytest.raises(CheckpointError, match="cannot be written"):
         session.save(path / "beneath" / "a")
+
+
+def test_what_is_no_file_is_not_replaced(saved, tmp_path):
+    session, _ = saved
+    for place in (tmp_path, Path("/"), Path("/dev/null")):
+        with pytest.raises(CheckpointError, match="is no file"):
+            session.save(place)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(CheckpointError, match="is no file"):
+        session.save(tmp_path / "pipe")
+
+
+def test_a_link_leads_to_the_file(saved, model, tmp_path):
+    session, path = saved
+    (tmp_path / "link").symlink_to(path)
+    session.notes = "new"
+    session.save(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink() and load_session(path, model).notes == "new"
+
+
+def test_what_is_of_others_or_was_not_read_may_be_whole(saved, model, tmp_path, monkeypatch):
+    _, path = saved
+    mx.save_safetensors(str(tmp_path / "weights.safetensors"), {"a": mx.zeros(3)}, {"format": "mx"})
+    newer = path.read_bytes().replace(b'"version":"1"', b'"version":"2"')
+    (tmp_path / "newer").write_bytes(newer)
+    refusals = {"weights.safetensors": "no session of this package", "newer": "version '2'", "none": "does not exist"}
+    for name, words in refusals.items():
+        with pytest.raises(SessionError, match=words) as refused:
+            load_session(tmp_path / name, model)
+        assert "elete" not in str(refused.value) and "damaged" not in str(refused.value)
+
+    def failing(*given):
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch, pytest.raises(SessionError, match="Input/output error.*check the disk$"):
+        patch.setattr(os, "preadv", failing)
+        load_session(path, model)
+    with pytest.raises(SessionError, match="check the path and its permissions$"):
+        load_session(tmp_path, model)
