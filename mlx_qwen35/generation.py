@@ -400,6 +400,8 @@ def _drafting(
     most: int | None,
 ) -> speculative.Drafting | None:
     """What drafts, and how; None where nothing was asked for. Raises ValueError for what cannot draft."""
+    if most is not None:
+        speculative.check_count(most)
     if draft_model is None and (mtp or mtp is None):
         draft_model = model.mtp
         if mtp and draft_model is None:

@@ -52,6 +52,9 @@ class Sampling:
             value = getattr(self, spec.name)
             if isinstance(value, float) and not math.isfinite(value):
                 raise ValueError(f"{spec.name} is {value}; give a finite number")
+        for token, amount in (self.logit_bias or {}).items():
+            if not amount < math.inf:
+                raise ValueError(f"logit_bias of token {token} is {amount}; give a finite number, or -inf to forbid it")
         self._require(self.repetition_penalty > 0, "repetition_penalty", "above 0; 1 turns it off")
         size = self.repetition_context_size
         self._require(size is None or size > 0, "repetition_context_size", "above 0, or None for all tokens")

@@ -252,6 +252,8 @@ def test_a_wrong_generation_config_is_named(bad):
         {"repetition_penalty": 0.0},
         {"repetition_context_size": 0},
         {"seed": -1},
+        {"logit_bias": {3: math.inf}},
+        {"logit_bias": {3: 1.0, 5: math.nan}},
     ],
     ids=str,
 )

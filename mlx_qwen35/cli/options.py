@@ -162,6 +162,8 @@ def hold(args: argparse.Namespace) -> Held:
         raise OptionError(f"--num-draft-tokens is {args.num_draft_tokens}; it must be 1 to 4")
     if args.num_draft_tokens is not None and not args.mtp and args.draft_model is None:
         raise OptionError("--num-draft-tokens, but nothing drafts: add --mtp or --draft-model NAME, or leave it out")
+    if args.kv_bits is None and (args.kv_group_size, args.quantized_kv_start) != (64, 0):
+        raise OptionError("--kv-group-size and --quantized-kv-start say how --kv-bits is done: add --kv-bits 4 or 8")
     if args.session is not None:
         from mlx_qwen35.session.file import check_place
 

@@ -34,13 +34,18 @@ class _Seconds:
             self.value += _NEW * (min(seconds, _OUTLIER * self.value) - self.value)
 
 
+def check_count(most: int) -> None:
+    """Raises ValueError unless so many tokens can be guessed in a round."""
+    if not 1 <= most <= MOST:
+        raise ValueError(f"num_draft_tokens is {most}; it must be 1 to {MOST}")
+
+
 class Pace:
     """most: guesses in a round at the most (1 to 4). steady: always so many, whatever it costs, so that what is drawn
     with a seed does not hang on the clock."""
 
     def __init__(self, most: int, *, steady: bool = False) -> None:
-        if not 1 <= most <= MOST:
-            raise ValueError(f"num_draft_tokens is {most}; it must be 1 to {MOST}")
+        check_count(most)
         self.most, self.steady = most, steady
         self._seconds = [_Seconds() for _ in range(most + 1)]
         self._tries = [_PRIOR[1]] * most

@@ -84,3 +84,9 @@ def test_a_link_to_a_session_stays_a_link(run, tmp_path):
 def test_a_number_of_drafts_needs_who_drafts(run):
     done = run("generate", "-p", "Hello!", "--num-draft-tokens", 2)
     assert done.status == 2 and "nothing drafts: add --mtp" in done.err
+
+
+@pytest.mark.parametrize("option", ["--kv-group-size", "--quantized-kv-start"])
+def test_how_a_cache_is_quantized_needs_that_it_is(run, option):
+    done = run("generate", "-p", "Hello!", option, 32)
+    assert done.status == 2 and "add --kv-bits 4 or 8" in done.err

@@ -59,6 +59,8 @@ def test_a_head_of_the_model_drafts_unless_it_is_told_not_to():
     model, head, _ = with_head("dense")
     with pytest.raises(ValueError, match="load it with mtp=True"):
         greedy(model, mtp=True)
+    with pytest.raises(ValueError, match="num_draft_tokens is 5"):
+        greedy(model, num_draft_tokens=5)
     assert "_mtp" not in model.children() and model.mtp is None
     model.take_mtp(head)
     assert model.mtp is head and len(model.parameters()) == len(with_head("dense")[0].parameters())
