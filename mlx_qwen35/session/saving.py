@@ -102,6 +102,7 @@ def _check(path: Path, description: dict[str, Any], model: Model, processor: Pro
     if description.get("kv") != _form_of(model):
         other.append("kv_bits")
     if other:
+        file.read_all(path)  # what does not fit may also be damaged, which is said first
         raise SessionError(
             f"{path} does not fit this model: it was saved with other {', '.join(other)}. Load what it was saved with, "
             "or begin a new session"

@@ -153,6 +153,10 @@ def test_every_damage_is_refused(saved, model):
     path.write_bytes(whole + b"0")
     with pytest.raises(SessionError, match="1 bytes after"):
         load_session(path, model)
+    name = whole.index(b"fingerprint") + 40  # inside the first value of it
+    path.write_bytes(whole[:name] + bytes([whole[name] ^ 1]) + whole[name + 1 :])
+    with pytest.raises(SessionError, match="is damaged"):
+        load_session(path, model)
     path.write_bytes(whole)
     load_session(path, model)
 
