@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
-from time import monotonic, perf_counter
+from time import monotonic, perf_counter, thread_time
 
 from ..errors import ExpertReadError
 from .handles import Handle
@@ -52,6 +52,7 @@ class ReadStats:
     """What was read since the reader was opened, or since its reset_stats().
 
     records: experts that are there. read_seconds: added up over threads; busy_seconds: at least one was reading.
+    processor_seconds: of the threads, in what has ended; a disk that writes to memory by itself takes few.
     mean_depth, max_depth: threads that were reading at once, while any was.
     """
 
@@ -59,6 +60,7 @@ class ReadStats:
     records: int = 0
     read_seconds: float = 0.0
     busy_seconds: float = 0.0
+    processor_seconds: float = 0.0
     max_depth: int = 0
 
     @property
@@ -139,7 +141,7 @@ class Crew:
         self._threads: dict[int, threading.Thread] = {}  # that have not ended
         self._at: dict[int, tuple[Read, float]] = {}  # what each of them reads, and since when
         self._bytes_read = self._records = self._max_depth = 0
-        self._read_seconds = self._busy_seconds = 0.0
+        self._read_seconds = self._busy_seconds = self._processor_seconds = 0.0
         self._busy_since = 0.0
         self._ending = False
         self._urgent: deque[Read] = deque()  # a Read is in there once for each of its jobs, or more often
@@ -189,7 +191,9 @@ class Crew:
             now = perf_counter()
             running = self._read_seconds + sum(now - since for _, since in self._at.values())
             busy = self._busy_seconds + (now - self._busy_since if self._at else 0.0)
-            return ReadStats(self._bytes_read, self._records, running, busy, self._max_depth)
+            return ReadStats(
+                self._bytes_read, self._records, running, busy, self._processor_seconds, self._max_depth
+            )
 
     def reset_stats(self) -> None:
         with self._lock:
@@ -197,7 +201,7 @@ class Crew:
             self._at = {number: (read, now) for number, (read, _) in self._at.items()}
             self._busy_since = now
             self._bytes_read = self._records = 0
-            self._read_seconds = self._busy_seconds = 0.0
+            self._read_seconds = self._busy_seconds = self._processor_seconds = 0.0
             self._max_depth = len(self._at)
 
     def end(self) -> None:
@@ -235,11 +239,12 @@ class Crew:
                 if work is None:
                     continue
                 read, job = work
+                began = thread_time()
                 try:
                     count, problem = self._do(read, job, scratch), None
                 except BaseException as error:
                     count, problem = 0, _problem(error)
-                self._finish(number, count, problem)
+                self._finish(number, count, problem, thread_time() - began)
                 del work, read, job, problem  # memory that was read into is no business of who waits for work
             except BaseException as error:  # somebody wanted to kill this thread; it fails what it was at, and goes on
                 self._finish(number, 0, _problem(error))
@@ -314,7 +319,9 @@ class Crew:
                 copies.append((buffers[-1], target, target.view[start:stop]))
         return buffers, copies
 
-    def _finish(self, number: int, count: int, problem: tuple[str, BaseException | None] | None) -> None:
+    def _finish(
+        self, number: int, count: int, problem: tuple[str, BaseException | None] | None, processor_seconds: float = 0.0
+    ) -> None:
         """What thread `number` was at has ended, after `count` bytes. Nothing happens if it was at nothing."""
         with self._lock:
             if number not in self._at:
@@ -327,6 +334,7 @@ class Crew:
                 read.pending.clear()
             now = perf_counter()
             self._bytes_read += count
+            self._processor_seconds += processor_seconds
             self._read_seconds += now - since
             if len(self._at) == 1:
                 self._busy_seconds += now - self._busy_since

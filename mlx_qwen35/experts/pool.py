@@ -23,6 +23,7 @@ import mlx.core as mx
 
 from ..errors import ExpertReadError
 from .budget import StreamPlan
+from .guessing import Guessing
 from .hot_list import HotList
 from .reader import Read, Reader
 
@@ -101,6 +102,8 @@ class ExpertPool:
                 "give more memory, or compute on the CPU with mx.set_default_device(mx.cpu)"
             )
         self.reader, self.plan, self.prefetch = reader, plan, prefetch
+        self.guessing = Guessing(shared_processor=mx.default_device().type == mx.cpu)
+        self.guess = prefetch  # whether this turn reads ahead
         self.banks: list[StreamedExperts] = []
         self.more = False  # further tokens of the same prompt follow this turn
         self.wait_seconds = 0.0
@@ -113,6 +116,7 @@ class ExpertPool:
         self._queued: tuple[StreamedExperts, mx.array] | None = None
         self._unsure: set[StreamedExperts] = set()  # banks whose residency an interrupt would leave in doubt
         self._staging: tuple[object, list[Slots]] | None = None
+        self._copied = 0, 0.0  # experts that were read until the last turn ended, and processor time for them
         self._limits = _set_limits(plan)
 
     def turn(self, more: bool) -> _Turn:
@@ -122,6 +126,7 @@ class ExpertPool:
 
     def begin(self, more: bool) -> None:
         self.more = more
+        self.guess = self.prefetch and self.guessing.pays()
         if threading.current_thread() is not self._warmer:
             self._warming = False  # what a prompt asks for is worth more
         if self._unsure or self._queued is not None:  # an interrupt came while the last turn was ended
@@ -131,6 +136,10 @@ class ExpertPool:
         """The end of a turn in good order: reads ahead that no layer will ask for are not waited for in the next."""
         self.settled()
         self._staging = None
+        read = self.reader.stats
+        records, seconds = self._copied
+        self.guessing.copied(read.processor_seconds - seconds, read.records - records)
+        self._copied = read.records, read.processor_seconds
         for bank in list(self._unsure):
             bank.drop_ahead()
             self._unsure.discard(bank)

@@ -113,7 +113,7 @@ class StreamedExperts:
 
     def _decided(self, x: mx.array, expert_ids: mx.array) -> mx.array | None:
         """Evaluate the ids, and with them the guess at the next layer's, which is returned."""
-        guessed = self._guess(x) if self._guess is not None and self._pool.prefetch else None
+        guessed = self._guess(x) if self._guess is not None and self._pool.guess else None
         self._pool.settled(*(a for a in (expert_ids, guessed) if a is not None))
         return guessed
 
@@ -150,6 +150,7 @@ class StreamedExperts:
     def _hold(self, wanted: list[int], guessed: mx.array | None, beside: Sequence[mx.array]) -> dict[int, int]:
         """Have experts in memory; -> the slot of each."""
         self._pool.touch(self)
+        guessed_before, waited_before = self.residency.prefetch_hits, self._pool.wait_seconds
         mine = set(wanted)
         for expert, read in list(self._ahead.items()):
             if expert in mine:
@@ -171,6 +172,10 @@ class StreamedExperts:
         self._reads = []
         for expert in coming:
             self.residency.landed(expert)
+        guessing = self._pool.guessing
+        guessing.came_true(self.residency.prefetch_hits - guessed_before)
+        if loads and not coming:
+            guessing.waited(self._pool.wait_seconds - waited_before, len(loads))
         if guessed is not None:  # only now: they would take their share of the disk from what is waited for
             self._next._prepare(guessed)
         return dict(zip(wanted, slots, strict=True))
@@ -179,8 +184,10 @@ class StreamedExperts:
         """Read ahead what this layer will probably ask for."""
         self._pool.touch(self)
         likely = list(dict.fromkeys(np.array(guessed).flatten().tolist()))
-        for expert, slot in self.residency.prefetch(likely, self.residency.slots):
+        loads = self.residency.prefetch(likely, self.residency.slots)
+        for expert, slot in loads:
             self._ahead[expert] = self._submit(expert, slot, urgent=False)
+        self._pool.guessing.made(len(loads))
 
     def _looked_at(self, expert: int, read: Read) -> None:
         """A prefetch has ended, one way or another."""
@@ -188,6 +195,7 @@ class StreamedExperts:
             self.residency.landed(expert)
         else:
             self.residency.drop(expert)
+            self._pool.guessing.made(-1)
 
     # Many rows
 

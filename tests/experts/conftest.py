@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from mlx_qwen35.experts.guessing import Guessing
+
 from .some_experts import Disk, Files, reader_threads, soon
 
 
@@ -27,3 +29,9 @@ def no_thread_is_left() -> Iterator[None]:
     yield
     gc.collect()
     soon(lambda: not reader_threads())
+
+
+@pytest.fixture
+def guesses_always(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Experts are read ahead in every turn, whether that pays or not."""
+    monkeypatch.setattr(Guessing, "pays", lambda self: True)

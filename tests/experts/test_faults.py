@@ -36,6 +36,8 @@ from ..checkpoints import random_tensors, tiny_config, write_checkpoint
 from .interrupts import Interrupt
 from .test_handles import no_root
 
+pytestmark = pytest.mark.usefixtures("guesses_always")
+
 LAYERS, CHOSEN = 4, 3
 PLAN = StreamPlan(slots=(4,) * LAYERS, group=2, chunk=32, tile=16, cache_limit=1 << 24, memory=1 << 30)
 PROMPT = np.random.RandomState(1).randint(0, 80, 80).tolist()

@@ -21,6 +21,8 @@ from mlx_qwen35.sampling import Sampling
 
 from ..checkpoints import random_tensors, tiny_config, write_checkpoint
 
+pytestmark = pytest.mark.usefixtures("guesses_always")
+
 EXPERTS, CHOSEN, LAYERS = 12, 3, 5
 SIZES = {
     "num_experts": EXPERTS, "num_experts_per_tok": CHOSEN, "moe_intermediate_size": 32, "hidden_size": 64,
@@ -147,6 +149,31 @@ def test_what_is_prefetched_is_read_once(folders):
     stats = model.expert_stats
     assert stats.prefetch_hits > 0
     assert stats.misses <= stats.records <= stats.misses + stats.prefetched
+
+
+def test_guesses_that_come_and_go_change_no_bit(folders, monkeypatch):
+    expected = step_by_step(load_model(folders["affine4"]), some_tokens(40))
+    streamed, turns = load_model(folders["affine4"], stream=plan(5)), iter(np.random.RandomState(3).rand(1000) < 0.5)
+    monkeypatch.setattr(streamed._pool.guessing, "pays", lambda: bool(next(turns)))
+    np.testing.assert_array_equal(step_by_step(streamed, some_tokens(40)), expected)
+
+
+def test_guesses_are_told_what_happened(folders, monkeypatch):
+    """As many as were read, as came true, as were waited for; without guesses all that is missing is waited for."""
+    model = load_model(folders["affine4"], stream=plan(6))
+    told = dict.fromkeys(("made", "came_true", "waited", "copied"), 0)
+    for name in told:
+        def count(*given, name=name):
+            told[name] += given[-1]
+        monkeypatch.setattr(model._pool.guessing, name, count)
+    step_by_step(model, some_tokens(30))
+    stats = model.expert_stats
+    assert told["came_true"] == stats.prefetch_hits > 0
+    assert told["copied"] == stats.records and told["copied"] >= told["made"] > told["came_true"]
+    model._pool.prefetch, before = False, dict(told)
+    step_by_step(model, some_tokens(30))
+    assert told["made"] == before["made"]
+    assert told["waited"] - before["waited"] == (model.expert_stats - stats).misses > 0
 
 
 def test_every_expert_fits_and_nothing_is_read_twice(folders):
