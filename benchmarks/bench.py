@@ -3,7 +3,7 @@
     python benchmarks/bench.py [--only decode launches ...] [--report] [--results FOLDER]
 
 Each is a process with a limit of time; one that does not end is stopped, and the table says so. All limits together are
-forty minutes; on a quiet 2-core Linux machine it takes about a third of that. In FOLDER (benchmarks/results) are then
+fifty minutes; on a quiet 2-core Linux machine it takes about a third of that. In FOLDER (benchmarks/results) are then
 
     bench.jsonl     the lines that they printed; with --only the others stay as they were
     bench.md        a table of them
@@ -46,7 +46,7 @@ STEPS = (
     Step("launches", (), 120),
     Step("roofline", (), 120),
     Step("startup", ("--repeats", "5"), 240),
-    Step("kernels", (), 180),
+    Step("kernels", ("--rounds", "3"), 420),
     Step("decode", ("--rounds", "3"), 600),
     Step("prefill", ("--rounds", "3"), 900),
     Step("memory", (), 300),

@@ -6,6 +6,8 @@ Knows neither positions nor other layers.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import mlx.core as mx
 import mlx.nn as nn
 
@@ -15,8 +17,10 @@ from ..kernels.activation import fused, silu
 from ..kernels.backend import on_gpu
 from ..kernels.delta_decode import MOST_TOKENS, delta_decode
 from ..kernels.gated_delta import gated_delta, gated_delta_states
+from ..kernels.lanes import LEAST_SHARED, in_lanes, lane_count
+from ..kernels.quantized_matmul import UNPACK_FROM
 from .joined import JoinedInputs, columns, neighbours
-from .linear import Linear
+from .linear import Linear, QuantizedLinear
 from .norm import GatedRMSNorm
 
 
@@ -34,13 +38,22 @@ class ShortConv(nn.Module):
 
         ends [B]: how many of the T go before it, where rows end in padding; None: all.
         """
-        length, before = x.shape[1], self.weight.shape[1] - 1
-        x = self._with_window(x, window)
-        y = _convolution(x, self.weight)
+        before = self.weight.shape[1] - 1
+        with_window = self._with_window(x, window)
+        y = _convolution(with_window, self.weight)
         if ends is not None:
-            return y, mx.take_along_axis(x, (ends[:, None] + mx.arange(before))[..., None], axis=1)
+            return y, mx.take_along_axis(with_window, (ends[:, None] + mx.arange(before))[..., None], axis=1)
+        return y, self.next_window(x, window)
+
+    def of(self, channels: Sequence[slice], x: mx.array, window: mx.array | None) -> mx.array:
+        """y [B, T, C'] of these channels alone, which x [B, T, C'] and window hold side by side."""
+        weight = mx.concatenate([self.weight[part] for part in channels])
+        return _convolution(self._with_window(x, window), weight)
+
+    def next_window(self, x: mx.array, window: mx.array | None) -> mx.array:
+        """The window after x [B, T, C] and `window`."""
         # Contiguous: a plain slice would keep the whole chunk alive.
-        return y, mx.contiguous(x[:, length:])
+        return mx.contiguous(self._with_window(x, window)[:, x.shape[1] :])
 
     def windows(self, x: mx.array, window: mx.array | None) -> list[mx.array]:
         """The next window after each of the T tokens, of x and window as above."""
@@ -104,32 +117,89 @@ class GatedDeltaNet(JoinedInputs, nn.Module):
         in_one = on_gpu() and present is None and length <= MOST_TOKENS and not self.training
         if in_one and self.conv1d.weight.shape[1] > 1:
             return self._decode(x, cache)
+        if present is None and self._worth_lanes(x):
+            return self._by_heads(x, cache)
         ends = None
         if present is not None:
             x = mx.where(present[..., None], x, 0)
             ends = _ends(present)
         raw, z, b, a = columns(self._joined(x, self.joinable()), self._widths)
         u, window = self.conv1d(raw, cache.conv if cache is not None else None, ends)
+        out, matrix = self._ruled(u, z, b, a, slice(0, self.value_heads), cache, present)
+        self._keep(cache, raw, window, matrix)
+        return self.out_proj(out)
+
+    def _ruled(
+        self,
+        u: mx.array,
+        z: mx.array,
+        b: mx.array,
+        a: mx.array,
+        heads: slice,
+        cache: DeltaState | None,
+        present: mx.array | None = None,
+    ) -> tuple[mx.array, mx.array]:
+        """What lies between convolution and out_proj, for these value heads: u, z, b, a of theirs alone.
+
+        Returns (out [B, T, heads * Dv], matrices after the last token or, where the cache asks for it, after each).
+        """
+        batch, length, _ = u.shape
+        count = heads.stop - heads.start
+        key_heads = count * self.key_heads // self.value_heads
+        keys = key_heads * self.key_dim
         u = silu(u).astype(mx.float32)
-        keys = self.key_heads * self.key_dim
         q, k, v = mx.split(u, [keys, 2 * keys], axis=-1)
-        q = _unit(q.reshape(batch, length, self.key_heads, self.key_dim), scale=self.key_dim**-0.5)
-        k = _unit(k.reshape(batch, length, self.key_heads, self.key_dim))
-        v = v.reshape(batch, length, self.value_heads, self.value_dim)
-        gamma, beta = decay(a, self.A_log, self.dt_bias), write_strength(b)
+        q = _unit(q.reshape(batch, length, key_heads, self.key_dim), scale=self.key_dim**-0.5)
+        k = _unit(k.reshape(batch, length, key_heads, self.key_dim))
+        v = v.reshape(batch, length, count, self.value_dim)
+        gamma, beta = decay(a, self.A_log[heads], self.dt_bias[heads]), write_strength(b)
         if present is not None:
             gamma, beta = mx.where(present[..., None], gamma, 1), mx.where(present[..., None], beta, 0)
-        before = cache.matrix if cache is not None else None
+        before = None if cache is None or cache.matrix is None else cache.matrix[:, heads]
         if cache is not None and cache.steps is not None:
-            out, matrices = gated_delta_states(q, k, v, gamma, beta, before)
-            cache.update_each(self.conv1d.windows(raw, cache.conv), [matrices[:, t] for t in range(length)])
+            out, matrix = gated_delta_states(q, k, v, gamma, beta, before)
         else:
             out, matrix = gated_delta(q, k, v, gamma, beta, before, differentiable=self.training)
-            if cache is not None:
-                cache.update(window, matrix)
-        z = z.reshape(batch, length, self.value_heads, self.value_dim)
-        out = self.norm(out.astype(x.dtype), z)
-        return self.out_proj(out.reshape(batch, length, -1))
+        z = z.reshape(batch, length, count, self.value_dim)
+        return self.norm(out.astype(z.dtype), z).reshape(batch, length, -1), matrix
+
+    def _keep(self, cache: DeltaState | None, raw: mx.array, window: mx.array, matrix: mx.array) -> None:
+        if cache is not None and cache.steps is not None:
+            matrices = [matrix[:, t] for t in range(matrix.shape[1])]
+            cache.update_each(self.conv1d.windows(raw, cache.conv), matrices)
+        elif cache is not None:
+            cache.update(window, matrix)
+
+    def _worth_lanes(self, x: mx.array) -> bool:
+        """Whether a CPU's lanes each take some heads all the way: a few tokens, quantized maps, no gradient."""
+        few = x.size // x.shape[-1] < UNPACK_FROM and mx.default_device().type == mx.cpu and not self.training
+        return few and lane_count() > 1 and all(type(m) is QuantizedLinear and "bias" not in m for m in self.joinable())
+
+    def _by_heads(self, x: mx.array, cache: DeltaState | None) -> mx.array:
+        """The same for a few tokens on a CPU: each lane takes some heads from x to out_proj, and waits for nobody."""
+        each = self.value_heads // self.key_heads
+        keys = self.key_heads * self.key_dim
+        window, matrix = (None, None) if cache is None else (cache.conv, cache.matrix)
+
+        def some(heads: slice) -> tuple[list[mx.array], mx.array, mx.array]:
+            values = slice(heads.start * each, heads.stop * each)
+            q = slice(heads.start * self.key_dim, heads.stop * self.key_dim)
+            k = slice(keys + q.start, keys + q.stop)
+            v = slice(values.start * self.value_dim, values.stop * self.value_dim)
+            channels = [q, k, slice(2 * keys + v.start, 2 * keys + v.stop)]
+            raws = [self.in_proj_qkv.rows(x, part) for part in channels]
+            z, b, a = self.in_proj_z.rows(x, v), self.in_proj_b.rows(x, values), self.in_proj_a.rows(x, values)
+            own = None if window is None else mx.concatenate([window[..., part] for part in channels], axis=-1)
+            u = self.conv1d.of(channels, mx.concatenate(raws, axis=-1), own)
+            return raws, *self._ruled(u, z, b, a, values, cache)
+
+        work = x.size * (2 * self.key_dim + 2 * each * self.value_dim)  # of a key head
+        parts = in_lanes(some, self.key_heads, least=-(-LEAST_SHARED // work))
+        raw = mx.concatenate([raws[n] for n in range(3) for raws, _, _ in parts], axis=-1)
+        heads_at = 2 if cache is not None and cache.steps is not None else 1
+        matrix = mx.concatenate([made for _, _, made in parts], axis=heads_at)
+        self._keep(cache, raw, self.conv1d.next_window(raw, window), matrix)
+        return self.out_proj(mx.concatenate([out for _, out, _ in parts], axis=-1))
 
     def joinable(self) -> list[nn.Module]:
         return [self.in_proj_qkv, self.in_proj_z, self.in_proj_b, self.in_proj_a]

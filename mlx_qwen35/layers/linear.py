@@ -39,3 +39,8 @@ class QuantizedLinear(Readable, nn.QuantizedLinear):
         """x [.., in] with other weights [any, in] of the same quantization -> [.., any]."""
         how = {"group_size": self.group_size, "bits": self.bits, "mode": self.mode}
         return quantized_matmul(x, weight, scales, biases, **how)
+
+    def rows(self, x: mx.array, taken: slice) -> mx.array:
+        """x [.., in] -> some of its outputs, without bias, [.., taken]."""
+        biases = self.get("biases")
+        return self.product(x, self.weight[taken], self.scales[taken], None if biases is None else biases[taken])

@@ -1,10 +1,13 @@
 """The gated delta net layer: against NumPy, its window, its decay, its padding."""
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 
 from mlx_qwen35.cache import DeltaState
+from mlx_qwen35.kernels import lanes
+from mlx_qwen35.layers import delta_net
 from mlx_qwen35.layers.delta_net import ShortConv, decay
 
 from ..tiny_model import tiny_model
@@ -96,3 +99,39 @@ def test_state_is_float32_and_in_the_documented_shapes():
     net(mx.array(inputs(5))[None], state)
     assert state.conv.shape == (1, 3, 2 * 2 * 8 + 6 * 12)
     assert state.matrix.shape == (1, 6, 12, 8) and state.matrix.dtype == mx.float32
+
+
+@pytest.mark.skipif(lanes.lane_count() < 2, reason="one core")
+@pytest.mark.parametrize("each", [False, True])
+@pytest.mark.parametrize("key_heads, value_heads", [(2, 4), (3, 3)])
+def test_heads_in_lanes_give_the_same_bits(monkeypatch, key_heads, value_heads, each):
+    """Tokens one by one and several at a time, from nothing and from a state; outputs, windows and matrices."""
+    sizes = {"linear_key_head_dim": 32, "linear_value_head_dim": 32}
+    net, _ = layer(linear_num_key_heads=key_heads, linear_num_value_heads=value_heads, **sizes)
+    nn.quantize(net, 32, 4, class_predicate=lambda _, module: hasattr(module, "to_quantized"))
+    monkeypatch.setattr(delta_net, "LEAST_SHARED", 1)
+    streams = []
+
+    def noted(compute, count, **options):
+        made = lanes.in_lanes(compute, count, **options)
+        streams.append(len(made))
+        return made
+
+    def run():
+        state, seen = DeltaState(), []
+        for length in (3, 1, 1, 7):
+            if each:
+                state.steps = []
+            out = net(mx.array(inputs(length, seed=length))[None], state)
+            seen += [out, *(a for pair in state.steps or () for a in pair)]
+        return [np.array(a) for a in seen + [state.conv, state.matrix]]
+
+    monkeypatch.setattr(delta_net, "in_lanes", noted)
+    shared = run()
+    assert streams and min(streams) > 1
+    monkeypatch.setattr(delta_net, "lane_count", lambda: 1)
+    count = len(streams)
+    alone = run()
+    assert len(streams) == count
+    for one, other in zip(shared, alone, strict=True):
+        np.testing.assert_array_equal(one, other)
