@@ -73,7 +73,7 @@ def run_here(job: Run) -> Run:
             drop_pages(job["folder"])
         found |= step.prompt(tokens[: job["prompt"]])
     else:
-        found |= step.decode(tokens, job["settle"], job["tokens"], lambda: drop_pages(job["folder"]))
+        found |= step.decode(tokens, job["settle"], job["tokens"], job["folder"])
     return found
 
 
@@ -94,12 +94,13 @@ class _Forced:
 
 
 def _decode(steps: Iterator[object], count: Callable[[], dict[str, int]], settle: int, tokens: int,
-            forget: Callable[[], None]) -> Run:  # fmt: skip
-    """Seconds of each token, warm and cold, and what was counted in them."""
+            folder: str) -> Run:  # fmt: skip
+    """Seconds of each token, warm and cold, and what was counted in them. folder: of the files they are read from."""
     for _ in range(settle):
         next(steps)
+    warm_pages(folder)
     found: Run = {}
-    for name, before in {"warm": lambda: None, "cold": forget}.items():
+    for name, before in {"warm": lambda: None, "cold": lambda: drop_pages(folder)}.items():
         seconds, counted = [], count()
         for _ in range(tokens):
             before()
@@ -143,13 +144,13 @@ class OurSteps:
         mx.eval(prefill(self.model, tokens, self.model.make_cache()))
         return {"prompt": {"seconds": time.perf_counter() - start} | self.count()}
 
-    def decode(self, tokens: list[int], settle: int, count: int, forget: Callable[[], None]) -> Run:
+    def decode(self, tokens: list[int], settle: int, count: int, folder: str) -> Run:
         from mlx_qwen35.generation import decode, prefill
 
         cache, forced = self.model.make_cache(), _Forced(tokens[4:])
         logits = prefill(self.model, tokens[:4], cache)
         steps = decode(self.model, cache, logits, forced, forced, max_tokens=len(tokens))
-        return _decode(steps, self.count, settle, count, forget)
+        return _decode(steps, self.count, settle, count, folder)
 
 
 def _theirs(job: Run) -> tuple[Any, Any]:
@@ -184,8 +185,8 @@ class TheirSteps:
             pass
         return {"prompt": {"seconds": time.perf_counter() - start} | self.count()}
 
-    def decode(self, tokens: list[int], settle: int, count: int, forget: Callable[[], None]) -> Run:
-        return _decode(self._steps(tokens[:4], tokens[4:], len(tokens)), self.count, settle, count, forget)
+    def decode(self, tokens: list[int], settle: int, count: int, folder: str) -> Run:
+        return _decode(self._steps(tokens[:4], tokens[4:], len(tokens)), self.count, settle, count, folder)
 
 
 # How it is measured.
