@@ -6,7 +6,7 @@ import pytest
 
 from mlx_qwen35.checkpoint import rounding
 from mlx_qwen35.checkpoint.quantize import pack, packed, unpack
-from mlx_qwen35.config import BITS, QuantSpec
+from mlx_qwen35.config import BITS, GROUP_SIZES, QuantSpec
 
 
 def weights(*shape: int, seed: int = 0) -> mx.array:
@@ -30,6 +30,19 @@ def test_less_is_lost(bits: int, most: float, group_size: int) -> None:
     found, nearest = errors(weight, spec, search=True), errors(weight, spec)
     assert (found <= nearest * (1 + 1e-4)).all()
     assert found.sum() <= most * nearest.sum()
+
+
+@pytest.mark.parametrize("mode", BITS)
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16, mx.float32])
+def test_without_search_it_is_what_mlx_makes(mode: str, dtype: mx.Dtype) -> None:
+    for bits in BITS[mode]:
+        for group_size in GROUP_SIZES[mode]:
+            for size in (1e-6, 1.0, 3e4):
+                weight = (weights(7, 256, seed=bits) * size).astype(dtype)
+                weight[2, :140], weight[3, 70] = 0, -0.0
+                made = pack(weight, QuantSpec(bits, group_size, mode)).values()
+                for ours, theirs in zip(made, mx.quantize(weight, group_size, bits, mode), strict=True):
+                    assert ours.dtype == theirs.dtype and mx.array_equal(ours, theirs)
 
 
 @pytest.mark.parametrize("bits", BITS["affine"])
