@@ -3,8 +3,9 @@
     python benchmarks/experts.py [--only decode ...] [--shares 12 25 50] [--rounds 3] [--folder DIR] [--out FILE]
 
 Both read one checkpoint, which this file makes: geometry of Qwen3.5-35B-A3B with fewer layers and a small vocabulary,
-random 4-bit experts, everything else bfloat16. mlx-vlm needs a second copy in its own form, and the time it takes to
-write that copy is counted as time to ready. Both may hold the same number of experts: `share` percent of all.
+random 4-bit experts, everything else bfloat16 (--trunk 4bit: in 4 bits, too, as in published checkpoints). mlx-vlm
+needs a second copy in its own form, and the time it takes to write that copy is counted as time to ready. Both may hold
+the same number of experts: `share` percent of all.
 
     decode   seconds a token, streamed less resident of the same project: what streaming costs. The tokens are given,
              so that both make the same choices of experts; which they are is drawn with Zipf's law (--zipf)
@@ -274,14 +275,14 @@ def repack(source: Path, target: Path) -> float:
 class Checkpoints:
     """The checkpoint of a measurement, and mlx-vlm's copy of it."""
 
-    def __init__(self, folder: Path, layers: int, *, small_mixers: bool = False):
+    def __init__(self, folder: Path, layers: int, *, small_mixers: bool = False, trunk: str = "bfloat16"):
         config = synthetic_config("35B", layers, vocab_size=VOCABULARY, **(SMALL_MIXERS if small_mixers else {}))
-        self.layers, self.experts = layers, config["text_config"]["num_experts"]
+        self.layers, self.trunk, self.experts = layers, trunk, config["text_config"]["num_experts"]
         self.expert_bytes, self.all_bytes = expert_bytes(config), all_expert_bytes(config)
-        name = f"{layers}-layers" + ("-small-mixers" if small_mixers else "")
+        name = f"{layers}-layers" + ("-small-mixers" if small_mixers else "") + f"-{trunk}".removesuffix("-bfloat16")
         self.source, self.copy = folder / name, folder / f"{name}-offload"
         if not self.source.exists():
-            write_synthetic(self.source, config, plain_trunk=True)
+            write_synthetic(self.source, config, plain_trunk=trunk == "bfloat16")
         os.sync()
         self.repacked: list[float] = []
 
@@ -440,6 +441,7 @@ def main() -> None:
     parser.add_argument("--shares", nargs="+", type=int, default=[12, 25, 50], help="percent of the experts")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--layers", type=int, default=8, help="for decoding; 8 have 3.6 GB of experts")
+    parser.add_argument("--trunk", choices=("bfloat16", "4bit"), default="bfloat16", help="what decodes beside experts")
     parser.add_argument("--prefill-layers", type=int, default=2, help="CPUs take half a minute a layer in mlx-vlm")
     parser.add_argument("--prompt", type=int, default=2048)
     parser.add_argument("--settle", type=int, default=48, help="tokens before those that are measured")
@@ -465,9 +467,9 @@ def main() -> None:
         folder = arguments.folder or Path(own)
         folder.mkdir(parents=True, exist_ok=True)
         if "decode" in arguments.only:
-            at = Checkpoints(folder, arguments.layers)
-            report.around = around | {"layers": at.layers, "expert_bytes": at.all_bytes}
-            print(f"decode: 35B-A3B cut to {at.layers} layers, {at.all_bytes / 1e9:.1f} GB of experts")
+            at = Checkpoints(folder, arguments.layers, trunk=arguments.trunk)
+            report.around = around | {"layers": at.layers, "expert_bytes": at.all_bytes, "trunk": at.trunk}
+            print(f"decode: 35B-A3B cut to {at.layers} layers, {at.all_bytes / 1e9:.1f} GB of experts, {at.trunk}")
             results = measure(at, [(share, False) for share in (100, *arguments.shares)], arguments, 0)
             report_decode(report, results, arguments.shares, arguments.sides)
             report_ready(report, results, arguments.shares[-1], at.repacked, arguments.sides)
