@@ -43,7 +43,7 @@ class ShortConv(nn.Module):
         y = _convolution(with_window, self.weight)
         if ends is not None:
             return y, mx.take_along_axis(with_window, (ends[:, None] + mx.arange(before))[..., None], axis=1)
-        return y, self.next_window(x, window)
+        return y, self._last(with_window)
 
     def of(self, channels: Sequence[slice], x: mx.array, window: mx.array | None) -> mx.array:
         """y [B, T, C'] of these channels alone, which x [B, T, C'] and window hold side by side."""
@@ -52,8 +52,11 @@ class ShortConv(nn.Module):
 
     def next_window(self, x: mx.array, window: mx.array | None) -> mx.array:
         """The window after x [B, T, C] and `window`."""
+        return self._last(self._with_window(x, window))
+
+    def _last(self, with_window: mx.array) -> mx.array:
         # Contiguous: a plain slice would keep the whole chunk alive.
-        return mx.contiguous(self._with_window(x, window)[:, x.shape[1] :])
+        return mx.contiguous(with_window[:, with_window.shape[1] - self.weight.shape[1] + 1 :])
 
     def windows(self, x: mx.array, window: mx.array | None) -> list[mx.array]:
         """The next window after each of the T tokens, of x and window as above."""
