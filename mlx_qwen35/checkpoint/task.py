@@ -117,7 +117,7 @@ class Task:
         }
         for kind, part in self.parts.items():
             if not isinstance(part, Part) and TAGS[found[kind].dtype] in FLOATS:
-                odd = _first_odd(as_numpy(found[kind]), TAGS[found[kind].dtype])
+                odd = first_odd(as_numpy(found[kind]), TAGS[found[kind].dtype])
                 if odd is not None:
                     row = start + odd * len(found[kind]) // found[kind].size
                     raise CheckpointError(_damaged(part.entries[row if part.stacked else 0], ""))
@@ -134,7 +134,7 @@ class Task:
 
     def _numpy(self, array: mx.array) -> np.ndarray:
         values = as_numpy(array)
-        if array.dtype == mx.float16 and _first_odd(values, "F16") is not None:
+        if array.dtype == mx.float16 and first_odd(values, "F16") is not None:
             raise CheckpointError(
                 f"{self.parts['weight'].entries[0]} has values that float16 does not hold: take dtype bfloat16"
             )
@@ -174,7 +174,7 @@ def _turn() -> AbstractContextManager[object]:
 
 def _check_finite(part: Part, raw: np.ndarray, start: int) -> None:
     """Name the first value of the rows from `start` that is NaN or infinite."""
-    odd = _first_odd(raw, part.dtype)
+    odd = first_odd(raw, part.dtype)
     if odd is None:
         return
     place = [int(i) for i in np.unravel_index(odd, raw.shape)]
@@ -192,16 +192,19 @@ def _damaged(entry: Entry, where: str) -> str:
     return f"{entry} holds NaN or infinite values{where}: this checkpoint is damaged, download or train it again"
 
 
-def _first_odd(array: np.ndarray, tag: str) -> int | None:
-    """Where in the flat array of a dtype the first value is that is NaN or infinite; None: all are numbers."""
+def first_odd(array: np.ndarray, tag: str) -> int | None:
+    """Where in the flat array of a dtype the first value is that is NaN or infinite; None: all are numbers.
+
+    With the sign bit clear these are the largest of the integers, with it set the largest of those without a sign.
+    """
     exponent, bits = _EXPONENT[tag]
     values = array.reshape(-1).view(bits)
-    room = np.empty(min(len(values), _FITS_CACHE), bits)
+    signed = values.view(f"i{values.itemsize}")
+    negative = exponent | 1 << 8 * values.itemsize - 1
     for begin in range(0, len(values), _FITS_CACHE):
-        block = values[begin : begin + _FITS_CACHE]
-        found = np.bitwise_and(block, bits(exponent), out=room[: len(block)])
-        if found.max() == exponent:
-            return begin + int(found.argmax())
+        block = slice(begin, begin + _FITS_CACHE)
+        if signed[block].max() >= exponent or values[block].max() >= negative:
+            return begin + int(np.argmax(values[block] & bits(exponent) == exponent))
     return None
 
 
