@@ -12,7 +12,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ _NUMPY = {
     "F32": np.float32, "F16": np.float16, "BF16": np.uint16, "U32": np.uint32, "I32": np.int32, "U8": np.uint8,
     "F8_E4M3": np.uint8,
 }  # fmt: skip
+Empty = Callable[[tuple[int, ...], type], np.ndarray]  # memory to read into: shape and dtype as np.empty takes them
 _LONGEST_HEADER = 100_000_000  # the format's own limit
 _HEAD, _BLOCKS, _BLOCK = 1 << 16, 64, 1 << 12  # of a fingerprint
 _LFS = b"version https://git-lfs.github.com/spec/"
@@ -134,7 +135,9 @@ def fingerprint(path: Path) -> str:
     return found.hexdigest()
 
 
-def read(entry: Entry, start: int = 0, stop: int | None = None, half: int | None = None) -> np.ndarray:
+def read(
+    entry: Entry, start: int = 0, stop: int | None = None, half: int | None = None, *, empty: Empty = np.empty
+) -> np.ndarray:
     """Rows start..stop of axis 0 of a tensor, bfloat16 as uint16; raises CheckpointError if the file cannot be read.
 
     half: 0 or 1 takes the first or second half of axis 1, [R, 2M, ...] -> [R, M, ...], and reads only that.
@@ -142,27 +145,27 @@ def read(entry: Entry, start: int = 0, stop: int | None = None, half: int | None
     if entry.dtype not in _NUMPY:
         raise CheckpointError(f"{entry} has dtype {entry.dtype}, which this package does not read")
     shape = entry.shape
-    dtype = np.dtype(_NUMPY[entry.dtype])
+    dtype = _NUMPY[entry.dtype]
     if not shape:
-        out = np.empty((), dtype)
+        out = empty((), dtype)
         return _fill(entry, [(entry.offset, out)], out)
     stop = shape[0] if stop is None else stop
-    stride = math.prod(shape[1:]) * dtype.itemsize
+    stride = math.prod(shape[1:]) * np.dtype(dtype).itemsize
     if half is None:
-        out = np.empty((stop - start, *shape[1:]), dtype)
+        out = empty((stop - start, *shape[1:]), dtype)
         return _fill(entry, [(entry.offset + start * stride, out)], out)
-    out = np.empty((stop - start, shape[1] // 2, *shape[2:]), dtype)
+    out = empty((stop - start, shape[1] // 2, *shape[2:]), dtype)
     # [gate | up] of row r, then of row r + 1: take one stretch of each
     begin = entry.offset + half * (stride // 2)
     return _fill(entry, [(begin + row * stride, out[row - start]) for row in range(start, stop)], out)
 
 
-def read_stacked(entries: Iterable[Entry]) -> np.ndarray:
+def read_stacked(entries: Iterable[Entry], *, empty: Empty = np.empty) -> np.ndarray:
     """Equal-shaped tensors stacked along a new axis 0."""
     entries = tuple(entries)
     if entries[0].dtype not in _NUMPY:
         raise CheckpointError(f"{entries[0]} has dtype {entries[0].dtype}, which this package does not read")
-    out = np.empty((len(entries), *entries[0].shape), _NUMPY[entries[0].dtype])
+    out = empty((len(entries), *entries[0].shape), _NUMPY[entries[0].dtype])
     for row, entry in enumerate(entries):
         _fill(entry, [(entry.offset, out[row])], out)
     return out

@@ -12,7 +12,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_qwen35.checkpoint import files
-from mlx_qwen35.checkpoint.files import Entry
+from mlx_qwen35.checkpoint.files import Empty, Entry
 from mlx_qwen35.checkpoint.inventory import Shape
 from mlx_qwen35.checkpoint.names import Layout
 
@@ -45,14 +45,17 @@ class Part:
         """The length of axis 0, along which a part can be read in pieces; 1 for a scalar."""
         return self.shape[0] if self.shape else 1
 
-    def fetch(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+    def fetch(self, start: int = 0, stop: int | None = None, empty: Empty = np.empty) -> np.ndarray:
         """The raw rows start..stop as they lie in the file: no MLX, so any thread may do it."""
         if self.stacked:
-            return files.read_stacked(self.entries[start:stop])
-        return files.read(self.entries[0], start, stop, self.half)
+            return files.read_stacked(self.entries[start:stop], empty=empty)
+        return files.read(self.entries[0], start, stop, self.half, empty=empty)
 
-    def finish(self, raw: np.ndarray, dtype: mx.Dtype | None) -> mx.array:
-        """What fetch() gave, as our tensor; dtype None keeps the file's. The norms' shift is added in float32."""
+    def finish(self, raw: np.ndarray | mx.array, dtype: mx.Dtype | None) -> mx.array:
+        """What fetch() gave, as our tensor; dtype None keeps the file's. The norms' shift is added in float32.
+
+        What MLX has already is not copied where nothing changes it.
+        """
         own = DTYPES[self.dtype]
         x = as_array(raw, self.dtype)
         if self.axes:
@@ -83,7 +86,7 @@ def make_part(ours: str, entries: dict[str, Entry], layout: Layout, experts: int
     return Part(ours, chosen, shape, origin.half, origin.stacked, axes, layout.is_shifted(ours))
 
 
-def as_array(raw: np.ndarray, dtype: str) -> mx.array:
+def as_array(raw: np.ndarray | mx.array, dtype: str) -> mx.array:
     """What files.read() gave, as MLX has it; dtype: as safetensors calls it."""
-    x = mx.array(raw)
+    x = raw if isinstance(raw, mx.array) else mx.array(raw)
     return x.view(mx.bfloat16) if dtype == "BF16" else x

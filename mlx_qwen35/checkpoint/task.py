@@ -23,6 +23,7 @@ from mlx_qwen35.checkpoint.names import TARGET
 from mlx_qwen35.checkpoint.part import FLOATS, Part
 from mlx_qwen35.checkpoint.quantize import pack, packed, unpack
 from mlx_qwen35.checkpoint.source import AnyPart
+from mlx_qwen35.checkpoint.staging import staging
 from mlx_qwen35.checkpoint.write import TAGS, TensorSpec
 from mlx_qwen35.config import QuantSpec
 from mlx_qwen35.errors import CheckpointError
@@ -100,13 +101,22 @@ class Task:
             yield start, min(start + step, rows)
 
     def make(self, start: int, stop: int) -> dict[str, memoryview]:
-        """The target's bytes of some rows, for each of specs(); raises CheckpointError for NaN and infinite values."""
-        raw = {kind: part.fetch(start, stop) for kind, part in self.parts.items()}
+        """The target's bytes of some rows, for each of specs(); raises CheckpointError for NaN and infinite values.
+
+        They may lie in memory that the next call on this thread takes.
+        """
+        rows = max(1, self.rows)
+        room = staging(*[-(-part.nbytes // rows) * (stop - start) for part in self._plain()])
+        raw: dict[str, Any] = {
+            kind: part.fetch(start, stop, room.empty) if isinstance(part, Part) else part.fetch(start, stop)
+            for kind, part in self.parts.items()
+        }
         for kind, part in self.parts.items():
             if isinstance(part, Part) and part.dtype in FLOATS:
                 _check_finite(part, raw[kind], start)
         if self.carried and all(self._as_it_lies(part) for part in self.parts.values()):
             return {kind: _bytes_of(array) for kind, array in raw.items()}
+        raw = {kind: room.as_mlx(found) if isinstance(found, np.ndarray) else found for kind, found in raw.items()}
         with _turn():
             return {kind: _bytes_of(self._numpy(array)) for kind, array in self._computed(raw, start, stop).items()}
 

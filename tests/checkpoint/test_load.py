@@ -122,7 +122,7 @@ def test_what_is_not_used_is_not_read(tmp_path: Path, monkeypatch: pytest.Monkey
     """MTP, and a vision tower that config.json does not describe."""
     touched = []
     original = files.read
-    monkeypatch.setattr(files, "read", lambda entry, *rest: touched.append(entry.name) or original(entry, *rest))
+    monkeypatch.setattr(files, "read", lambda entry, *a, **k: touched.append(entry.name) or original(entry, *a, **k))
     folder = make(tmp_path / "a")
     if not described:
         edit_config(folder, lambda config: config.pop("vision_config"))
