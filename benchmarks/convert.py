@@ -265,7 +265,8 @@ def measure(work: Path, arguments: argparse.Namespace, codes: dict[str, str], ar
 
 def report(name: str, side: str, runs: dict[str, list[dict[str, float]]], equal: dict[str, int], around: dict) -> str:
     """Print a line of the table, and return the record."""
-    units = {"seconds": (1, "s"), "synced_seconds": (1, "s with the disk"), "cpu_seconds": (1, "CPU s"), "peak_bytes": (2**20, "MiB")}
+    units = {"seconds": (1, "s"), "synced_seconds": (1, "s with the disk"), "cpu_seconds": (1, "CPU s"),
+             "peak_bytes": (2**20, "MiB")}  # fmt: skip
     found, cells = {}, []
     for key, (unit, label) in units.items():
         ours, theirs = ([run[key] for run in runs[who]] for who in ("ours", side))
