@@ -74,8 +74,7 @@ class Bare:
 
 def ours(reader: Reader) -> Callable[[Sequence[Wanted], Memory], None]:
     def read(wanted: Sequence[Wanted], memory: Memory) -> None:
-        for each in [reader.submit(*key, targets) for key, targets in zip(wanted, memory, strict=False)]:
-            each.wait()
+        reader.wait([reader.submit(*key, targets) for key, targets in zip(wanted, memory, strict=False)])
 
     return read
 

@@ -5,6 +5,7 @@ Knows queues, jobs and memory to be filled. Knows neither layers nor why an expe
     a Read    queued ── a thread takes its first job ──▶ reading ── its last job ends ──▶ done, or failed
                 └── cancel ──▶ cancelled: its memory will not be touched
     queues    urgent ones first, then the others; in each, first come first served
+    threads   as many as there are processors copy what lies in memory; who has to wait for a disk calls another first
 
 Nothing here waits on a Condition or an Event: an interrupt (Ctrl-C) inside of those can leave their lock taken for
 good. What an interrupt may hit takes plain locks for a few lines, publishes in one step, and what it leaves behind is
@@ -21,6 +22,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from time import monotonic, perf_counter, thread_time
@@ -49,7 +51,7 @@ class Target:
 
 @dataclass(frozen=True)
 class ReadStats:
-    """What was read since the reader was opened, or since its reset_stats().
+    """What was read since the reader was opened.
 
     records: experts that are there. read_seconds: added up over threads; busy_seconds: at least one was reading.
     processor_seconds: of the threads, in what has ended; a disk that writes to memory by itself takes few.
@@ -140,13 +142,15 @@ class Crew:
         self._numbers = itertools.count()
         self._threads: dict[int, threading.Thread] = {}  # that have not ended
         self._at: dict[int, tuple[Read, float]] = {}  # what each of them reads, and since when
+        self._at_disk: set[int] = set()  # those of them that wait for a disk, and take no processor
+        self._copying = min(threads, _processors())  # how many of the others are of use at once
         self._bytes_read = self._records = self._max_depth = 0
         self._read_seconds = self._busy_seconds = self._processor_seconds = 0.0
         self._busy_since = 0.0
         self._ending = False
         self._urgent: deque[Read] = deque()  # a Read is in there once for each of its jobs, or more often
         self._later: deque[Read] = deque()
-        self._calls: SimpleQueue[None] = SimpleQueue()  # one for each that was put into a queue: it wakes a thread
+        self._calls: SimpleQueue[None] = SimpleQueue()  # each wakes a thread, which works until the queues are empty
         try:
             for _ in range(threads):
                 self._start()
@@ -161,10 +165,8 @@ class Crew:
             raise ExpertReadError(f"{read.what}: {_CLOSED[0]}")
         if os.getpid() != self._process:
             raise ExpertReadError(f"{read.what}: a fork of the process has no threads that read. Load the model again")
-        count = len(read.pending)
-        (self._urgent if urgent else self._later).extend([read] * count)
-        for _ in range(count):
-            self._calls.put(None)
+        (self._urgent if urgent else self._later).extend([read] * len(read.pending))
+        self._call()
         self._tidy()  # the threads may have ended meanwhile
 
     def cancel(self, read: Read) -> bool:
@@ -195,15 +197,6 @@ class Crew:
                 self._bytes_read, self._records, running, busy, self._processor_seconds, self._max_depth
             )
 
-    def reset_stats(self) -> None:
-        with self._lock:
-            now = perf_counter()
-            self._at = {number: (read, now) for number, (read, _) in self._at.items()}
-            self._busy_since = now
-            self._bytes_read = self._records = 0
-            self._read_seconds = self._busy_seconds = self._processor_seconds = 0.0
-            self._max_depth = len(self._at)
-
     def end(self) -> None:
         """Let threads end when they have done the job they are at. Takes no lock: a garbage collection may call it."""
         self._ending = True
@@ -223,6 +216,20 @@ class Crew:
 
     # Threads
 
+    def _call(self) -> None:
+        """Wake threads for what is queued, but no more than can copy at once besides those that wait for a disk.
+
+        Takes no lock: who ends a job looks into the queues after it counts no more, so that one of the two is seen.
+        """
+        busy = len(self._at) - len(self._at_disk) + self._calls.qsize()
+        for _ in range(min(len(self._urgent) + len(self._later), self._copying - busy)):
+            self._calls.put(None)
+
+    def _wait_for_disk(self, number: int) -> None:
+        """Thread `number` is about to; somebody else may use the processor."""
+        self._at_disk.add(number)
+        self._call()
+
     def _start(self) -> None:
         number = next(self._numbers)  # of nobody else, ever: what a thread that is gone had in hand is found by it
         # A daemon: a program that ends without close() must not wait for it.
@@ -235,17 +242,15 @@ class Crew:
         while not self._ending and number in self._threads:
             try:
                 self._calls.get()
-                work = None if self._ending else self._take(number)
-                if work is None:
-                    continue
-                read, job = work
-                began = thread_time()
-                try:
-                    count, problem = self._do(read, job, scratch), None
-                except BaseException as error:
-                    count, problem = 0, _problem(error)
-                self._finish(number, count, problem, thread_time() - began)
-                del work, read, job, problem  # memory that was read into is no business of who waits for work
+                while work := None if self._ending else self._take(number):
+                    read, job = work
+                    began = thread_time()
+                    try:
+                        count, problem = self._do(number, read, job, scratch), None
+                    except BaseException as error:
+                        count, problem = 0, _problem(error)
+                    self._finish(number, count, problem, thread_time() - began)
+                    del work, read, job, problem  # memory that was read into is no business of who waits for work
             except BaseException as error:  # somebody wanted to kill this thread; it fails what it was at, and goes on
                 self._finish(number, 0, _problem(error))
                 self._calls.put(None)  # the one that it may have taken
@@ -273,8 +278,9 @@ class Crew:
                     return read, read.pending.popleft()
         return None
 
-    def _do(self, read: Read, job: Job, scratch: _Scratch) -> int:
+    def _do(self, number: int, read: Read, job: Job, scratch: _Scratch) -> int:
         """Read what a job says, to where it belongs; -> bytes."""
+        waits = partial(self._wait_for_disk, number)
         count, targets, expert = 0, read.targets, read.expert
         straight = not self._bounce and not any([target.convert for target in targets])
         file, handle, handles = None, None, []
@@ -285,10 +291,10 @@ class Crew:
                 handles.append(handle)
             offset = chunk.offset + expert * chunk.step
             if straight and chunk.slices is not None:
-                count += handle.read([targets[number].view[part] for number, part in chunk.slices], offset)
-                continue
-            buffers, copies = self._buffers(read, chunk, scratch)
-            count += handle.read(buffers, offset)
+                buffers, copies = [targets[at].view[part] for at, part in chunk.slices], ()
+            else:
+                buffers, copies = self._buffers(read, chunk, scratch)
+            count += handle.read(buffers, offset, None if number in self._at_disk else waits)
             for raw, target, out in copies:
                 if target.convert is None:
                     out[:] = raw
@@ -342,6 +348,7 @@ class Crew:
                 good = read.problem is None
                 self._records += good and not read.done
                 self._end(read, _DONE if good else _FAILED)
+            self._at_disk.discard(number)
             del self._at[number]  # at last: killed before, this is done again
 
     def _end(self, read: Read, state: int) -> None:
@@ -393,6 +400,10 @@ class _Scratch:
         if size > self._memory.nbytes:
             self._memory = memoryview(mmap.mmap(-1, size))
         return self._memory
+
+
+def _processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _problem(error: BaseException) -> tuple[str, BaseException | None]:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from ..errors import ExpertReadError
+
+_AT_HAND = getattr(os, "RWF_NOWAIT", None)  # Linux: only what lies in the page cache
 
 # What a try later may change nothing about, as long as this file is open.
 _GONE = (errno.EBADF, errno.ESTALE, errno.ENODEV, errno.ENXIO)
@@ -38,9 +40,18 @@ class Handle:
                 f"{path} has {size} bytes, its experts {least}: restore the file, and load the model again"
             )
 
-    def read(self, buffers: Sequence[memoryview], offset: int) -> int:
-        """Fill buffers (of bytes), one after the other, with those from `offset` on; -> how many they are."""
+    def read(self, buffers: Sequence[memoryview], offset: int, waits: Callable[[], None] | None = None) -> int:
+        """Fill buffers (of bytes), one after the other, with those from `offset` on; -> how many they are.
+
+        waits: called before the disk is waited for; where the system cannot tell, before anything is read.
+        """
         left = total = sum(map(len, buffers))
+        if waits is not None:
+            count = self._at_hand(buffers, offset)
+            if count == total:
+                return total
+            waits()
+            left, offset, buffers = left - count, offset + count, _after(buffers, count)
         try:
             while count := os.preadv(self._number, buffers, offset):
                 if count == left:
@@ -54,6 +65,15 @@ class Handle:
             f"{self.path} ends {left} bytes too early: it was cut off while it was in use. Restore the file, and load "
             "the model again"
         )
+
+    def _at_hand(self, buffers: Sequence[memoryview], offset: int) -> int:
+        """As read, as far as no disk has to be waited for; -> bytes. What else is wrong shows when they are read."""
+        if _AT_HAND is None:
+            return 0
+        try:
+            return os.preadv(self._number, buffers, offset, _AT_HAND)
+        except OSError:
+            return 0
 
     def check(self) -> None:
         """Raise if the file is not what it was when it was opened; to be asked after reading."""

@@ -176,15 +176,13 @@ class ExpertPool:
     def wait(self, reads: Sequence[Read], meanwhile: Sequence[mx.array] = ()) -> None:
         """Until reads are done; raises what the first failed with. meanwhile: arrays to compute in that time."""
         if all(read.done for read in reads):
-            for read in reads:
-                read.wait()
+            self.reader.wait(reads)
             return
         if meanwhile:
             mx.async_eval(*meanwhile)
         start = perf_counter()
         try:
-            for read in reads:
-                read.wait()
+            self.reader.wait(reads)
         finally:
             self.wait_seconds += perf_counter() - start
 

@@ -64,6 +64,16 @@ class Reader:
         self._crew.queue(read, urgent=urgent)
         return read
 
+    def wait(self, reads: Sequence[Read]) -> None:
+        """Return when all these experts are there; raises what the first that is not there would raise.
+
+        The last is waited for first: by then the others have ended, mostly, and who waits was woken once.
+        """
+        for read in reversed(reads):
+            read.settle()
+        for read in reads:
+            read.wait()
+
     def settle(self, reads: Iterable[Read] | None = None) -> None:
         """Wait until none of the reads touches memory any more, whatever becomes of them; None: of all there are.
 
@@ -94,9 +104,6 @@ class Reader:
     def stats(self) -> ReadStats:
         """Counts up to now."""
         return self._crew.stats()
-
-    def reset_stats(self) -> None:
-        self._crew.reset_stats()
 
     def close(self) -> None:
         """End the threads, and close the files; reads that have not begun fail. A second call does nothing."""

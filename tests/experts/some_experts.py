@@ -89,7 +89,7 @@ class Memory:
 
 
 class Disk:
-    """Stands before preadv: lets nobody through while it is shut, takes time, or fails."""
+    """Stands before preadv: lets nobody through while it is shut, takes time, or fails. Nothing is in memory yet."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch):
         self.opened, self.before, self.entered = threading.Event(), lambda: None, threading.Semaphore(0)
@@ -98,6 +98,8 @@ class Disk:
         monkeypatch.setattr(handles.os, "preadv", self._preadv)
 
     def _preadv(self, *args: object) -> int:
+        if len(args) > 3:
+            raise BlockingIOError
         self.entered.release()
         assert self.opened.wait(20)
         self.before()

@@ -113,9 +113,11 @@ class Disk:
         self.fault: Callable[[Callable[[], int], list[memoryview]], int] | None = None
         whole = os.preadv
 
-        def preadv(number: int, buffers: list[memoryview], offset: int) -> int:
+        def preadv(number: int, buffers: list[memoryview], offset: int, flags: int = 0) -> int:
             if self.fault is None:
-                return whole(number, buffers, offset)
+                return whole(number, buffers, offset, flags)
+            if flags:  # nothing is in memory already
+                raise BlockingIOError
             return self.fault(lambda: whole(number, buffers, offset), buffers)
 
         monkeypatch.setattr(handles.os, "preadv", preadv)
@@ -194,9 +196,9 @@ def test_reads_that_are_short_or_slow_are_right(right: Case, disk: Disk) -> None
     cache = model.make_cache()
     whole, disk.fault = os.preadv, None
 
-    def short(number: int, buffers: list[memoryview], offset: int) -> int:
+    def short(number: int, buffers: list[memoryview], offset: int, flags: int = 0) -> int:
         most = rng.choice([1, 100, 1 << 20])
-        return whole(number, [buffers[0][:most], *(buffers[1:] if most >= buffers[0].nbytes else [])], offset)
+        return whole(number, [buffers[0][:most], *(buffers[1:] if most >= buffers[0].nbytes else [])], offset, flags)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(handles.os, "preadv", short)

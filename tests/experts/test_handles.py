@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from mlx_qwen35.errors import ExpertReadError
+from mlx_qwen35.experts import handles
 from mlx_qwen35.experts.handles import Handle, open_all
 
 DATA = np.random.RandomState(0).bytes(100_000)
@@ -67,6 +68,33 @@ def test_the_system_may_give_less_than_was_asked_for(path: Path, monkeypatch: py
     assert read(handle, 300, 10, 0, 600, 1, 13) == DATA[300:924]
     with pytest.raises(ExpertReadError, match="ends 5 bytes too early"):
         read(handle, len(DATA) - 20, 12, 13)
+
+
+@pytest.mark.parametrize("at_hand", [0, 1, 611, 620, 623, 624, None])
+def test_who_would_wait_for_the_disk_says_so(path: Path, monkeypatch: pytest.MonkeyPatch, at_hand: int | None) -> None:
+    """at_hand: bytes of the file that are in memory; None: the system cannot tell."""
+    whole, said = os.preadv, []
+
+    def preadv(number: int, buffers: list[memoryview], offset: int, flags: int = 0) -> int:
+        if not flags:
+            assert said
+            return whole(number, buffers, offset)
+        if at_hand == 0:
+            raise BlockingIOError
+        given, left = [], at_hand
+        for buffer in buffers:
+            given.append(buffer[:left])
+            left -= given[-1].nbytes
+        return whole(number, given, offset)
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    monkeypatch.setattr(handles, "_AT_HAND", None if at_hand is None else 8)
+    buffers = [bytearray(size) for size in (10, 0, 600, 1, 13)]
+    assert Handle(path).read([memoryview(each) for each in buffers], 300, lambda: said.append(1)) == 624
+    assert b"".join(buffers) == DATA[300:924]
+    assert said == [1] * (at_hand != 624)
+    with pytest.raises(ExpertReadError, match="ends 5 bytes too early"):
+        Handle(path).read([memoryview(bytearray(13))], len(DATA) - 8, lambda: said.append(1))
 
 
 def test_a_file_that_is_not_there_or_may_not_be_read(path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from mlx_qwen35.errors import ExpertReadError
+from mlx_qwen35.experts import handles
 from mlx_qwen35.experts.cast import converter
 from mlx_qwen35.experts.layout import Extent, LayerLayout
 from mlx_qwen35.experts.reader import Reader, Target
@@ -48,11 +49,8 @@ def test_bytes_are_counted_exactly(files: Files, bounce: bool) -> None:
             reader.submit(0, expert, Memory().targets).wait()
             assert reader.stats.bytes_read == (expert + 1) * files.layouts[0].read_bytes
             assert reader.stats.records == expert + 1
-        reader.reset_stats()
-        assert (reader.stats.bytes_read, reader.stats.records, reader.stats.read_seconds) == (0, 0, 0)
-        assert reader.stats.mean_depth == 0.0
         reader.submit(0, 2, Memory("float32").targets).wait()
-        assert reader.stats.bytes_read == files.layouts[0].read_bytes
+        assert reader.stats.bytes_read == (EXPERTS + 1) * files.layouts[0].read_bytes
 
 
 def test_depth_is_how_many_read_at_once(files: Files, disk: Disk) -> None:
@@ -67,8 +65,6 @@ def test_depth_is_how_many_read_at_once(files: Files, disk: Disk) -> None:
             later = reader.stats  # what is under way counts, too
             assert later.read_seconds - running.read_seconds >= 3 * 0.05
             assert later.busy_seconds - running.busy_seconds >= 0.05
-            reader.reset_stats()
-            assert reader.stats.max_depth == 3
         reader.settle(reads)
         assert reader.stats.records == 5 and 1 < reader.stats.mean_depth <= 3
 
@@ -106,6 +102,42 @@ def test_many_ask_at_once(files: Files) -> None:
             assert not worker.is_alive()
         soon(lambda: not reader._crew.alive())
     assert not wrong
+
+
+@pytest.mark.parametrize("cores", [1, 2, 8])
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_who_copies_and_who_waits_for_the_disk(
+    files: Files, disk: Disk, monkeypatch: pytest.MonkeyPatch, cores: int, in_memory: bool
+) -> None:
+    """What is in memory is copied by as many as there are processors, what is not is waited for by all there are."""
+    monkeypatch.setattr("mlx_qwen35.experts.crew._processors", lambda: cores)
+    if in_memory:
+        monkeypatch.setattr(handles.os, "preadv", lambda *args: disk._preadv(*args[:3]))
+    with Reader(files.layouts, threads=5, bounce=False) as reader:
+        assert reader.stats.mean_depth == 0.0
+        with disk.shut():
+            reads, memories = [], [Memory() for _ in range(7)]
+            expected = min(cores, 5) if in_memory else 5
+            for n, memory in enumerate(memories):
+                reads.append(reader.submit(0, n, memory.targets))
+                assert n >= expected or disk.entered.acquire(timeout=20)
+            assert not disk.entered.acquire(timeout=0.05)
+            assert reader.stats.max_depth == expected
+        reader.wait(reads)
+        assert all(memory.holds(files.values[0, n]) for n, memory in enumerate(memories))
+
+
+def test_waiting_for_several_raises_what_the_first_failed_with(files: Files, disk: Disk) -> None:
+    with Reader(files.layouts, threads=1, bounce=False) as reader:
+        with disk.shut():
+            memories = [Memory() for _ in range(4)]
+            reads = [reader.submit(0, n, memory.targets) for n, memory in enumerate(memories)]
+            assert disk.entered.acquire(timeout=20)
+            assert reads[2].cancel() and reads[1].cancel()
+        with pytest.raises(ExpertReadError, match="layer 0, expert 1: was cancelled"):
+            reader.wait(reads)
+        assert all(read.done for read in reads) and memories[3].holds(files.values[0, 3])
+        reader.wait([])
 
 
 def test_urgent_reads_come_first(files: Files, disk: Disk) -> None:
