@@ -6,11 +6,17 @@ the weights come from: a stack may be all experts of a layer, or slots that some
 
 from __future__ import annotations
 
+import math
+from functools import lru_cache
+
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
 from ..kernels.quantized_matmul import quantized_matmul
 from ..kernels.weights import Readable
+
+_REMEMBERED = 64  # pairs of rows and experts
 
 
 class _Expert(Readable, nn.Module):
@@ -94,6 +100,8 @@ class QuantizedExpertLinear(_Expert):
             self.weight,
             self.scales,
             self.get("biases"),
+            # Where rows lie sorted, MLX's faster form for them needs that these are left out.
+            lhs_indices=None if sorted_indices else _rows(x.shape[:-2], expert_ids.shape),
             rhs_indices=expert_ids,
             transpose=True,
             group_size=self.group_size,
@@ -113,3 +121,14 @@ class QuantizedExpertLinear(_Expert):
             bits=self.bits,
             mode=self.mode,
         )
+
+
+@lru_cache
+def _rows(rows: tuple[int, ...], pairs: tuple[int, ...]) -> mx.array | None:
+    """Which row a pair takes, for rows of this shape that are broadcast to `pairs`: what MLX makes anew at every call.
+
+    Of few pairs; of more, where that is no part of the time, None: MLX is to make it.
+    """
+    if math.prod(pairs) > _REMEMBERED:
+        return None
+    return mx.array(np.broadcast_to(np.arange(math.prod(rows), dtype=np.uint32).reshape(rows), pairs))

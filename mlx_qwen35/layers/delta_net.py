@@ -18,6 +18,7 @@ from ..kernels.backend import on_gpu
 from ..kernels.delta_decode import MOST_TOKENS, delta_decode
 from ..kernels.gated_delta import gated_delta, gated_delta_states
 from ..kernels.lanes import LEAST_SHARED, in_lanes, lane_count
+from ..kernels.once import cut, once
 from ..kernels.quantized_matmul import UNPACK_FROM
 from .joined import JoinedInputs, columns, neighbours
 from .linear import Linear, QuantizedLinear
@@ -47,12 +48,16 @@ class ShortConv(nn.Module):
 
     def of(self, channels: Sequence[slice], x: mx.array, window: mx.array | None) -> mx.array:
         """y [B, T, C'] of these channels alone, which x [B, T, C'] and window hold side by side."""
-        weight = mx.concatenate([self.weight[part] for part in channels])
+        key = tuple((part.start, part.stop) for part in channels)
+        weight = once(self.weight, key, lambda all_: mx.concatenate([all_[part] for part in channels]))
         return _convolution(self._with_window(x, window), weight)
 
     def next_window(self, x: mx.array, window: mx.array | None) -> mx.array:
         """The window after x [B, T, C] and `window`."""
-        return self._last(self._with_window(x, window))
+        length, before = x.shape[1], self.weight.shape[1] - 1
+        if window is None or length >= before:
+            return self._last(self._with_window(x, window))
+        return mx.concatenate([window[:, length:], x], axis=1)
 
     def _last(self, with_window: mx.array) -> mx.array:
         # Contiguous: a plain slice would keep the whole chunk alive.
@@ -78,10 +83,12 @@ def _convolution(x: mx.array, weight: mx.array) -> mx.array:
     taps = weight.shape[1]
     if mx.default_device().type != mx.cpu:
         return mx.conv1d(x, weight, groups=x.shape[-1])
-    length = x.shape[1] - taps + 1
-    y = x[:, :length] * weight[:, 0, 0]
+    length, by_tap = x.shape[1] - taps + 1, once(weight, "taps", lambda w: mx.contiguous(w.squeeze(-1).T))  # [K, C]
+    if length == 1 and x.dtype == mx.float32:
+        return (x * by_tap).sum(axis=1, keepdims=True)  # one tap after the other, too
+    y = x[:, :length] * by_tap[0]
     for tap in range(1, taps):
-        y = y + x[:, tap : tap + length] * weight[:, tap, 0]
+        y = y + x[:, tap : tap + length] * by_tap[tap]
     return y
 
 
@@ -151,11 +158,11 @@ class GatedDeltaNet(JoinedInputs, nn.Module):
         key_heads = count * self.key_heads // self.value_heads
         keys = key_heads * self.key_dim
         u = silu(u).astype(mx.float32)
-        q, k, v = mx.split(u, [keys, 2 * keys], axis=-1)
-        q = _unit(q.reshape(batch, length, key_heads, self.key_dim), scale=self.key_dim**-0.5)
-        k = _unit(k.reshape(batch, length, key_heads, self.key_dim))
+        qk, v = mx.split(u, [2 * keys], axis=-1)
+        q, k = _unit(qk.reshape(batch, length, 2 * key_heads, self.key_dim))
         v = v.reshape(batch, length, count, self.value_dim)
-        gamma, beta = decay(a, self.A_log[heads], self.dt_bias[heads]), write_strength(b)
+        A_log, dt_bias = (cut(each, heads.start, heads.stop) for each in (self.A_log, self.dt_bias))
+        gamma, beta = decay(a, A_log, dt_bias), write_strength(b)
         if present is not None:
             gamma, beta = mx.where(present[..., None], gamma, 1), mx.where(present[..., None], beta, 0)
         before = None if cache is None or cache.matrix is None else cache.matrix[:, heads]
@@ -262,7 +269,9 @@ def decay(a: mx.array, A_log: mx.array, dt_bias: mx.array) -> mx.array:
     return mx.exp(-mx.exp(A_log) * mx.logaddexp(a + dt_bias, 0))
 
 
-def _unit(x: mx.array, scale: float = 1.0) -> mx.array:
-    """scale * x / sqrt(sum(x^2) + 1e-6), by way of the fused norm: sum = size * mean."""
-    size = x.shape[-1]
-    return mx.fast.rms_norm(x, None, 1e-6 / size) * (scale * size**-0.5)
+def _unit(heads: mx.array) -> tuple[mx.array, mx.array]:
+    """Queries and behind them as many keys, [B, T, 2 Hk, Dk], each as x / sqrt(sum(x^2) + 1e-6), and queries divided
+    by sqrt(Dk) once more. By way of the fused norm: sum = size * mean."""
+    size, count = heads.shape[-1], heads.shape[-2] // 2
+    normed = mx.fast.rms_norm(heads, None, 1e-6 / size)
+    return normed[..., :count, :] * (size**-0.5 * size**-0.5), normed[..., count:, :] * size**-0.5

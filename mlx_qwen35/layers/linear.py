@@ -6,6 +6,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..kernels.matmul import matmul
+from ..kernels.once import cut
 from ..kernels.quantized_matmul import quantized_matmul
 from ..kernels.weights import Readable
 
@@ -42,5 +43,5 @@ class QuantizedLinear(Readable, nn.QuantizedLinear):
 
     def rows(self, x: mx.array, taken: slice) -> mx.array:
         """x [.., in] -> some of its outputs, without bias, [.., taken]."""
-        biases = self.get("biases")
-        return self.product(x, self.weight[taken], self.scales[taken], None if biases is None else biases[taken])
+        packed = [self.weight, self.scales, *([self.biases] if "biases" in self else [])]
+        return self.product(x, *(cut(part, taken.start, taken.stop) for part in packed))

@@ -13,6 +13,7 @@ import math
 import mlx.core as mx
 
 from ..lanes import LEAST_SHARED, in_lanes
+from ..once import cut
 
 UNPACK_FROM = 8  # rows on the CPU
 _MOST_UNPACKED = 2**24  # values that a block of unpacked weights has
@@ -32,25 +33,25 @@ def quantized_matmul(
     """x [.., in], weight, scales, biases of mx.quantize for [out, in] -> [.., out]."""
     how = {"group_size": group_size, "bits": bits, "mode": mode}
 
-    def rows_of(taken: slice) -> tuple[mx.array, mx.array, mx.array | None]:
-        return weight[taken], scales[taken], None if biases is None else biases[taken]
-
     if mx.default_device().type != mx.cpu:
         return mx.quantized_matmul(x, weight, scales, biases, transpose=True, **how)
     rows, (outputs, inputs) = math.prod(x.shape[:-1]), (weight.shape[0], x.shape[-1])
     if rows < UNPACK_FROM or x.dtype != mx.float32:
-        blocks = in_lanes(
-            lambda taken: mx.quantized_matmul(x, *rows_of(taken), transpose=True, **how),
-            outputs,
-            least=-(-LEAST_SHARED // inputs),
-        )
+        packed = [part for part in (weight, scales, biases) if part is not None]
+
+        def some(taken: slice) -> mx.array:
+            parts = [cut(part, taken.start, taken.stop) for part in packed]
+            return mx.quantized_matmul(x, *parts, transpose=True, **how)
+
+        blocks = in_lanes(some, outputs, least=-(-LEAST_SHARED // inputs))
         return blocks[0] if len(blocks) == 1 else mx.concatenate(blocks, axis=-1)
     step = max(1, _MOST_UNPACKED // inputs)
     columns, blocks = _columns(x, bits, mode), []
     for start in range(0, outputs, step):
 
         def unpack(taken: slice, start: int = start) -> list[mx.array]:
-            parts = rows_of(slice(start + taken.start, start + taken.stop))
+            rows = slice(start + taken.start, start + taken.stop)
+            parts = weight[rows], scales[rows], None if biases is None else biases[rows]
             # Only once x is there: lanes would run ahead and hold the weights of many layers unpacked.
             # (It is no gradient of theirs that x has.)
             held = mx.depends([part for part in parts if part is not None], [mx.stop_gradient(x)])

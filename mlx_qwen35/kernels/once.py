@@ -1,0 +1,46 @@
+"""What is made of weights once and not at every token: parts of them for a lane, the taps of some channels.
+
+Knows arrays by who they are, not what they hold: an array that takes another's place (an adapter fused, an update) is
+asked about anew, and what was made of the other goes when it goes. Writing into an array is not noticed.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Hashable
+
+import mlx.core as mx
+
+_MADE: dict[int, tuple[weakref.ref[mx.array], dict[Hashable, mx.array]]] = {}  # by id of a living array
+
+
+def once(array: mx.array, key: Hashable, make: Callable[[mx.array], mx.array]) -> mx.array:
+    """make(array), remembered under `key` as long as the array lives; evaluated, so that any thread may use it.
+
+    Inside a transformation whose argument the array is, make(array) and no more.
+    """
+    found = _MADE.get(id(array))
+    if found is None or found[0]() is not array:
+        number = id(array)
+        found = _MADE[number] = weakref.ref(array, lambda gone: _forget(number, gone)), {}
+    made = found[1].get(key)
+    if made is None:
+        made = make(array)
+        try:
+            mx.eval(made)
+        except (RuntimeError, ValueError):  # a tracer of mx.compile or mx.vmap
+            return made
+        found[1][key] = made
+    return made
+
+
+def _forget(number: int, gone: weakref.ref[mx.array]) -> None:
+    if number in _MADE and _MADE[number][0] is gone:  # and not an array that has its place already
+        del _MADE[number]
+
+
+def cut(array: mx.array, start: int, stop: int) -> mx.array:
+    """array[start:stop]: a view, which takes no memory."""
+    if start == 0 and stop == array.shape[0]:
+        return array
+    return once(array, (start, stop), lambda whole: whole[start:stop])
