@@ -13,6 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from ..kernels.once import cut
 from ..kernels.quantized_matmul import quantized_matmul
 from ..kernels.weights import Readable
 
@@ -94,12 +95,16 @@ class QuantizedExpertLinear(_Expert):
     def input_dims(self) -> int:
         return self.scales.shape[2] * self.group_size
 
-    def __call__(self, x: mx.array, expert_ids: mx.array, *, sorted_indices: bool) -> mx.array:
+    def __call__(
+        self, x: mx.array, expert_ids: mx.array, *, sorted_indices: bool, taken: slice | None = None
+    ) -> mx.array:
+        """taken: these outputs alone."""
+        packed = [self.weight, self.scales, self.get("biases")]
+        if taken is not None:
+            packed = [part if part is None else cut(part, taken, axis=1) for part in packed]
         return mx.gather_qmm(
             x,
-            self.weight,
-            self.scales,
-            self.get("biases"),
+            *packed,
             # Where rows lie sorted, MLX's faster form for them needs that these are left out.
             lhs_indices=None if sorted_indices else _rows(x.shape[:-2], expert_ids.shape),
             rhs_indices=expert_ids,

@@ -39,9 +39,27 @@ class Experts(nn.Module):
 
         if not self._one_by_one():
             return of(slice(None))
+        if all(isinstance(m, QuantizedExpertLinear) for m in (self.gate_proj, self.up_proj, self.down_proj)):
+            return self._pairs_by_outputs(x, expert_ids)
         each = 3 * self.gate_proj.input_dims * self.gate_proj.output_dims * len(x)
         parts = in_lanes(of, expert_ids.shape[1], least=-(-LEAST_SHARED // each))
         return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=1)
+
+    def _pairs_by_outputs(self, x: mx.array, expert_ids: mx.array) -> mx.array:
+        """The same in lanes that share the hidden values of all experts, exchange them, and share the outputs."""
+        rows, pairs = x[:, None, None, :], expert_ids.size
+        hidden, outputs = self.gate_proj.output_dims, self.down_proj.output_dims
+
+        def first(taken: slice) -> mx.array:
+            each = (m(rows, expert_ids, sorted_indices=False, taken=taken) for m in (self.gate_proj, self.up_proj))
+            return swiglu(*each)
+
+        def second(taken: slice) -> mx.array:
+            return self.down_proj(_side_by_side(parts), expert_ids, sorted_indices=False, taken=taken)
+
+        parts = in_lanes(first, hidden, least=-(-LEAST_SHARED // (2 * pairs * x.shape[-1])))
+        made = in_lanes(second, outputs, least=-(-LEAST_SHARED // (pairs * hidden)))
+        return _side_by_side(made).squeeze(-2)
 
     def mixed(self, x: mx.array, expert_ids: mx.array, weights: mx.array, shared: Projections) -> mx.array:
         """x [N, H], expert_ids [N, K] uint32, weights [N, K + 1] -> sum over K of weight * expert(x), plus the last
@@ -115,6 +133,10 @@ class ResidentExperts(Experts):
             y = self._gathered(rows, expert_ids.flatten()[order], sorted_indices=True).squeeze(-2)
             y = y[mx.argsort(order)]
         return weighted_sum(y.reshape(*expert_ids.shape, -1), weights)
+
+
+def _side_by_side(parts: Sequence[mx.array]) -> mx.array:
+    return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=-1)
 
 
 def weighted_sum(y: mx.array, weights: mx.array) -> mx.array:

@@ -39,8 +39,9 @@ def _forget(number: int, gone: weakref.ref[mx.array]) -> None:
         del _MADE[number]
 
 
-def cut(array: mx.array, start: int, stop: int) -> mx.array:
-    """array[start:stop]: a view, which takes no memory."""
-    if start == 0 and stop == array.shape[0]:
+def cut(array: mx.array, taken: slice, axis: int = 0) -> mx.array:
+    """array[taken] along an axis: a view, which takes no memory."""
+    if taken.start == 0 and taken.stop == array.shape[axis]:
         return array
-    return once(array, (start, stop), lambda whole: whole[start:stop])
+    where = (slice(None),) * axis + (taken,)
+    return once(array, (axis, taken.start, taken.stop), lambda whole: whole[where])

@@ -17,11 +17,10 @@ from ..kernels.activation import fused, silu
 from ..kernels.backend import on_gpu
 from ..kernels.delta_decode import MOST_TOKENS, delta_decode
 from ..kernels.gated_delta import gated_delta, gated_delta_states
-from ..kernels.lanes import LEAST_SHARED, in_lanes, lane_count
+from ..kernels.lanes import LEAST_SHARED, in_lanes
 from ..kernels.once import cut, once
-from ..kernels.quantized_matmul import UNPACK_FROM
 from .joined import JoinedInputs, columns, neighbours
-from .linear import Linear, QuantizedLinear
+from .linear import Linear, rows_in_lanes, together, worth_lanes
 from .norm import GatedRMSNorm
 
 
@@ -32,9 +31,7 @@ class ShortConv(nn.Module):
         super().__init__()
         self.weight = mx.zeros((channels, kernel, 1))
 
-    def __call__(
-        self, x: mx.array, window: mx.array | None, ends: mx.array | None = None
-    ) -> tuple[mx.array, mx.array]:
+    def __call__(self, x: mx.array, window: mx.array | None, ends: mx.array | None = None) -> tuple[mx.array, mx.array]:
         """x [B, T, C], window [B, K-1, C] (the inputs before x; None: zeros) -> y [B, T, C], the next window.
 
         ends [B]: how many of the T go before it, where rows end in padding; None: all.
@@ -127,7 +124,7 @@ class GatedDeltaNet(JoinedInputs, nn.Module):
         in_one = on_gpu() and present is None and length <= MOST_TOKENS and not self.training
         if in_one and self.conv1d.weight.shape[1] > 1:
             return self._decode(x, cache)
-        if present is None and self._worth_lanes(x):
+        if present is None and not self.training and worth_lanes(x, *self.joinable(), self.out_proj):
             return self._by_heads(x, cache)
         ends = None
         if present is not None:
@@ -161,7 +158,7 @@ class GatedDeltaNet(JoinedInputs, nn.Module):
         qk, v = mx.split(u, [2 * keys], axis=-1)
         q, k = _unit(qk.reshape(batch, length, 2 * key_heads, self.key_dim))
         v = v.reshape(batch, length, count, self.value_dim)
-        A_log, dt_bias = (cut(each, heads.start, heads.stop) for each in (self.A_log, self.dt_bias))
+        A_log, dt_bias = (cut(each, heads) for each in (self.A_log, self.dt_bias))
         gamma, beta = decay(a, A_log, dt_bias), write_strength(b)
         if present is not None:
             gamma, beta = mx.where(present[..., None], gamma, 1), mx.where(present[..., None], beta, 0)
@@ -180,13 +177,9 @@ class GatedDeltaNet(JoinedInputs, nn.Module):
         elif cache is not None:
             cache.update(window, matrix)
 
-    def _worth_lanes(self, x: mx.array) -> bool:
-        """Whether a CPU's lanes each take some heads all the way: a few tokens, quantized maps, no gradient."""
-        few = x.size // x.shape[-1] < UNPACK_FROM and mx.default_device().type == mx.cpu and not self.training
-        return few and lane_count() > 1 and all(type(m) is QuantizedLinear and "bias" not in m for m in self.joinable())
-
     def _by_heads(self, x: mx.array, cache: DeltaState | None) -> mx.array:
-        """The same for a few tokens on a CPU: each lane takes some heads from x to out_proj, and waits for nobody."""
+        """The same for a few tokens on a CPU: each lane takes some heads from x to out_proj, and waits for nobody, then
+        some outputs of that."""
         each = self.value_heads // self.key_heads
         keys = self.key_heads * self.key_dim
         window, matrix = (None, None) if cache is None else (cache.conv, cache.matrix)
@@ -209,7 +202,9 @@ class GatedDeltaNet(JoinedInputs, nn.Module):
         heads_at = 2 if cache is not None and cache.steps is not None else 1
         matrix = mx.concatenate([made for _, _, made in parts], axis=heads_at)
         self._keep(cache, raw, self.conv1d.next_window(raw, window), matrix)
-        return self.out_proj(mx.concatenate([out for _, out, _ in parts], axis=-1))
+        outs = [out for _, out, _ in parts]
+        rows = x.size // x.shape[-1] * self.value_heads * self.value_dim
+        return together(rows_in_lanes(lambda taken: self.out_proj.rows(together(outs), taken), x.shape[-1], rows))
 
     def joinable(self) -> list[nn.Module]:
         return [self.in_proj_qkv, self.in_proj_z, self.in_proj_b, self.in_proj_a]

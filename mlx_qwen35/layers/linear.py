@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..kernels.lanes import LEAST_SHARED, in_lanes, lane_count
 from ..kernels.matmul import matmul
 from ..kernels.once import cut
-from ..kernels.quantized_matmul import quantized_matmul
+from ..kernels.quantized_matmul import UNPACK_FROM, quantized_matmul
 from ..kernels.weights import Readable
 
 
@@ -44,4 +47,20 @@ class QuantizedLinear(Readable, nn.QuantizedLinear):
     def rows(self, x: mx.array, taken: slice) -> mx.array:
         """x [.., in] -> some of its outputs, without bias, [.., taken]."""
         packed = [self.weight, self.scales, *([self.biases] if "biases" in self else [])]
-        return self.product(x, *(cut(part, taken.start, taken.stop) for part in packed))
+        return self.product(x, *(cut(part, taken) for part in packed))
+
+
+def worth_lanes(x: mx.array, *maps: nn.Module) -> bool:
+    """Whether a CPU's lanes may each take some outputs of these maps: quantized, and x [.., in] of a few rows."""
+    few = x.size // x.shape[-1] < UNPACK_FROM and mx.default_device().type == mx.cpu
+    return few and lane_count() > 1 and all(type(m) is QuantizedLinear and "bias" not in m for m in maps)
+
+
+def rows_in_lanes(compute: Callable[[slice], mx.array], count: int, work: int) -> list[mx.array]:
+    """compute(rows) for slices of `count` outputs, each in its lane; work: products that one output takes."""
+    return in_lanes(compute, count, least=-(-LEAST_SHARED // work))
+
+
+def together(parts: list[mx.array]) -> mx.array:
+    """Parts of the last axis as one. To be called in the lane that needs it, so that no lane waits for two others."""
+    return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=-1)

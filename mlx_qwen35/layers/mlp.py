@@ -8,7 +8,7 @@ import mlx.nn as nn
 from ..kernels.activation import swiglu
 from ..kernels.weights import Projections
 from .joined import JoinedInputs, columns
-from .linear import Linear
+from .linear import Linear, rows_in_lanes, together, worth_lanes
 
 
 class MLP(JoinedInputs, nn.Module):
@@ -22,8 +22,23 @@ class MLP(JoinedInputs, nn.Module):
         self._widths = [intermediate_size, intermediate_size]
 
     def __call__(self, x: mx.array) -> mx.array:
+        if worth_lanes(x, self.gate_proj, self.up_proj, self.down_proj):
+            return self._in_lanes(x)
         made = self._joined(x, self.joinable())
         return self.down_proj(swiglu(*columns(made, self._widths)))
+
+    def _in_lanes(self, x: mx.array) -> mx.array:
+        """The same for a few rows on a CPU: lanes share the hidden values, exchange them, and share the outputs."""
+        hidden, outputs, count = self._widths[0], x.shape[-1], x.size // x.shape[-1]
+
+        def first(rows: slice) -> mx.array:
+            return swiglu(self.gate_proj.rows(x, rows), self.up_proj.rows(x, rows))
+
+        def second(rows: slice) -> mx.array:
+            return self.down_proj.rows(together(parts), rows)
+
+        parts = rows_in_lanes(first, hidden, 2 * x.size)
+        return together(rows_in_lanes(second, outputs, count * hidden))
 
     def joinable(self) -> list[nn.Module]:
         return [self.gate_proj, self.up_proj]

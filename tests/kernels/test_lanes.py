@@ -75,23 +75,30 @@ def test_another_thread_has_lanes_of_its_own(cores):
         np.testing.assert_array_equal(found.pop(), np.array(expected))
 
 
-def test_pairs_of_rows_and_experts_are_shared_out(cores, monkeypatch):
-    """Bit for bit what one gathered product gives, whatever lane a pair is in."""
+@pytest.mark.parametrize("bits", [4, None])
+def test_pairs_of_rows_and_experts_are_shared_out(cores, bits, monkeypatch):
+    """Bit for bit what one gathered product gives, whatever lane a pair, or an output of it, is in."""
     import mlx_qwen35.experts.resident as resident
 
     monkeypatch.setattr(resident, "LEAST_SHARED", 3 * 64 * 32)
     bank = resident.ResidentExperts(6, 64, 32)
-    nn.quantize(bank, 32, 4)
+    if bits:
+        nn.quantize(bank, 32, bits)
     bank.eval()
     mx.eval(bank.parameters())
     x, ids = mx.random.normal((2, 64)), mx.array([[3, 0, 5, 1, 2], [4, 4, 0, 2, 1]])
-    calls = []
-    gathered = bank._gathered
-    monkeypatch.setattr(bank, "_gathered", lambda *a, **how: calls.append(a[1].shape) or gathered(*a, **how))
+    parts = []
+
+    def noted(compute, count, **options):
+        made = lanes.in_lanes(compute, count, **options)
+        parts.append(len(made))
+        return made
+
+    monkeypatch.setattr(resident, "in_lanes", noted)
     shared = bank.pairs(x, ids)
-    expected = gathered(x[:, None, None, :], ids, sorted_indices=False).squeeze(-2)
+    expected = bank._gathered(x[:, None, None, :], ids, sorted_indices=False).squeeze(-2)
     np.testing.assert_array_equal(np.array(shared), np.array(expected))
-    assert len(calls) == cores and sum(k for _, k in calls) == 5
+    assert parts == [cores] * (2 if bits else 1)
 
 
 def test_many_rows_have_the_bits_of_one_core(cores, monkeypatch):

@@ -7,7 +7,7 @@ import pytest
 
 from mlx_qwen35.cache import DeltaState
 from mlx_qwen35.kernels import lanes
-from mlx_qwen35.layers import delta_net
+from mlx_qwen35.layers import delta_net, linear
 from mlx_qwen35.layers.delta_net import ShortConv, decay
 
 from ..tiny_model import tiny_model
@@ -129,7 +129,7 @@ def test_heads_in_lanes_give_the_same_bits(monkeypatch, key_heads, value_heads, 
     monkeypatch.setattr(delta_net, "in_lanes", noted)
     shared = run()
     assert streams and min(streams) > 1
-    monkeypatch.setattr(delta_net, "lane_count", lambda: 1)
+    monkeypatch.setattr(linear, "lane_count", lambda: 1)
     count = len(streams)
     alone = run()
     assert len(streams) == count

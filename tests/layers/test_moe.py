@@ -8,7 +8,10 @@ import pytest
 import mlx_qwen35.experts.resident as resident
 from mlx_qwen35.experts.linear import QuantizedExpertLinear
 from mlx_qwen35.experts.resident import ResidentExperts
+from mlx_qwen35.kernels import lanes
 from mlx_qwen35.kernels.router import route
+from mlx_qwen35.layers import linear
+from mlx_qwen35.layers.mlp import MLP
 
 from ..tiny_model import tiny_model
 
@@ -96,3 +99,16 @@ def test_one_predicate_reaches_every_module():
     assert {f"layers.0.mlp.experts.{p}_proj" for p in ("gate", "up", "down")} <= reached
     assert {"embed_tokens", "lm_head", "layers.0.mlp.gate", "layers.0.self_attn.q_proj"} <= reached
     assert np.isfinite(np.array(model(mx.array([[1, 2, 3]])))).all()
+
+
+@pytest.mark.skipif(lanes.lane_count() < 2, reason="one core")
+@pytest.mark.parametrize("shape", [(1, 1, 64), (1, 5, 64)])
+def test_a_dense_layer_in_lanes_has_the_same_bits(shape, monkeypatch):
+    layer = MLP(64, 96)
+    nn.quantize(layer, 32, 4)
+    mx.eval(layer.parameters())
+    x = mx.random.normal(shape)
+    monkeypatch.setattr(linear, "LEAST_SHARED", 1)
+    shared = layer(x)
+    monkeypatch.setattr(linear, "lane_count", lambda: 1)
+    assert mx.array_equal(shared, layer(x))

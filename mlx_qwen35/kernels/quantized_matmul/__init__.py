@@ -40,7 +40,7 @@ def quantized_matmul(
         packed = [part for part in (weight, scales, biases) if part is not None]
 
         def some(taken: slice) -> mx.array:
-            parts = [cut(part, taken.start, taken.stop) for part in packed]
+            parts = [cut(part, taken) for part in packed]
             return mx.quantized_matmul(x, *parts, transpose=True, **how)
 
         blocks = in_lanes(some, outputs, least=-(-LEAST_SHARED // inputs))
