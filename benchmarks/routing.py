@@ -46,9 +46,9 @@ class _Listener:
         self.heard: mx.array | None = None
         layer.post_attention_layernorm = self
 
-    def __call__(self, x: mx.array) -> mx.array:
-        self.heard = x
-        return self.norm(x)
+    def after(self, x: mx.array, added: mx.array) -> tuple[mx.array, mx.array]:
+        self.heard, normed = self.norm.after(x, added)
+        return self.heard, normed
 
     def scores(self, x: mx.array) -> mx.array:
         """What this layer's router makes of hidden states x."""
