@@ -49,7 +49,7 @@ STEPS = (
     Step("kernels", ("--rounds", "3"), 420),
     Step("decode", ("--rounds", "3"), 600),
     Step("prefill", ("--rounds", "3"), 900),
-    Step("memory", (), 300),
+    Step("memory", (), 450),
 )
 
 
