@@ -15,7 +15,7 @@ import numpy as np
 from ..kernels.activation import swiglu
 from ..kernels.expert_down import down
 from ..kernels.expert_gate_up import gate_up
-from ..kernels.lanes import LEAST_SHARED, in_lanes, on_all_cores
+from ..kernels.lanes import LEAST_SHARED, in_lanes, on_all_cores, together
 from ..kernels.weights import Projections
 from .linear import ExpertLinear, QuantizedExpertLinear
 
@@ -55,11 +55,11 @@ class Experts(nn.Module):
             return swiglu(*each)
 
         def second(taken: slice) -> mx.array:
-            return self.down_proj(_side_by_side(parts), expert_ids, sorted_indices=False, taken=taken)
+            return self.down_proj(together(parts), expert_ids, sorted_indices=False, taken=taken)
 
         parts = in_lanes(first, hidden, least=-(-LEAST_SHARED // (2 * pairs * x.shape[-1])))
         made = in_lanes(second, outputs, least=-(-LEAST_SHARED // (pairs * hidden)))
-        return _side_by_side(made).squeeze(-2)
+        return together(made).squeeze(-2)
 
     def mixed(self, x: mx.array, expert_ids: mx.array, weights: mx.array, shared: Projections) -> mx.array:
         """x [N, H], expert_ids [N, K] uint32, weights [N, K + 1] -> sum over K of weight * expert(x), plus the last
@@ -133,10 +133,6 @@ class ResidentExperts(Experts):
             y = self._gathered(rows, expert_ids.flatten()[order], sorted_indices=True).squeeze(-2)
             y = y[mx.argsort(order)]
         return weighted_sum(y.reshape(*expert_ids.shape, -1), weights)
-
-
-def _side_by_side(parts: Sequence[mx.array]) -> mx.array:
-    return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=-1)
 
 
 def weighted_sum(y: mx.array, weights: mx.array) -> mx.array:

@@ -64,6 +64,11 @@ def in_lanes(compute: Callable[[slice], Made], count: int, *, least: int = 1) ->
     return made
 
 
+def together(parts: list[mx.array]) -> mx.array:
+    """Parts of the last axis as one. To be called in the lane that needs it, so that no lane waits for two others."""
+    return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=-1)
+
+
 def on_all_cores(compute: Callable[[int], mx.array], count: int) -> list[mx.array]:
     """compute(number) for each of `count` numbers, evaluated, each by a thread of its own, as many at a time as there
     are cores.

@@ -17,10 +17,10 @@ from ..kernels.activation import fused, silu
 from ..kernels.backend import on_gpu
 from ..kernels.delta_decode import MOST_TOKENS, delta_decode
 from ..kernels.gated_delta import gated_delta, gated_delta_states
-from ..kernels.lanes import LEAST_SHARED, in_lanes
+from ..kernels.lanes import LEAST_SHARED, in_lanes, together
 from ..kernels.once import cut, once
 from .joined import JoinedInputs, columns, neighbours
-from .linear import Linear, rows_in_lanes, together, worth_lanes
+from .linear import Linear, rows_in_lanes, worth_lanes
 from .norm import GatedRMSNorm
 
 

@@ -59,8 +59,3 @@ def worth_lanes(x: mx.array, *maps: nn.Module) -> bool:
 def rows_in_lanes(compute: Callable[[slice], mx.array], count: int, work: int) -> list[mx.array]:
     """compute(rows) for slices of `count` outputs, each in its lane; work: products that one output takes."""
     return in_lanes(compute, count, least=-(-LEAST_SHARED // work))
-
-
-def together(parts: list[mx.array]) -> mx.array:
-    """Parts of the last axis as one. To be called in the lane that needs it, so that no lane waits for two others."""
-    return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=-1)

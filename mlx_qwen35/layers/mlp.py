@@ -6,9 +6,10 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..kernels.activation import swiglu
+from ..kernels.lanes import together
 from ..kernels.weights import Projections
 from .joined import JoinedInputs, columns
-from .linear import Linear, rows_in_lanes, together, worth_lanes
+from .linear import Linear, rows_in_lanes, worth_lanes
 
 
 class MLP(JoinedInputs, nn.Module):
