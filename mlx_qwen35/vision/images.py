@@ -20,7 +20,8 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -37,6 +38,8 @@ LARGEST_RATIO = 200
 _THREADS = min(8, os.cpu_count() or 1)
 _WORTH_THREADS = 1 << 19  # pixels; below, starting threads costs what they save
 _ORIENTATION = 0x0112  # the EXIF tag
+_HEIF = {b"heic", b"heix", b"heim", b"heis", b"mif1"}  # brands of still pictures (ISO/IEC 23008-12, table of brands)
+_LONGEST_HEAD = 256  # bytes; where a file says what it is
 
 
 @dataclass(frozen=True)
@@ -148,10 +151,37 @@ def open_image(source: object, *, fetch: bool = False) -> Image.Image:
     from PIL import Image
 
     if isinstance(source, Image.Image):
-        return _rgb(_loaded(source, "the picture"))
+        return rgb(_loaded(source, "the picture"))
     if hasattr(source, "__array__"):
-        return _rgb(_from_array(np.asarray(source)))
+        return rgb(_from_array(np.asarray(source)))
     place, name = open_source(source, "picture", fetch=fetch)
+    return rgb(_loaded(open_picture(place, name), name))
+
+
+def file_kind(place: Path | BinaryIO) -> str | None:
+    """"heif" for a still picture in HEIC or HEIF, "webp" for WebP, still or not; None for all else, AVIF too."""
+    if isinstance(place, Path):
+        with place.open("rb") as file:
+            head = file.read(_LONGEST_HEAD)
+    else:
+        at = place.tell()
+        head = place.read(_LONGEST_HEAD)
+        place.seek(at)
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "webp"
+    if head[4:8] != b"ftyp":
+        return None
+    box = head[8 : int.from_bytes(head[:4], "big")]
+    brands = {box[at : at + 4] for at in (0, *range(8, len(box) - 3, 4))}  # its own, a version, those it also is
+    return "heif" if box[:4] in _HEIF and not brands & {b"avif", b"avis"} else None
+
+
+def open_picture(place: Path | BinaryIO, name: str) -> Image.Image:
+    """-> the picture, its pixels not read yet; name: what to call it in errors. Raises PromptError."""
+    from PIL import Image
+
+    if file_kind(place) == "heif":
+        _register_heif(name)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of bombs: LARGEST_PIXELS decides; of metadata: they are not used
         try:
@@ -160,19 +190,36 @@ def open_image(source: object, *, fetch: bool = False) -> Image.Image:
             raise PromptError(f"{name} has too many pixels ({error}); scale it down") from None
         except Exception as error:  # readers raise anything on damaged data, struct.error and SyntaxError included
             raise PromptError(f"{name} is no picture that can be read ({error}); check the file") from error
-        return _rgb(_loaded(image, name))
+    if image.width * image.height > LARGEST_PIXELS:
+        raise PromptError(f"{name} has {image.width} x {image.height} pixels, too many to be read; scale it down")
+    return image
+
+
+def _register_heif(name: str) -> None:
+    try:
+        import pillow_heif
+    except ImportError as error:
+        raise PromptError(
+            f"{name} is HEIC or HEIF, which needs pillow-heif ({error}): pip install pillow-heif, or save it as JPEG"
+        ) from None
+    pillow_heif.register_heif_opener()
 
 
 def _loaded(image: Image.Image, name: str) -> Image.Image:
     """All of its pixels in memory, upright"""
-    from PIL import ImageOps
-
     if image.width * image.height > LARGEST_PIXELS:
         raise PromptError(f"{name} has {image.width} x {image.height} pixels, too many to be read; scale it down")
     try:
         image.load()
     except Exception as error:
         raise PromptError(f"{name} cannot be read to its end ({error}); check the file") from error
+    return upright(image)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """A loaded picture, turned as its EXIF asks for"""
+    from PIL import ImageOps
+
     try:
         turned = image.getexif().get(_ORIENTATION, 1) != 1
     except Exception:  # damaged EXIF in a picture that reads well: nothing says that it lies on its side
@@ -180,15 +227,16 @@ def _loaded(image: Image.Image, name: str) -> Image.Image:
     return ImageOps.exif_transpose(image) if turned else image
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def rgb(image: Image.Image) -> Image.Image:
+    """A loaded picture in RGB, 8 bits, with transparency over white"""
     from PIL import Image
 
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I"):  # 16 bits, in 32 for some readers
-        return _rgb(_from_array(np.asarray(image).clip(0, 65535).astype(np.uint16)))
+        return rgb(_from_array(np.asarray(image).clip(0, 65535).astype(np.uint16)))
     if image.mode == "F":
-        return _rgb(_from_array(np.asarray(image)))
+        return rgb(_from_array(np.asarray(image)))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGB", image.size, "white")

@@ -9,6 +9,7 @@ Memory: some tens of frames inside the decoder, however long the video.
 
 from __future__ import annotations
 
+import struct
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import chain
@@ -17,6 +18,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from mlx_qwen35.errors import PromptError
+from mlx_qwen35.vision.pace import read_pace
 
 if TYPE_CHECKING:
     import av
@@ -28,7 +30,7 @@ class VideoFile:
     """An open video; a context manager. Raises PromptError when made, and when read, for a file that is no readable
     video, has no frame, or if PyAV is missing.
 
-    count: frames that can be decoded; fps: the mean rate the file states; height, width: as stored, before `rotation`.
+    count: frames that can be decoded; pace: when they are shown; height, width: as stored, before `display_matrix`.
     """
 
     def __init__(self, place: Path | BinaryIO, name: str) -> None:
@@ -53,11 +55,27 @@ class VideoFile:
             self._container = self._av.open(place, options={"protocol_whitelist": "file"})
         except (self._av.error.FFmpegError, OSError, ValueError) as error:
             raise PromptError(f"{self._name} is no video that can be read ({error}); check the file") from error
-        if not self._container.streams.video:
-            self._container.close()
-            raise PromptError(f"{self._name} has no picture, only {len(self._container.streams)} other streams")
-        self._stream = self._container.streams.video[0]
+        self._stream = self._best_stream()
         self._stream.thread_type = "AUTO"
+
+    def _best_stream(self) -> av.VideoStream:
+        """The one that FFmpeg would show. A still picture often goes before an animation, and a cover before sound."""
+        streams = self._container.streams
+        cover = self._av.stream.Disposition.attached_pic
+        covers = [stream for stream in streams.video if stream.disposition & cover]
+        best = streams.best("video")
+        if best in covers:
+            best = next((stream for stream in streams.video if stream not in covers), None)
+        if best is not None:
+            return best
+        others = [stream.type for stream in streams if stream not in covers]
+        kinds = f" ({', '.join(sorted(set(others)))})" if others else ""
+        beside = " and a cover" if covers else ""
+        self._container.close()
+        raise PromptError(
+            f"{self._name} has no picture that moves, only {len(others)} other stream"
+            f"{'' if len(others) == 1 else 's'}{kinds}{beside}; give a video"
+        )
 
     def _reopen(self) -> None:
         self._container.close()
@@ -73,10 +91,11 @@ class VideoFile:
         self._scan()
         if not self.count:
             raise PromptError(f"{self._name} has no frame")
-        rate = self._stream.average_rate or self._stream.guessed_rate
-        if not rate:
+        stated, tick = self._stream.average_rate or self._stream.guessed_rate, self._stream.time_base
+        pace = read_pace([time * tick for time in self._times], stated, tick)
+        if pace is None:
             raise PromptError(f"{self._name} does not say how many frames a second it has; give a list of frames")
-        self.fps = float(rate)
+        self.pace = pace
         self.height, self.width = self._stream.height, self._stream.width
 
     def _scan(self) -> None:
@@ -181,6 +200,16 @@ class VideoFile:
             yield from decoder.decode(None)
         except self._av.error.FFmpegError as error:
             raise PromptError(f"{self._name} is damaged ({error}); encode it again") from error
+
+
+def display_matrix(frame: av.VideoFrame) -> tuple[float, float, float, float]:
+    """(a, b, c, d): a pixel at (x, y) is shown at (a x + c y, b x + d y), but for where the origin is; y grows
+    downwards. (1, 0, 0, 1) where the file says nothing (ISO/IEC 14496-12, track header)."""
+    data = frame.side_data.get("DISPLAYMATRIX")
+    if data is None:
+        return 1.0, 0.0, 0.0, 1.0
+    values = struct.unpack("=9i", bytes(data))
+    return tuple(value / 65536 for value in (values[0], values[1], values[3], values[4]))  # type: ignore[return-value]
 
 
 def _import_av() -> ModuleType:

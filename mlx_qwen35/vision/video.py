@@ -3,10 +3,12 @@
 Knows which frames are taken, how large they become and when they are shown. Knows nothing of codecs or the
 model.
 
-Sampling, sizes and times are those of transformers' Qwen3VL video processor, in file order: frame i is at i / fps, with
-the mean rate of the file, whatever its timestamps say. Differences: frames are resized by PIL (images.py says how far
-torch is from it), a video turned by its metadata is set upright as EXIF does it for pictures, and a single frame is a
-video too. Frames are resized as they are read, and only a handful exist at full size at any time.
+Sampling, sizes and times are those of transformers' Qwen3VL video processor wherever frames come at an even rate.
+Differences: frames of an uneven video have the times at which they are shown, and as many are taken as their own mean
+rate asks for (transformers: frame i is at i / fps, with the rate that the file states); frames are resized by PIL
+(images.py says how far torch is from it), a video that its metadata turn or mirror is set upright as EXIF does it for
+pictures, and a single frame is a video too. Frames are resized as they are read, and only a handful exist at full size
+at any time.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import os
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,16 +26,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mlx_qwen35.errors import CheckpointError, PromptError
+from mlx_qwen35.vision.animation import AnimatedPicture, is_picture
 from mlx_qwen35.vision.images import LARGEST_PIXELS, check_max_pixels, check_ratio, open_image, resize
 from mlx_qwen35.vision.media import Media
+from mlx_qwen35.vision.pace import Pace
 from mlx_qwen35.vision.patches import Patches, read_patches
-from mlx_qwen35.vision.reading import VideoFile
+from mlx_qwen35.vision.reading import VideoFile, display_matrix
 from mlx_qwen35.vision.sources import open_source
 
 if TYPE_CHECKING:
     from PIL import Image
 
 _THREADS = min(4, os.cpu_count() or 1)  # each holds one frame at full size
+_SKEW = 0.5  # degrees; less is a rounding of the file
 
 
 @dataclass(frozen=True)
@@ -83,16 +88,15 @@ def prepare_video(
     check_max_pixels(max_pixels, limits)
     rate, most = fps or limits.fps, max_frames or limits.max_frames
     with _opened(source, fetch) as video:
-        if isinstance(video, VideoFile):
-            source_fps = video.fps
-        if source_fps is None:
-            source_fps, count = rate, min(video.count, most)
+        pace = Pace(source_fps) if source_fps and isinstance(video, _Frames) else video.pace
+        if pace is None:
+            pace, count = Pace(rate), min(video.count, most)
         else:
-            count = sample_count(video.count, source_fps, fps=rate, min_frames=limits.min_frames, max_frames=most)
+            count = sample_count(video.count, pace.fps, fps=rate, min_frames=limits.min_frames, max_frames=most)
         indices = sample(video.count, count)
         frames = video.frames(indices)
         rows = _fill(frames, count, limits, max_pixels)
-    times = timestamps(indices, source_fps, limits.temporal_size)
+    times = timestamps(indices, pace, limits.temporal_size)
     return Media("video", *limits.flat(rows), timestamps=times, merge_size=limits.merge_size)
 
 
@@ -106,10 +110,10 @@ def sample(total: int, count: int) -> list[int]:
     return np.linspace(0, total - 1, count).round().astype(int).tolist()
 
 
-def timestamps(indices: Sequence[int], source_fps: float, group: int) -> tuple[float, ...]:
+def timestamps(indices: Sequence[int], pace: Pace, group: int) -> tuple[float, ...]:
     """-> seconds, one for each `group` of frames: the mean of its first and last, the last frame repeated to fill it"""
     padded = [*indices, *[indices[-1]] * (-len(indices) % group)]
-    times = [index / source_fps for index in padded]
+    times = [pace.at(index) for index in padded]
     return tuple((times[at] + times[at + group - 1]) / 2 for at in range(0, len(times), group))
 
 
@@ -139,7 +143,9 @@ def smart_resize_video(
 
 
 class _Frames:
-    """Frames that are there already, or one by one on disk; as a VideoFile without a rate."""
+    """Frames that are there already, or one by one on disk; as a VideoFile without a pace."""
+
+    pace = None
 
     def __init__(self, frames: Sequence[Any], fetch: bool) -> None:
         self.count = len(frames)
@@ -154,7 +160,7 @@ class _Frames:
 
 
 @contextmanager
-def _opened(source: object, fetch: bool) -> Iterator[VideoFile | _Frames]:
+def _opened(source: object, fetch: bool) -> Iterator[VideoFile | AnimatedPicture | _Frames]:
     if isinstance(source, (list, tuple)):
         yield _Frames(source, fetch)
     elif hasattr(source, "__array__"):
@@ -164,7 +170,7 @@ def _opened(source: object, fetch: bool) -> Iterator[VideoFile | _Frames]:
         yield _Frames(array, fetch)  # type: ignore[arg-type]
     else:
         place, name = open_source(source, "video", fetch=fetch)
-        with VideoFile(place, name) as video:
+        with nullcontext(AnimatedPicture(place, name)) if is_picture(place) else VideoFile(place, name) as video:
             if video.height * video.width > LARGEST_PIXELS:
                 raise PromptError(f"{name} has frames of {video.width} x {video.height} pixels; scale it down")
             yield video
@@ -173,14 +179,23 @@ def _opened(source: object, fetch: bool) -> Iterator[VideoFile | _Frames]:
 
 
 def _upright(frame: Any) -> Image.Image:
-    """A decoded or opened frame -> RGB, turned as the file asks for"""
+    """A decoded or opened frame -> RGB, mirrored and turned as the file asks for; what a skew one leaves free is black.
+    Scales are left out: the resize to come has its own."""
     from PIL import Image
 
     if isinstance(frame, Image.Image):
         return frame
     image = Image.fromarray(frame.to_ndarray(format="rgb24"))
-    turns = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_270}
-    turn = turns.get(round(getattr(frame, "rotation", 0)) % 360)
+    a, b, c, d = display_matrix(frame)
+    if a * d - b * c < 0:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        a, b = -a, -b
+    angle = -math.degrees(math.atan2(b, a)) % 360  # counterclockwise, as Pillow turns
+    quarters = round(angle / 90)
+    if abs(angle - 90 * quarters) > _SKEW:
+        return image.rotate(angle, Image.Resampling.BICUBIC, expand=True)
+    turns = (None, Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270)
+    turn = turns[quarters % 4]
     return image if turn is None else image.transpose(turn)
 
 

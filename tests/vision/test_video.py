@@ -14,6 +14,7 @@ from PIL import Image
 
 from mlx_qwen35.errors import CheckpointError, PromptError
 from mlx_qwen35.vision import reading
+from mlx_qwen35.vision.pace import Pace
 from mlx_qwen35.vision.video import VideoLimits, prepare_video, sample, sample_count, smart_resize_video, timestamps
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden/vision/media.json").read_text())
@@ -44,7 +45,7 @@ def test_sampling_and_times_as_transformers() -> None:
         fps = case["fps"] or LIMITS.fps
         count = sample_count(case["total"], case["source_fps"], fps=fps, min_frames=4, max_frames=768)
         indices = sample(case["total"], count)
-        times = timestamps(indices, case["source_fps"], 2)
+        times = timestamps(indices, Pace(case["source_fps"]), 2)
         both = json.dumps([indices, list(times)]).encode()
         if hashlib.sha256(both).hexdigest()[:32] != case["all"]:
             wrong.append((case, indices[:6], times[-3:]))
@@ -83,10 +84,10 @@ def test_frames_are_sampled_only_with_their_rate(tmp_path: Path) -> None:
     assert prepare_video(list(frames), LIMITS, fps=4).timestamps[:2] == (0.125, 0.625)
     sampled = prepare_video(frames, LIMITS, source_fps=24)
     indices = sample(48, 4)
-    assert indices == [0, 16, 31, 47] and sampled.timestamps == timestamps(indices, 24, 2)
+    assert indices == [0, 16, 31, 47] and sampled.timestamps == timestamps(indices, Pace(24), 2)
     assert np.array_equal(sampled.pixels, prepare_video(frames[indices], LIMITS).pixels)
     few = prepare_video(frames, LIMITS, max_frames=6)
-    assert few.grid[0] == 3 and few.timestamps == timestamps([0, 9, 19, 28, 38, 47], 2, 2)
+    assert few.grid[0] == 3 and few.timestamps == timestamps([0, 9, 19, 28, 38, 47], Pace(2), 2)
     assert prepare_video(frames, LIMITS, source_fps=24, max_frames=3).grid[0] == 2
     paths = []
     for number, frame in enumerate(frames[:5]):
@@ -161,15 +162,13 @@ def number_of(image: np.ndarray) -> int:
 def clip() -> Callable[..., bytes]:
     av = pytest.importorskip("av", reason="PyAV is not installed (extra 'video')")
 
-    def make(frames: int, *, codec: str = "libx264", form: str = "mp4", rate: int = 24, rotation: int | None = None,
+    def make(frames: int, *, codec: str = "libx264", form: str = "mp4", rate: int = 24,
              height: int = 32, **options: str) -> bytes:  # fmt: skip
         file = io.BytesIO()
         with av.open(file, "w", format=form) as container:
             stream = container.add_stream(codec, rate=rate, options=options)
             stream.width, stream.height = 64, height
             stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
-            if rotation is not None:
-                stream.set_display_rotation(rotation)
             for number in range(frames):
                 frame = av.VideoFrame.from_ndarray(numbered(number, height), format="rgb24")
                 container.mux(stream.encode(frame))
@@ -229,7 +228,7 @@ def test_a_file_as_a_video(clip: Callable[..., bytes], tmp_path: Path) -> None:
     media = prepare_video(path, LIMITS)
     indices = sample(241, 20)
     assert media.kind == "video" and media.grid == (10, 2, 4)
-    assert media.timestamps == timestamps(indices, 24.0, 2)
+    assert media.timestamps == timestamps(indices, Pace(24.0), 2)
     assert numbers(media.pixels, media.grid) == indices
     for source in (path.read_bytes(), str(path), io.BytesIO(path.read_bytes())):
         assert prepare_video(source, LIMITS).key == media.key
@@ -243,23 +242,6 @@ def test_a_file_as_a_video(clip: Callable[..., bytes], tmp_path: Path) -> None:
 def test_short_files(clip: Callable[..., bytes], frames: int) -> None:
     media = prepare_video(clip(frames), LIMITS)
     assert media.grid[0] == (frames + 1) // 2 and len(media.timestamps) == media.grid[0]
-
-
-@pytest.mark.parametrize("rotation", [90, 180, -90])
-def test_turned_file(clip: Callable[..., bytes], rotation: int) -> None:
-    """As a phone held upright writes it: pixels lying, and a note to turn them (counterclockwise)."""
-    flat = prepare_video(clip(4, height=96), LIMITS)
-    turned = prepare_video(clip(4, height=96, rotation=rotation), LIMITS)
-    t, h, w = flat.grid
-    assert turned.grid == ((t, h, w) if rotation == 180 else (t, w, h))
-
-    def shown(pixels: np.ndarray, grid: tuple[int, int, int]) -> np.ndarray:
-        t, h, w = grid
-        rows = pixels.reshape(t, h // 2, w // 2, 2, 2, 3, 2, 16, 16).transpose(0, 6, 1, 3, 7, 2, 4, 8, 5)
-        return rows.reshape(2 * t, h * 16, w * 16, 3)
-
-    first = shown(flat.pixels, flat.grid)[1]
-    assert np.array_equal(shown(turned.pixels, turned.grid)[1], np.rot90(first, rotation // 90))
 
 
 def test_few_frames_are_decoded(clip: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch) -> None:
