@@ -10,7 +10,7 @@ the prompt and exactly the tokens that were handed out: a step that was queued a
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping, MutableMapping, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
@@ -18,6 +18,7 @@ import mlx.core as mx
 from mlx_qwen35 import speculative
 from mlx_qwen35.decoding import decode
 from mlx_qwen35.errors import PromptError
+from mlx_qwen35.machine.gpu import wired
 from mlx_qwen35.parts import AnswerText, Clock, Completion, Part, Row, statistics
 from mlx_qwen35.processor import Prompt
 from mlx_qwen35.sampling import History, Sampler, Sampling, bias_row
@@ -174,8 +175,18 @@ def stream_generate(
     asked.drafting = _drafting(model, asked.sampler.sampling, mtp, draft_model, num_draft_tokens)
     prefilling = {"chunk_size": chunk_size, "boundaries": tuple(boundaries), "on_progress": on_progress}
     if session is not None:
-        return _stream_in_session(session, model, prompt, features, asked, prefilling, cancel)
-    return _stream(model, cache, prompt, covered, features, asked, prefilling, cancel)
+        return _in_place(model, _stream_in_session(session, model, prompt, features, asked, prefilling, cancel))
+    return _in_place(model, _stream(model, cache, prompt, covered, features, asked, prefilling, cancel))
+
+
+def _in_place(model: Model, parts: Generator[Part, None, None]) -> Generator[Part, None, None]:
+    """The same parts; while they come macOS keeps a resident model's weights where they are."""
+    with _kept_in_place(model):
+        yield from parts
+
+
+def _kept_in_place(model: Model) -> AbstractContextManager[None]:
+    return wired() if model.expert_stats is None else nullcontext()  # streamed experts have a limit of their own
 
 
 def _stream_in_session(
@@ -328,14 +339,15 @@ def generate_batch(
     cache = model.make_cache(len(read), left_padding=padding if any(padding) else None)
     media = [prompt.media for prompt in read] if any(prompt.media for prompt in read) else ()
     prefilling = {"chunk_size": chunk_size, "on_progress": on_progress, "cancel": cancel}
-    logits = prefill(model, tokens, cache, media=media, **prefilling)
     cancelled = _cancel_check(cancel)
-    if logits is not None and not cancelled():
-        for step in decode(model, cache, logits, asked.sampler, asked.history, max_tokens=asked.limit):
-            for row, token in zip(rows, step.tokens, strict=True):
-                row.add(token, asked.limit)
-            if all(row.reason for row in rows) or cancelled():
-                break
+    with _kept_in_place(model):
+        logits = prefill(model, tokens, cache, media=media, **prefilling)
+        if logits is not None and not cancelled():
+            for step in decode(model, cache, logits, asked.sampler, asked.history, max_tokens=asked.limit):
+                for row, token in zip(rows, step.tokens, strict=True):
+                    row.add(token, asked.limit)
+                if all(row.reason for row in rows) or cancelled():
+                    break
     return [row.completion("cancelled" if asked.limit else "length") for row in rows]
 
 

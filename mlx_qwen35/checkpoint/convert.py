@@ -32,7 +32,7 @@ from mlx_qwen35.checkpoint.records import LayerRecords, layer_records
 from mlx_qwen35.checkpoint.source import Source, open_source
 from mlx_qwen35.checkpoint.verify import Verification, check_memory
 from mlx_qwen35.checkpoint.verify import verify as check
-from mlx_qwen35.checkpoint.write import WriteError, shown_size, write_error, write_index, write_json
+from mlx_qwen35.checkpoint.write import WriteError, make_durable, shown_size, write_error, write_index, write_json
 from mlx_qwen35.config import QuantSpec
 from mlx_qwen35.errors import CheckpointError
 
@@ -195,6 +195,7 @@ def _convert(
         write_index(folder, plan.shards)
         _copy_files(plan.origin.folder, folder)
         write_json(folder / "config.json", plan.config())
+        make_durable(folder)
         return check(plan, folder, all_pieces, journal.done, progress.add) if verifying else None
     finally:
         for file in files.values():

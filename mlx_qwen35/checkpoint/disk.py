@@ -10,16 +10,12 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-import sys
 import threading
 from pathlib import Path
 
 import numpy as np
 
-try:
-    import fcntl
-except ImportError:  # neither way is there
-    fcntl = None  # type: ignore[assignment]
+from mlx_qwen35.machine.files import open_uncached
 
 PAGE = 16384  # of Apple's machines; a multiple of everybody else's, and of the blocks of disks
 LEAST = 1 << 18  # bytes that are worth a way of their own
@@ -34,16 +30,6 @@ def write_at(handle: int, data: bytes | memoryview, offset: int) -> None:
         offset, view = offset + count, view[count:]
 
 
-def reserve(handle: int, nbytes: int) -> None:
-    """Give an open file its final length, and the room for it where the system does that; what is there stays.
-
-    A full disk is then an OSError before any work is done, and threads that fill the file need not wait for each other.
-    """
-    os.truncate(handle, nbytes)
-    if nbytes and hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(handle, 0, nbytes)
-
-
 class Writer:
     """Writes to one file, from any number of threads, to places that do not overlap.
 
@@ -54,7 +40,7 @@ class Writer:
     def __init__(self, path: Path, handle: int):
         """handle: of the same file, open for writing; its length is final. It stays the caller's."""
         self._handle = handle
-        self._uncached = _uncached(path)
+        self._uncached = open_uncached(path)
 
     def write(self, data: memoryview, offset: int) -> None:
         """data: bytes. Raises OSError."""
@@ -86,21 +72,6 @@ class Writer:
         number, self._uncached = self._uncached, -1
         if number >= 0:
             os.close(number)
-
-
-def _uncached(path: Path) -> int:
-    """A descriptor that passes the page cache by; -1 where there is none."""
-    direct = getattr(os, "O_DIRECT", 0)
-    apple = sys.platform == "darwin"
-    if not direct and not apple:
-        return -1
-    try:
-        handle = os.open(path, os.O_WRONLY | direct)
-        if apple:
-            fcntl.fcntl(handle, fcntl.F_NOCACHE, 1)
-    except OSError:
-        return -1
-    return handle
 
 
 _ROOMS = threading.local()

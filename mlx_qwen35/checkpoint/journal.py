@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from mlx_qwen35.checkpoint.write import write_error
 from mlx_qwen35.errors import CheckpointError
+from mlx_qwen35.machine.files import flush
 
 VERSION = 3  # of the journal, the order of pieces and the bytes that are written: another one cannot be gone on with
 
@@ -75,6 +77,8 @@ class Journal:
         """All of the folder is there."""
         self.finished = True
         self._append({"finished": True})
+        with suppress(OSError):  # without it the work is looked at again, and found done
+            flush(self._handle)
 
     def close(self) -> None:
         os.close(self._handle)

@@ -10,7 +10,6 @@ name is enough to find, go on with or remove what an interruption left behind:
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import shutil
@@ -21,12 +20,7 @@ from pathlib import Path
 from mlx_qwen35.checkpoint.journal import Refused
 from mlx_qwen35.checkpoint.write import write_error
 from mlx_qwen35.errors import CheckpointError
-
-try:
-    import fcntl
-except ImportError:  # no such locks there: two conversions to one target are not noticed
-    fcntl = None  # type: ignore[assignment]
-
+from mlx_qwen35.machine.files import flush_names, lock
 
 _LONGEST_NAME = 255  # bytes, of a file on all common disks
 
@@ -73,6 +67,7 @@ class Partial:
             if replaced:
                 self._replaced.rename(self.target)
             raise
+        flush_names(self.target.parent)
 
     def discard(self) -> None:
         """Remove all of it."""
@@ -122,18 +117,17 @@ def _locked(partial: Partial) -> int:
         partial.container.mkdir(parents=True, exist_ok=True)
         handle = os.open(partial.journal, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            if fcntl:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+            locked = lock(handle)
+        except BlockingIOError:
             os.close(handle)
-            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                raise CheckpointError(
-                    f"another conversion is writing {partial.target} at this moment: wait for it, or choose another "
-                    "target"
-                ) from None
-            if error.errno in (errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK):  # some network disks have no locks
-                return os.open(partial.journal, os.O_RDWR)
+            raise CheckpointError(
+                f"another conversion is writing {partial.target} at this moment: wait for it, or choose another target"
+            ) from None
+        except OSError:
+            os.close(handle)
             raise
+        if not locked:  # two conversions to one target are not noticed there
+            return handle
         # The one that had the lock before may have removed this very file while we waited for nothing.
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(handle), os.stat(partial.journal)):

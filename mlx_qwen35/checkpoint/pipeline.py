@@ -6,11 +6,12 @@ lets go of Python's lock), the others overlap; memory is that of as many pieces 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from functools import cache
 from typing import TypeVar
+
+from mlx_qwen35.machine.system import processors
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -20,8 +21,7 @@ _FEWEST, _MOST = 3, 16  # on few cores one thread more than these, for the time 
 
 def workers() -> int:
     """How many threads work: as many as this process has cores."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(max(cores, _FEWEST), _MOST)
+    return min(max(processors(), _FEWEST), _MOST)
 
 
 @cache

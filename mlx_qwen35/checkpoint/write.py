@@ -16,9 +16,10 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from mlx_qwen35.checkpoint.disk import PAGE, Writer, reserve, write_at
+from mlx_qwen35.checkpoint.disk import PAGE, Writer, write_at
 from mlx_qwen35.checkpoint.files import INDEX
 from mlx_qwen35.errors import CheckpointError
+from mlx_qwen35.machine.files import flush, flush_names, flush_path, forget, reserve
 
 SHARD_BYTES = 5 << 30
 _SIZES = {"U32": 4, "F32": 4, "F16": 2, "BF16": 2, "U8": 1}
@@ -91,8 +92,7 @@ class SafetensorsFile:
 
     def forget(self) -> None:
         """Let the next read come from the disk, where the system can be told so."""
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self._handle, 0, 0, os.POSIX_FADV_DONTNEED)
+        forget(self._handle)
 
     def close(self) -> None:
         if self._writer is not None:
@@ -105,7 +105,7 @@ class SafetensorsFile:
     def sync(self) -> None:
         """Return when the disk has it all; raises WriteError if it does not."""
         with _named(self.path):
-            os.fsync(self._handle)
+            flush(self._handle)
 
 
 def _header(specs: list[TensorSpec], metadata: dict[str, str]) -> tuple[bytes, int]:
@@ -182,3 +182,15 @@ def shown_size(count: int) -> str:
 def write_json(path: Path, value: object) -> None:
     with _named(path):
         path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def make_durable(folder: Path) -> None:
+    """Return when the disk has all names in a folder and below it, and all files but safetensors, which sync()
+    themselves; raises WriteError where it has not."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_dir():
+            flush_names(path)
+        elif path.suffix != ".safetensors":
+            with _named(path):
+                flush_path(path)
+    flush_names(folder)

@@ -27,7 +27,10 @@ from pathlib import Path
 from queue import SimpleQueue
 from time import monotonic, perf_counter, thread_time
 
+import numpy as np
+
 from ..errors import ExpertReadError
+from ..machine.system import processors
 from .handles import Handle
 from .layout import Chunk, Job
 
@@ -143,7 +146,7 @@ class Crew:
         self._threads: dict[int, threading.Thread] = {}  # that have not ended
         self._at: dict[int, tuple[Read, float]] = {}  # what each of them reads, and since when
         self._at_disk: set[int] = set()  # those of them that wait for a disk, and take no processor
-        self._copying = min(threads, _processors())  # how many of the others are of use at once
+        self._copying = min(threads, processors())  # how many of the others are of use at once
         self._bytes_read = self._records = self._max_depth = 0
         self._read_seconds = self._busy_seconds = self._processor_seconds = 0.0
         self._busy_since = 0.0
@@ -296,8 +299,8 @@ class Crew:
                 buffers, copies = self._buffers(read, chunk, scratch)
             count += handle.read(buffers, offset, None if number in self._at_disk else waits)
             for raw, target, out in copies:
-                if target.convert is None:
-                    out[:] = raw
+                if target.convert is None:  # a copy of memoryviews would stop all other threads
+                    np.copyto(np.asarray(out), np.asarray(raw))
                 else:
                     target.convert(raw, out)
         for handle in handles:
@@ -400,10 +403,6 @@ class _Scratch:
         if size > self._memory.nbytes:
             self._memory = memoryview(mmap.mmap(-1, size))
         return self._memory
-
-
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _problem(error: BaseException) -> tuple[str, BaseException | None]:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 
 from ..errors import ExpertReadError
+from ..machine.gpu import has_metal, keep_wired, limit_cache
 from .budget import StreamPlan
 from .guessing import Guessing
 from .hot_list import HotList
@@ -96,7 +97,7 @@ class ExpertPool:
         self, reader: Reader, plan: StreamPlan, *, prefetch: bool = True, hot_list: HotList | None = None
     ):
         """hot_list: where close() writes what was in memory at last, and warm_up() reads it."""
-        if mx.default_device().type == mx.gpu and not mx.metal.is_available():
+        if mx.default_device().type == mx.gpu and not has_metal():
             raise NotImplementedError(
                 "experts are streamed into memory that processor and GPU share, which only Apple's GPUs have here: "
                 "give more memory, or compute on the CPU with mx.set_default_device(mx.cpu)"
@@ -117,7 +118,8 @@ class ExpertPool:
         self._unsure: set[StreamedExperts] = set()  # banks whose residency an interrupt would leave in doubt
         self._staging: tuple[object, list[Slots]] | None = None
         self._copied = 0, 0.0  # experts that were read until the last turn ended, and processor time for them
-        self._limits = _set_limits(plan)
+        # Without a limit MLX's spare buffers grow beyond any plan; wired memory is what macOS does not compress.
+        self._limits = [limit_cache(plan.cache_limit), keep_wired(plan.memory)]
 
     def turn(self, more: bool) -> _Turn:
         """To be entered with `one_at_a_time`: tokens pass through the layers. more: further ones of the same prompt
@@ -230,8 +232,8 @@ class ExpertPool:
         if self._warmer is not None:
             self._warmer.join()
         self.banks.clear()
-        _restore_limits(self._limits)
-        self._limits = {}
+        for let_go in self._limits:
+            let_go()
 
     def _warm_up(self, hot: dict[int, list[int]]) -> None:
         for bank in list(self.banks):
@@ -279,19 +281,3 @@ class _Turn:
             raise
         if kind is not None:
             self._pool.abandon()
-
-
-def _set_limits(plan: StreamPlan) -> dict[str, int]:
-    """Without a limit MLX's spare buffers grow beyond any plan; wired memory is what macOS does not compress."""
-    before = {"cache": mx.set_cache_limit(plan.cache_limit)}
-    if mx.metal.is_available():
-        most = int(mx.device_info()["max_recommended_working_set_size"])
-        before["wired"] = mx.set_wired_limit(min(plan.memory, most))
-    return before
-
-
-def _restore_limits(before: dict[str, int]) -> None:
-    if "cache" in before:
-        mx.set_cache_limit(before["cache"])
-    if "wired" in before:
-        mx.set_wired_limit(before["wired"])

@@ -6,11 +6,11 @@ threads do the reading, and handles.py, whose files they read, this is the only 
 
 from __future__ import annotations
 
-import sys
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from ..machine.system import is_mac
 from .crew import Crew, Read, ReadStats, Target
 from .handles import open_all
 from .layout import LayerLayout
@@ -44,7 +44,7 @@ class Reader:
         for layout in self._layouts.values():
             for file in layout.files:
                 ends[file] = max(ends.get(file, 0), layout.end(file))
-        self._crew = Crew(open_all(ends.items()), threads, sys.platform == "darwin" if bounce is None else bounce)
+        self._crew = Crew(open_all(ends.items()), threads, is_mac() if bounce is None else bounce)
         self._finalizer = weakref.finalize(self, self._crew.end)
 
     def submit(self, layer: int, expert: int, targets: Sequence[Target], *, urgent: bool = True) -> Read:

@@ -5,7 +5,6 @@ Knows the order in which a checkpoint is read. Knows neither where folders are l
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +17,7 @@ from mlx_qwen35.kv import KVFormat
 from mlx_qwen35.library.drafting import drafting_bytes
 from mlx_qwen35.library.finding import find
 from mlx_qwen35.library.holding import Held, hold
+from mlx_qwen35.machine.system import cache_folder
 from mlx_qwen35.processor import Processor
 
 if TYPE_CHECKING:
@@ -139,4 +139,4 @@ def load_processor(
 
 def _hot_lists() -> Path:
     """Where is kept which experts were in memory at last."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mlx-qwen35" / "hot-experts"
+    return cache_folder() / "hot-experts"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import random
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_qwen35.experts.layout import Extent, LayerLayout
+from mlx_qwen35.machine.files import can_forget, forget, pass_cache_by
 
 # Share of the experts in memory -> of those asked for, how many are found there: on the hardest and on the easiest
 # routing of benchmarks/results/replay.json (SLRU, the policy that is used; tests/library/test_speed.py compares).
@@ -29,8 +29,8 @@ HITS = (
 # One synchronization a layer and the Python around it, measured on a 2-core Linux machine: benchmarks/experts.py --only
 # layer. A Mac's own was not measured.
 LAYER_SECONDS = 0.3e-3
+FROM_MEMORY = "(some of it may have come from the system's memory and not from the disk: then the disk gives less)"
 _PROBE_SECONDS = 0.5
-_NO_CACHE = 48  # F_NOCACHE of macOS
 _ROWS, _COLUMNS, _PRODUCTS = 16384, 4096, 4  # of the 4-bit product that is timed: 38 MB, more than caches hold
 
 
@@ -40,7 +40,8 @@ class Expected:
 
     hits: of the experts asked for, how many are in memory, least and most. tokens: of an answer a second, by them.
     chunk_seconds: to read all experts once, for a chunk of a prompt. disk, disk_deep: bytes a second, as many records
-    at once as a token asks for, and many at once. device: bytes of weights a second, one row.
+    at once as a token asks for, and many at once. device: bytes of weights a second, one row. from_memory: some of what
+    was read may have lain in memory, which this system does not let a program empty: a disk may give less.
     """
 
     hits: tuple[float, float]
@@ -49,6 +50,7 @@ class Expected:
     disk: float
     disk_deep: float
     device: float
+    from_memory: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         return vars(self) | {"modelled": True}
@@ -59,6 +61,7 @@ class Expected:
         return [
             f"  Modelled, not measured, from what this disk was found to give: {self.disk / 1e9:.1f} GB/s for the "
             f"experts of a token, {self.disk_deep / 1e9:.1f} GB/s for many:",
+            *([f"    {FROM_MEMORY}"] if self.from_memory else []),
             f"    an answer: {slow:.3g} to {fast:.3g} tokens a second, if {least:.0%} to {most:.0%} of the experts "
             "asked for are in memory",
             f"    a prompt: {self.chunk_seconds:.3g} s to read the experts of every {chunk:,} tokens, while computing",
@@ -74,7 +77,7 @@ def expected(
     hits = hit_rates(share)
     computing = active_bytes / device + layers * LAYER_SECONDS
     slow, fast = (1 / (computing + (1 - hit) * token_bytes / disk) for hit in hits)
-    return Expected(hits, (slow, fast), chunk_bytes / disk_deep, disk, disk_deep, device)
+    return Expected(hits, (slow, fast), chunk_bytes / disk_deep, disk, disk_deep, device, not can_forget())
 
 
 def hit_rates(share: float) -> tuple[float, float]:
@@ -88,7 +91,7 @@ def hit_rates(share: float) -> tuple[float, float]:
 
 
 def disk_speed(layouts: Mapping[int, LayerLayout], at_once: int, threads: int = 8) -> tuple[float, float]:
-    """Bytes a second of whole experts at random places, not from the page cache where the system allows to pass it by.
+    """Bytes a second of whole experts at random places, not from the page cache where the system lets that be emptied.
 
     -> (`at_once` experts of one layer, then the next layer, as an answer asks for them; with no end, as a prompt does).
     Raises OSError if a file cannot be read.
@@ -96,17 +99,13 @@ def disk_speed(layouts: Mapping[int, LayerLayout], at_once: int, threads: int = 
     rng = random.Random(0)
     files = {file: os.open(file, os.O_RDONLY) for layout in layouts.values() for file in layout.files}
     try:
-        if sys.platform == "darwin":
-            import fcntl
-
-            for descriptor in files.values():
-                fcntl.fcntl(descriptor, _NO_CACHE, 1)
+        for descriptor in files.values():
+            pass_cache_by(descriptor)
 
         def read(extents: Sequence[Extent]) -> int:
             done = 0
             for extent in extents:
-                if hasattr(os, "posix_fadvise"):
-                    os.posix_fadvise(files[extent.file], extent.offset, extent.nbytes, os.POSIX_FADV_DONTNEED)
+                forget(files[extent.file], extent.offset, extent.nbytes)
                 block = memoryview(bytearray(extent.nbytes))
                 done += os.preadv(files[extent.file], [block], extent.offset)
             return done

@@ -25,6 +25,7 @@ import numpy as np
 from mlx_qwen35.checkpoint.files import ReadError, read, read_header
 from mlx_qwen35.checkpoint.write import TAGS, SafetensorsFile, TensorSpec, WriteError, write_error
 from mlx_qwen35.errors import CheckpointError, SessionError
+from mlx_qwen35.machine.files import flush_names
 from mlx_qwen35.vision.media import Levels, Media
 
 FORMAT, VERSION = "mlx-qwen35-session", "1"
@@ -72,7 +73,7 @@ def write(path: Path, description: Mapping[str, Any], arrays: Mapping[str, mx.ar
     except BaseException:
         _remove(made)
         raise
-    _sync_folder(path.parent)
+    flush_names(path.parent)  # so that the new name outlives a loss of power
 
 
 def check_place(path: Path) -> None:
@@ -211,13 +212,3 @@ def _remove_left_over(path: Path) -> None:
                 partial.unlink(missing_ok=True)
             except OSError:
                 pass
-
-
-def _sync_folder(folder: Path) -> None:
-    """So that the new name outlives a loss of power, where the system can be told so."""
-    with suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

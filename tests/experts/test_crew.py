@@ -6,8 +6,10 @@ import ctypes
 import gc
 import os
 import random
+import sys
 import threading
 import time
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -15,7 +17,9 @@ import pytest
 
 from mlx_qwen35.errors import ExpertReadError
 from mlx_qwen35.experts.crew import Crew
-from mlx_qwen35.experts.reader import Read, Reader
+from mlx_qwen35.experts.handles import Handle
+from mlx_qwen35.experts.layout import Extent, LayerLayout, Tensor
+from mlx_qwen35.experts.reader import Read, Reader, Target
 
 from .interrupts import Interrupt
 from .some_experts import EXPERTS, Disk, Files, Memory, reader_threads, soon
@@ -229,3 +233,43 @@ def test_a_fork_says_what_it_cannot_do(files: Files) -> None:
             memory = Memory()
             reader.submit(0, 1, memory.targets).wait()
             assert memory.holds(files.values[0, 1])
+
+
+def test_other_threads_go_on_while_experts_are_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python's lock is let go of: with a switch interval of minutes nobody else would run otherwise."""
+    size, path = 8 << 20, tmp_path / "experts"
+    path.write_bytes(os.urandom(size))
+    layout = LayerLayout(0, 1, (Tensor("gate_proj.weight", "U8", (size,)),), ((Extent(path, 0, size),),), (size,))
+    turns, seen, read, check = [0], [], Handle.read, Handle.check
+    stop = threading.Event()
+
+    def take_turns() -> None:
+        while not stop.is_set():
+            turns[0] += 1
+            time.sleep(0)
+
+    def noted_read(self: Handle, *args: Any) -> int:
+        count = read(self, *args)
+        seen.append(turns[0])  # from here to the check nothing but a copy
+        return count
+
+    def noted_check(self: Handle) -> None:
+        seen.append(turns[0])
+        check(self)
+
+    monkeypatch.setattr(Handle, "read", noted_read)
+    monkeypatch.setattr(Handle, "check", noted_check)
+    out = bytearray(size)
+    other, interval = threading.Thread(target=take_turns), sys.getswitchinterval()
+    with Reader({0: layout}, threads=1, bounce=True, job_bytes=size) as reader:
+        sys.setswitchinterval(100)
+        try:
+            other.start()
+            for _ in range(50):
+                reader.submit(0, 0, [Target(memoryview(out))]).wait()
+        finally:
+            stop.set()
+            sys.setswitchinterval(interval)
+        other.join(20)
+    assert bytes(out) == path.read_bytes() and len(seen) == 100
+    assert any(after > before for before, after in zip(seen[::2], seen[1::2], strict=True))

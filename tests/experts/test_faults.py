@@ -235,7 +235,7 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
 def test_a_file_that_changes_is_not_read_any_more(
     right: Case, copied: Path, monkeypatch: pytest.MonkeyPatch, name: str, bounce: bool
 ) -> None:
-    monkeypatch.setattr("mlx_qwen35.experts.reader.sys.platform", "darwin" if bounce else "linux")
+    monkeypatch.setattr("mlx_qwen35.experts.reader.is_mac", lambda: bounce)
     change, message = CHANGES[name]
     model = right.load(copied)
     cache = model.make_cache()

@@ -110,7 +110,7 @@ def test_who_copies_and_who_waits_for_the_disk(
     files: Files, disk: Disk, monkeypatch: pytest.MonkeyPatch, cores: int, in_memory: bool
 ) -> None:
     """What is in memory is copied by as many as there are processors, what is not is waited for by all there are."""
-    monkeypatch.setattr("mlx_qwen35.experts.crew._processors", lambda: cores)
+    monkeypatch.setattr("mlx_qwen35.experts.crew.processors", lambda: cores)
     if in_memory:
         monkeypatch.setattr(handles.os, "preadv", lambda *args: disk._preadv(*args[:3]))
     with Reader(files.layouts, threads=5, bounce=False) as reader:

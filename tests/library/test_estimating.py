@@ -136,7 +136,8 @@ def test_the_memory_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = estimate()
     assert plan.memory > 2**28 and plan.memory_source
     monkeypatch.setattr(mx.metal, "is_available", lambda: True)
-    monkeypatch.setattr(mx, "device_info", lambda: {"max_recommended_working_set_size": 17 * 2**30})
+    sizes = {mx.gpu: {"max_recommended_working_set_size": 17 * 2**30}}
+    monkeypatch.setattr(mx, "device_info", lambda device=mx.cpu: sizes.get(device, {}))  # the CPU is the default
     assert estimate().memory == 17 * 2**30
     assert "recommended working set" in str(estimate())
 

@@ -145,8 +145,8 @@ def test_dense_models_under_a_ceiling(dense: Path) -> None:
 class TestSizes:
     @pytest.fixture(autouse=True)
     def machine(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(memory, "_installed", lambda: 50 * 10**9)
-        monkeypatch.setattr(memory, "_free", lambda: 30 * 10**9)
+        monkeypatch.setattr(memory, "installed_memory", lambda: 50 * 10**9)
+        monkeypatch.setattr(memory, "free_memory", lambda: 30 * 10**9)
 
     def test_shares(self, large: Path) -> None:
         assert memory.memory_size("60%") == (30 * 10**9, "60% of the memory of this machine")
@@ -166,11 +166,12 @@ class TestSizes:
 
     def test_on_a_mac(self, large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(mx.metal, "is_available", lambda: True)
-        monkeypatch.setattr(mx, "device_info", lambda: {"max_recommended_working_set_size": 40 * 10**9})
+        sizes = {mx.gpu: {"max_recommended_working_set_size": 40 * 10**9, "memory_size": 48 * 10**9}}
+        monkeypatch.setattr(mx, "device_info", lambda device=mx.cpu: sizes.get(device, {}))  # the CPU is the default
         for size in (None, "100%"):
             assert memory.memory_size(size)[0] == 40 * 10**9
             assert "recommended working set" in memory.memory_size(size)[1]
-        monkeypatch.setattr(mx, "device_info", lambda: {"max_recommended_working_set_size": 5 * 10**9})
+        sizes[mx.gpu]["max_recommended_working_set_size"] = 5 * 10**9
         with pytest.raises(CheckpointError, match="the 5.0 GB of memory .MLX's recommended working set on this Mac."):
             hold(large)
 
