@@ -25,6 +25,7 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(CHECKOUT))
 
 from benchmarks.measuring import circumstances, write  # noqa: E402
+from mlx_qwen35.machine.system import peak_of_process  # noqa: E402
 from tests.experts.synthetic import all_expert_bytes, synthetic_config, write_synthetic  # noqa: E402
 
 VOCABULARY = 16384
@@ -63,19 +64,13 @@ def run(folder: Path, memory: int, *, prompt: int, tokens: int, context: int, vo
     command = [sys.executable, "-c", _CHILD, json.dumps(job)]
     with subprocess.Popen(command, cwd=CHECKOUT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
         said = child.stdout.readline()
-        peak = high_water(child.pid) if said else 0
+        peak = peak_of_process(child.pid) if said else 0
         child.communicate("\n")
     if child.returncode:
         raise RuntimeError(f"the process of {job} left with {child.returncode}")
+    if peak is None:
+        raise RuntimeError(f"the system says nothing of the memory of process {child.pid}")
     return json.loads(said) | {"peak": peak}
-
-
-def high_water(process: int) -> int:
-    """The most that a living process has held, in bytes, as the kernel counts it."""
-    for line in Path(f"/proc/{process}/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"the kernel says nothing of the memory of process {process}")
 
 
 def size_of(folder: Path) -> int:

@@ -37,6 +37,7 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(CHECKOUT), str(Path(__file__).parent)]
 
 from benchmarks import measuring  # noqa: E402
+from mlx_qwen35.machine.system import peak_of  # noqa: E402
 from tests.checkpoints import tensor_shapes, tiny_config  # noqa: E402
 from tests.text.folders import write_text_files  # noqa: E402
 
@@ -158,9 +159,8 @@ def run_once(code: str, source: Path, target: Path, options: dict) -> dict[str, 
         if child.returncode:
             output.seek(0)
             raise RuntimeError(output.read().decode(errors="replace")[-2000:])
-    unit = 1 if sys.platform == "darwin" else 1024
     processor = used.ru_utime + used.ru_stime
-    return {"seconds": seconds, "synced_seconds": synced, "cpu_seconds": processor, "peak_bytes": used.ru_maxrss * unit}
+    return {"seconds": seconds, "synced_seconds": synced, "cpu_seconds": processor, "peak_bytes": peak_of(used)}
 
 
 def tensors(folder: Path) -> dict[str, tuple[Path, int, int]]:

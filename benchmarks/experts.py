@@ -45,6 +45,8 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(CHECKOUT), str(Path(__file__).parent)]
 
 from benchmarks import measuring  # noqa: E402
+from mlx_qwen35.machine.files import can_forget, forget  # noqa: E402
+from mlx_qwen35.machine.system import peak_of  # noqa: E402
 from tests.experts.synthetic import all_expert_bytes, expert_bytes, synthetic_config, write_synthetic  # noqa: E402
 
 VOCABULARY = 16384  # the published 248,320 would take time in the head and none in the experts
@@ -198,7 +200,7 @@ def drop_pages(folder: str | Path) -> None:
     for path in sorted(Path(folder).rglob("*.safetensors")):
         descriptor = os.open(path, os.O_RDONLY)
         try:
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            forget(descriptor)
         finally:
             os.close(descriptor)
 
@@ -253,7 +255,7 @@ def run_child(job: Run) -> Run:
         if child.returncode:
             raise RuntimeError(errors.read().decode(errors="replace")[-3000:])
         found = json.loads(output.read().decode().splitlines()[-1])
-    peak = used.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    peak = peak_of(used)
     short = {key: job[key] for key in ("side", "slots", "prompt", "cold")}
     print(f"  {short}: {found | {'peak': peak}}", file=sys.stderr, flush=True)
     return found | {"peak": peak}
@@ -455,8 +457,8 @@ def main() -> None:
     if arguments.job:
         print(json.dumps(run_here(json.loads(arguments.job))))
         return
-    if not hasattr(os, "posix_fadvise"):
-        raise SystemExit("this needs posix_fadvise, to have the system forget files; on a Mac see benchmarks/mac.py")
+    if not can_forget():
+        raise SystemExit("this needs a system that can be told to forget files; on a Mac see benchmarks/mac.py")
     if "theirs" in arguments.sides and measuring.installed("mlx-vlm") is None:
         raise SystemExit("mlx-vlm is not installed; pip install mlx-vlm==0.7.10, or give --sides ours")
     around = measuring.circumstances() | {"mlx_vlm": measuring.installed("mlx-vlm"), "zipf": arguments.zipf}

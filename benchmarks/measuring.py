@@ -11,12 +11,13 @@ import os
 import platform
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
+
+from mlx_qwen35.machine.system import processor_name
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 RESULTS = CHECKOUT / "benchmarks/results"
@@ -49,16 +50,6 @@ def spread(of: Mapping[str, float], form: str = ".3f") -> str:
     return f"{of['median']:{form}} [{of['min']:{form}} .. {of['max']:{form}}]"
 
 
-def processor_name() -> str:
-    if sys.platform == "darwin":
-        command = ["sysctl", "-n", "machdep.cpu.brand_string"]
-        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor()
-
-
 def installed(name: str) -> str | None:
     """The version of a package, None where it is not installed."""
     try:
@@ -84,8 +75,9 @@ def circumstances() -> dict[str, object]:
     commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True).stdout.splitlines()
     dirty = [line for line in changed if "benchmarks/results/" not in line]  # what a benchmark writes is no change
+    processor = processor_name() or "a processor without a name"
     return {
-        "machine": f"{processor_name()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}",
+        "machine": f"{processor}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}",
         "device": "gpu" if mx.default_device() == mx.gpu else "cpu",
         "load_before": os.getloadavg()[0],
         "python": platform.python_version(),

@@ -34,6 +34,7 @@ from mlx_qwen35.checkpoint.load import read_config  # noqa: E402
 from mlx_qwen35.checkpoint.source import open_source  # noqa: E402
 from mlx_qwen35.experts.layout import LayerLayout  # noqa: E402
 from mlx_qwen35.experts.reader import JOB_BYTES, Reader, Target  # noqa: E402
+from mlx_qwen35.machine.files import forget  # noqa: E402
 from tests.experts.synthetic import synthetic_config, write_synthetic  # noqa: E402
 
 THREADS = 8
@@ -88,7 +89,7 @@ def drop_pages(layouts: dict[int, LayerLayout]) -> None:
     """Those of the files; nobody else's."""
     for file in {file for layout in layouts.values() for file in layout.files}:
         number = os.open(file, os.O_RDONLY)
-        os.posix_fadvise(number, 0, 0, os.POSIX_FADV_DONTNEED)
+        forget(number)
         os.close(number)
 
 

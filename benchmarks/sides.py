@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import shutil
 import subprocess
 import sys
@@ -31,6 +30,7 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(CHECKOUT)]
 
 from benchmarks import geometry  # noqa: E402
+from mlx_qwen35.machine.system import peak_resident_memory  # noqa: E402
 
 CACHE = Path(tempfile.gettempdir()) / "mlx-qwen35-benchmarks"
 SEED = 7  # of the prompts
@@ -200,15 +200,6 @@ _KINDS = {"ours": _Ours, "mlx-lm": _MlxLm, "mlx-vlm": _MlxVlm}
 NAMES = tuple(_KINDS)
 
 
-def resident_peak() -> int:
-    """Bytes: the most that this process held, as the kernel counts it."""
-    if sys.platform == "linux":
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM"):
-                return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
 def _answer(side: Any, tokens: list[int], new: int) -> dict[str, Any]:
     import mlx.core as mx
 
@@ -225,7 +216,7 @@ def _answer(side: Any, tokens: list[int], new: int) -> dict[str, Any]:
         "tokens": made,
         "logprobs": first[:: max(1, first.size // _SAMPLE)][:_SAMPLE].astype(mx.float32).tolist(),
         "peak": mx.get_peak_memory(),
-        "resident": resident_peak(),
+        "resident": peak_resident_memory(),
     }
 
 
@@ -252,7 +243,7 @@ def main() -> None:
     name, folder = sys.argv[1:]
     start = time.perf_counter()
     side = _KINDS[name](Path(folder))
-    print(json.dumps({"seconds": time.perf_counter() - start, "resident": resident_peak()}), flush=True)
+    print(json.dumps({"seconds": time.perf_counter() - start, "resident": peak_resident_memory()}), flush=True)
     for line in sys.stdin:
         print(json.dumps(_answer(side, **json.loads(line))), flush=True)
 

@@ -41,6 +41,8 @@ import numpy as np
 CHECKOUT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(CHECKOUT)]
 
+from mlx_qwen35.machine.system import forget_peak, free_memory, is_mac, peak_resident_memory  # noqa: E402
+
 MIB = 1 << 20
 LAYERS, HEADS, WIDTH = 12, 12, 1024  # of the published tower; of the text model that reads its features
 LARGEST = {"image": 16_777_216, "video": 25_165_824}  # pixels, in the published preprocessor files
@@ -198,32 +200,18 @@ class Theirs:
         return self._encode(self.mx.array(rows), self.mx.array([grid]))
 
 
-def peak_memory() -> int:
-    """Bytes: the most this process held since `forget_peak`, or, where that cannot be forgotten, ever."""
-    if sys.platform == "linux":
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM"):
-                return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def forget_peak() -> None:
-    gc.collect()
-    if sys.platform == "linux":
-        Path("/proc/self/clear_refs").write_text("5")
-
-
 def run_side(
     side: type, name: str, folder: Path, steps: list[str], most: int, check: Path | None
 ) -> dict[str, object]:
     """The figures of one process. check: where the rows and features of both sides are left to be compared."""
-    if most and sys.platform == "linux":  # an allocation beyond fails, instead of the machine
+    if most and not is_mac():  # an allocation beyond fails, instead of the machine
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
     case, ours = CASES[name], side is Ours
     reader = side(folder)
     reader.encode(reader.prepare(case.kind, media_path(folder, f"warm-{case.kind}")))
+    gc.collect()
     forget_peak()
-    found: dict[str, object] = {"loaded": peak_memory()}
+    found: dict[str, object] = {"loaded": peak_resident_memory()}
     times: list[tuple[float, float]] = []
     while len(times) < 5 and sum(wall for wall, _ in times) < 1:
         prepared = None
@@ -231,7 +219,7 @@ def run_side(
         prepared = reader.prepare(case.kind, media_path(folder, name))
         times.append((time.perf_counter() - start[0], time.process_time() - start[1]))
     found["prepare"], found["prepare_cpu"] = (statistics.median(kind) for kind in zip(*times, strict=True))
-    found["prepare_memory"] = peak_memory()
+    found["prepare_memory"] = peak_resident_memory()
     grid, found["tokens"], rows = reader.facts(case.kind, prepared)
     found["grid"] = grid
     if check is not None:
@@ -240,12 +228,13 @@ def run_side(
     if "encode" not in steps:
         return found
     print(json.dumps(found), flush=True)  # what is known if the process does not survive
+    gc.collect()
     forget_peak()
     try:
         start = time.perf_counter(), time.process_time()
         features = reader.encode(prepared)
         found |= {"encode": time.perf_counter() - start[0], "encode_cpu": time.process_time() - start[1]}
-        found["encode_memory"] = peak_memory()
+        found["encode_memory"] = peak_resident_memory()
         if check is not None:
             if not ours:
                 features = reader.encode_rows(np.load(check / "rows-Ours.npy"), grid)
@@ -357,14 +346,6 @@ def report(name: str, pairs: list[tuple[dict, dict]], apart: dict, around: dict)
     return lines
 
 
-def available_memory() -> int:
-    """Bytes that a process may take here; 0: not known."""
-    if sys.platform != "linux":
-        return 0
-    meminfo = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    return int(int(meminfo["MemAvailable"].split()[0]) * 1024 * 0.85)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", choices=[*CASES], default=[*CASES])
@@ -394,7 +375,7 @@ def main() -> None:
         raise SystemExit("mlx-vlm is not installed, so there is nothing to compare with: pip install 'mlx-qwen35[vlm]'")
     shape = tower(arguments.layers, arguments.heads)
     around = circumstances() | {"mlx_vlm": installed("mlx-vlm"), "tower": shape}
-    most = arguments.memory or available_memory()
+    most = arguments.memory or int(free_memory() * 0.85)
     around["memory_limit_mib"] = most // MIB
     cuts = [f"{left} of its {whole} {what}" for left, whole, what in
             ((arguments.layers, LAYERS, "layers"), (arguments.heads, HEADS, "heads")) if left != whole]  # fmt: skip

@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import Any
 
 from .errors import CheckpointError
+from .machine.files import listed
 
 DENSE_TYPES = ("qwen3_5", "qwen3_5_text")
 MOE_TYPES = ("qwen3_5_moe", "qwen3_5_moe_text")
@@ -180,7 +181,7 @@ class ModelConfig:
 
 def _advice(folder: Path) -> str:
     """What to do about a folder without config.json."""
-    if any(folder.glob("*.gguf")):
+    if any(listed(folder, "*.gguf")):
         return "GGUF files are llama.cpp's; give a folder with the safetensors of the same model"
     if (folder / "adapter_config.json").exists():
         return "this folder holds an adapter; give the folder of the model that it belongs to, or fuse the two"

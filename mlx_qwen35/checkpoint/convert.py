@@ -35,6 +35,7 @@ from mlx_qwen35.checkpoint.verify import verify as check
 from mlx_qwen35.checkpoint.write import WriteError, make_durable, shown_size, write_error, write_index, write_json
 from mlx_qwen35.config import QuantSpec
 from mlx_qwen35.errors import CheckpointError
+from mlx_qwen35.machine.files import listed
 
 _COPIED = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*", "NOTICE*")
 _OWN = ("config.json", "quantize_config.json", "quant_config.json")  # what the source says of its own weights
@@ -301,7 +302,7 @@ def _digest(origin: Source, adapter: adapters.Adapter | None) -> str:
 
 def _to_copy(source: Path) -> list[Path]:
     """Tokenizer, template, generation and preprocessor files: LM Studio loads offline. Links that lead nowhere too."""
-    found = {path for pattern in _COPIED for path in source.glob(pattern) if path.is_symlink() or path.is_file()}
+    found = {path for pattern in _COPIED for path in listed(source, pattern) if path.is_symlink() or path.is_file()}
     found = {path for path in found if not path.is_dir()}
     return sorted(path for path in found if path.name not in _OWN and not path.name.endswith(".index.json"))
 
@@ -340,12 +341,12 @@ def _check_target(source: Path, target: Path, overwrite: bool) -> None:
         raise Refused(f"{target} is the source or holds it: choose another folder for the conversion")
     if not overwrite:
         raise Refused(f"{target} exists already: choose another folder, or ask to overwrite it")
-    if not target.is_dir() or (any(target.iterdir()) and not (target / "config.json").exists()):
+    if not target.is_dir() or (any(listed(target)) and not (target / "config.json").exists()):
         raise Refused(f"{target} is no checkpoint and is not overwritten: choose another folder")
 
 
 def _check_space(plan: Plan, partial: Partial, beside: int) -> None:
-    there = sum(path.stat().st_blocks * 512 for path in partial.folder.rglob("*") if path.is_file())
+    there = sum(path.stat().st_blocks * 512 for path in listed(partial.folder, "**/*") if path.is_file())
     needed = plan.nbytes + beside + sum(path.stat().st_size for path in _to_copy(plan.origin.folder)) - there
     free = shutil.disk_usage(partial.container).free
     if needed > free:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from mlx_qwen35.errors import CheckpointError
+from mlx_qwen35.machine.files import is_litter, listed
 
 INDEX = "model.safetensors.index.json"
 
@@ -107,7 +108,7 @@ def missing_shards(folder: Path) -> list[str]:
     weight_map = _read_index(folder / INDEX)
     if weight_map is not None:
         return _absent(folder, sorted(set(weight_map.values())))
-    files = sorted(path.name for path in folder.glob("model*.safetensors") if path.exists())
+    files = [path.name for path in listed(folder, "model*.safetensors") if path.exists()]
     return _gaps(files) if files else ["model.safetensors"]
 
 
@@ -305,7 +306,7 @@ def _check_index(path: Path, weight_map: dict[str, str], entries: dict[str, Entr
 def _unindexed(folder: Path) -> list[str]:
     """The weight files of a folder without an index."""
     try:
-        here = sorted(entry.name for entry in os.scandir(folder))
+        here = sorted(name for name in os.listdir(folder) if not is_litter(name))
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be listed ({error}): give the folder of a checkpoint") from None
     files = [name for name in here if name.startswith("model") and name.endswith(".safetensors")]

@@ -19,7 +19,7 @@ import mlx.core as mx
 from mlx_qwen35.checkpoint.disk import PAGE, Writer, write_at
 from mlx_qwen35.checkpoint.files import INDEX
 from mlx_qwen35.errors import CheckpointError
-from mlx_qwen35.machine.files import flush, flush_names, flush_path, forget, reserve
+from mlx_qwen35.machine.files import flush, flush_names, flush_path, forget, listed, reserve
 
 SHARD_BYTES = 5 << 30
 _SIZES = {"U32": 4, "F32": 4, "F16": 2, "BF16": 2, "U8": 1}
@@ -187,7 +187,7 @@ def write_json(path: Path, value: object) -> None:
 def make_durable(folder: Path) -> None:
     """Return when the disk has all names in a folder and below it, and all files but safetensors, which sync()
     themselves; raises WriteError where it has not."""
-    for path in sorted(folder.rglob("*")):
+    for path in listed(folder, "**/*"):
         if path.is_dir():
             flush_names(path)
         elif path.suffix != ".safetensors":

@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from ..machine.files import listed
+
 FORMAT, VERSION = "mlx-qwen35-hot-experts", 1
 MOST_BYTES = 1 << 20  # of a file; 60 layers of 512 experts are 150 KB
 MOST_FILES = 32  # in a folder: those of checkpoints that were not used for longest are deleted
@@ -64,6 +66,6 @@ def _good(experts: object, num_experts: int) -> bool:
 
 
 def _forget_old(folder: Path) -> None:
-    files = sorted(folder.glob("*.json*"), key=lambda path: path.stat().st_mtime, reverse=True)
+    files = sorted(listed(folder, "*.json*"), key=lambda path: path.stat().st_mtime, reverse=True)
     for path in files[MOST_FILES:]:
         path.unlink()

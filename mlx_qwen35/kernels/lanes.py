@@ -9,7 +9,6 @@ because only independent rows are shared out.
 from __future__ import annotations
 
 import ctypes
-import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -19,6 +18,8 @@ from typing import TypeVar
 
 import mlx.core as mx
 
+from mlx_qwen35.machine.system import processors
+
 Made = TypeVar("Made")
 
 # Quantized weights, times rows, that are worth a lane of their own: 0.2 ms, where handing over takes 0.02 ms.
@@ -26,15 +27,8 @@ LEAST_SHARED = 2**18
 _MOST = 16  # lanes; a decode step has no more work to share out
 
 
-def _cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 # Unique per thread, as MLX's default streams are; without a thread of their own until something runs in them.
-_OTHERS = [mx.new_thread_local_stream(mx.cpu) for _ in range(min(_cores(), _MOST) - 1)]
+_OTHERS = [mx.new_thread_local_stream(mx.cpu) for _ in range(min(processors(), _MOST) - 1)]
 _NOW = threading.local()  # shared: whether what this thread computes is a share already
 
 

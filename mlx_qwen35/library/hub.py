@@ -25,6 +25,7 @@ from mlx_qwen35.checkpoint.files import INDEX, missing_shards
 from mlx_qwen35.config import ModelConfig
 from mlx_qwen35.errors import CheckpointError
 from mlx_qwen35.library import hub_cache
+from mlx_qwen35.machine.files import is_litter
 
 Progress = Callable[[int, int], None]
 
@@ -66,7 +67,8 @@ def look(name: str, revision: str | None = None) -> Offer:
 
         api = huggingface_hub.HfApi(endpoint=_endpoint())
         info = api.model_info(name, revision=revision, files_metadata=True)
-        sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
+        found = [file for file in info.siblings or () if not any(map(is_litter, file.rfilename.split("/")))]
+        sizes = {file.rfilename: file.size or 0 for file in found}
         where = f"{name} on the Hugging Face Hub"
         if "config.json" not in sizes:
             kind = "GGUF files, which are llama.cpp's" if any(n.endswith(".gguf") for n in sizes) else "no checkpoint"

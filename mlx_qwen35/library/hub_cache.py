@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 from mlx_qwen35.library.stored import Stored, expanded, subfolders
+from mlx_qwen35.machine.files import listed
 
 PLACE = "Hugging Face cache"
 DEFAULT_REVISION = "main"
@@ -74,7 +75,7 @@ def is_offline() -> bool:
 def _refs(repository: Path) -> dict[str, str]:
     """Revision -> commit; main first."""
     root, found = repository / "refs", {}
-    for path in sorted(root.rglob("*")) if root.is_dir() else ():
+    for path in listed(root, "**/*"):
         try:
             found[path.relative_to(root).as_posix()] = path.read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError):

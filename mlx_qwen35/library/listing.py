@@ -17,6 +17,7 @@ from mlx_qwen35.library import hub_cache, lmstudio
 from mlx_qwen35.library.finding import DEMO, demo_folder
 from mlx_qwen35.library.stored import Stored, expanded, subfolders
 from mlx_qwen35.library.survey import is_ours, survey
+from mlx_qwen35.machine.files import listed
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,8 @@ def _candidates(folders: list[Path]) -> Iterator[Stored]:
         if not os.path.isdir(folder):
             raise CheckpointError(f"{folder} is no folder: give folders of checkpoints")
         for path in (folder, *subfolders(folder), *(inner for sub in subfolders(folder) for inner in subfolders(sub))):
-            if (path / "config.json").exists() or any(path.glob("*.safetensors")) or any(path.glob("*.gguf")):
+            weights = any(any(listed(path, f"*.{kind}")) for kind in ("safetensors", "gguf"))
+            if weights or (path / "config.json").exists():
                 yield Stored(str(path), path, "folder")
 
 

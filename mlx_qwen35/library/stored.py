@@ -15,6 +15,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from mlx_qwen35.machine.files import is_litter, listed
+
 # Qwen3.5-35B-A3B-MLX-4bit, Qwen3.5-27B-4bit-DWQ, Qwen3.5-4B-FP8, Qwen3.5-9B-GPTQ-Int4, Qwen3.5-2B-mlx, ...-GGUF
 _SUFFIX = re.compile(
     r"(?P<stem>.+?)(?P<mlx>-mlx)?"
@@ -60,10 +62,7 @@ class Stored:
     @property
     def is_gguf(self) -> bool:
         """Whether the folder has llama.cpp's files and none that this package reads."""
-        try:
-            return any(self.folder.glob("*.gguf")) and not any(self.folder.glob("*.safetensors"))
-        except OSError:
-            return False
+        return any(listed(self.folder, "*.gguf")) and not any(listed(self.folder, "*.safetensors"))
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -84,10 +83,10 @@ def expanded(path: str | Path) -> Path:
 def subfolders(folder: Path) -> Iterator[Path]:
     """The folders in a folder by name, without hidden ones; none where it cannot be listed."""
     try:
-        here = sorted(entry.name for entry in os.scandir(folder) if not entry.name.startswith(".") and entry.is_dir())
+        here = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
     except (OSError, ValueError):
         return
-    yield from (folder / name for name in here)
+    yield from (folder / name for name in here if not name.startswith(".") and not is_litter(name))
 
 
 def _from_config(folder: Path) -> Iterator[str]:

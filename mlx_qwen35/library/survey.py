@@ -21,6 +21,7 @@ from mlx_qwen35.checkpoint.source import Source, open_source
 from mlx_qwen35.config import DENSE_TYPES, MOE_TYPES, ModelConfig, QuantSpec
 from mlx_qwen35.errors import CheckpointError
 from mlx_qwen35.library.stored import read_json
+from mlx_qwen35.machine.files import listed
 
 MTP_FILE = Path("mtp") / "weights.safetensors"
 _FAMILY = re.compile(r"qwen3[._-]?[56](?!\d)", re.IGNORECASE)
@@ -48,7 +49,7 @@ class Survey:
     def nbytes(self) -> int:
         """Of all weight files on the disk, MTP included."""
         total = 0
-        for path in (*self.folder.glob("*.safetensors"), self.folder / MTP_FILE):
+        for path in (*listed(self.folder, "*.safetensors"), self.folder / MTP_FILE):
             with suppress(OSError):
                 total += path.stat().st_size
         return total

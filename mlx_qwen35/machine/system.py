@@ -12,6 +12,7 @@ import re
 import resource
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 _SECONDS = 5  # that a program of the system may take to answer
@@ -76,10 +77,21 @@ def resident_memory() -> int | None:
 
 
 def peak_resident_memory() -> int:
-    """Bytes: the most that this process has held."""
-    # What getrusage tells on Linux may be a parent's, from before exec.
-    found = None if is_mac() else _kilobytes("/proc/self/status", "VmHWM")
+    """Bytes: the most that this process has held, since forget_peak() where the system can forget it."""
+    found = peak_of_process(os.getpid())  # what getrusage tells on Linux may be a parent's, from before exec
     return peak_of(resource.getrusage(resource.RUSAGE_SELF)) if found is None else found
+
+
+def peak_of_process(process: int) -> int | None:
+    """Bytes: the most that another process, which lives, has held; None where the system does not tell others."""
+    return None if is_mac() else _kilobytes(f"/proc/{process}/status", "VmHWM")
+
+
+def forget_peak() -> None:
+    """Count the most that this process holds from now on, where the system can do that."""
+    if not is_mac():
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_of(used: resource.struct_rusage) -> int:

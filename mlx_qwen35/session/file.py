@@ -16,6 +16,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -203,7 +204,7 @@ def _remove(made: SafetensorsFile) -> None:
 
 def _remove_left_over(path: Path) -> None:
     """What processes that are gone had begun to write."""
-    for partial in path.parent.glob(f".{path.name}.*.partial"):
+    for partial in path.parent.glob(f".{escape(path.name)}.*.partial"):
         process = partial.name.split(".")[-2]
         if process.isdigit():
             try:
