@@ -14,6 +14,7 @@ taking a plain lock in a `with` and being inside of it; what else an interrupt l
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter, sleep
@@ -119,7 +120,10 @@ class ExpertPool:
         self._staging: tuple[object, list[Slots]] | None = None
         self._copied = 0, 0.0  # experts that were read until the last turn ended, and processor time for them
         # Without a limit MLX's spare buffers grow beyond any plan; wired memory is what macOS does not compress.
-        self._limits = [limit_cache(plan.cache_limit), keep_wired(plan.memory)]
+        limits = limit_cache(plan.cache_limit), keep_wired(plan.memory)
+        self._limits = [weakref.finalize(self, let_go) for let_go in limits]  # also for who forgets to close
+        for finalizer in self._limits:
+            finalizer.atexit = False
 
     def turn(self, more: bool) -> _Turn:
         """To be entered with `one_at_a_time`: tokens pass through the layers. more: further ones of the same prompt

@@ -22,6 +22,8 @@ class Limits:
         self.changes: list[tuple[str, int]] = []
         for name in self.now:
             monkeypatch.setattr(mx, name, self._setter(name))
+        for name, setter, choose in (("_CACHE", "set_cache_limit", min), ("_WIRED", "set_wired_limit", max)):
+            monkeypatch.setattr(gpu, name, gpu._Limit(setter, choose))  # whatever other tests still hold
         monkeypatch.setattr(mx.metal, "is_available", lambda: metal)
         monkeypatch.setattr(mx, "device_info", lambda device=mx.cpu: GPU if metal and device == mx.gpu else {})
 
@@ -112,6 +114,14 @@ def test_streamed_experts(mac: Limits) -> None:
     assert model.expert_stats is not None
     assert 0 < mac.cache < size and mac.wired == size
     model.unload()
+    assert (mac.cache, mac.wired) == (111, 0)
+
+
+def test_streamed_experts_that_are_forgotten(mac: Limits) -> None:
+    model = load_model(demo_folder(), memory=150_000_000, context_length=512, warm_start=False)
+    assert mac.wired == 150_000_000
+    del model
+    gc.collect()
     assert (mac.cache, mac.wired) == (111, 0)
 
 
