@@ -16,18 +16,16 @@ from itertools import product
 import mlx.core as mx
 
 from mlx_qwen35.checkpoint.disk import PAGE
-from mlx_qwen35.checkpoint.gptq import GptqPart
 from mlx_qwen35.checkpoint.inventory import Shape, is_linear, text_tensors
 from mlx_qwen35.checkpoint.names import TARGET
 from mlx_qwen35.checkpoint.quantize import pack, packed, unpack
 from mlx_qwen35.checkpoint.recipes import fitted, is_fixed, sensitivities
+from mlx_qwen35.checkpoint.samples import sample_rows
 from mlx_qwen35.checkpoint.source import Source
 from mlx_qwen35.checkpoint.write import SHARD_BYTES, shown_size
 from mlx_qwen35.config import BITS, GROUP_SIZES, QuantSpec
 from mlx_qwen35.errors import CheckpointError
 
-_PLACES = 4  # stretches of rows, or experts, of which a sample is made
-_SAMPLE = 1 << 16  # values of a sample
 _HEADER = 90  # bytes of a safetensors header for a tensor, besides its name, at most
 _INDEX = 70  # bytes of the index for a tensor, besides its name
 _OVERRIDE = 110  # bytes of config.json for a module, besides its name
@@ -157,7 +155,7 @@ def _losses(
     """The relative squared error of a module in each form, on a sample."""
     found = {spec: 0.0 for spec in forms if spec in (None, origin.specs.get(module))}
     if len(found) < len(forms):
-        sample = _sample(origin, module, shape)
+        sample = sample_rows(origin, module, shape)
         meant = sample.astype(mx.float32)
         norm = mx.square(meant).sum().item() or 1.0
         for spec in forms:
@@ -165,29 +163,6 @@ def _losses(
                 made = unpack(pack(sample, spec, search=True), spec)
                 found[spec] = mx.square(made - meant).sum().item() / norm
     return found
-
-
-def _sample(origin: Source, module: str, shape: Shape) -> mx.array:
-    """Rows [N, in] of a weight, in the dtype that it has."""
-    had = origin.specs.get(module)
-    kinds = ("weight", "scales", "biases") if had else ("weight",)
-    parts = {kind: origin.parts[f"{module}.{kind}"] for kind in kinds if f"{module}.{kind}" in origin.parts}
-    rows, stacked = shape[0], len(shape) == 3
-    if isinstance(parts["weight"], GptqPart) and not stacked:
-        stretches = [(0, rows)]  # its rows are the file's columns, all of which are read for any
-    else:
-        places = min(_PLACES, rows)
-        count = 1 if stacked else max(1, min(rows // places, _SAMPLE // places // shape[-1]))
-        starts = (place * (rows - count) // max(1, places - 1) for place in range(places))
-        stretches = [(start, start + count) for start in starts]
-    found = []
-    for start, stop in stretches:
-        made = {kind: part.finish(part.fetch(start, stop), None) for kind, part in parts.items()}
-        x = unpack(made, had) if had else made["weight"]
-        step = max(1, x.size * len(stretches) // _SAMPLE)
-        found.append(mx.contiguous(x.reshape(-1, shape[-1])[::step]))
-        mx.eval(found)
-    return mx.concatenate(found)
 
 
 def _width(dtype: str) -> int:

@@ -11,7 +11,9 @@ import hashlib
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Container
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +26,14 @@ from mlx_qwen35.checkpoint.gptq import Gptq
 from mlx_qwen35.checkpoint.inventory import text_tensors
 from mlx_qwen35.checkpoint.journal import Journal, Refused, is_begun
 from mlx_qwen35.checkpoint.load import compute_dtype
+from mlx_qwen35.checkpoint.loss import Loss
 from mlx_qwen35.checkpoint.partial import Partial, claim, container_of
 from mlx_qwen35.checkpoint.piece import Piece, pieces, safetensors_files
 from mlx_qwen35.checkpoint.plan import MTP_FILE, Plan, make_plan
 from mlx_qwen35.checkpoint.quantize import default_spec
 from mlx_qwen35.checkpoint.records import LayerRecords, layer_records
 from mlx_qwen35.checkpoint.source import Source, open_source
+from mlx_qwen35.checkpoint.suiting import check_losses, suited
 from mlx_qwen35.checkpoint.verify import Verification, check_memory
 from mlx_qwen35.checkpoint.verify import verify as check
 from mlx_qwen35.checkpoint.write import WriteError, make_durable, shown_size, write_error, write_index, write_json
@@ -61,6 +65,7 @@ def convert(
     pack_experts: bool = False,
     on_progress: OnProgress | None = None,
     on_measure: OnProgress | None = None,
+    on_note: Callable[[str], None] | None = None,
 ) -> Path:
     """Write the checkpoint in folder `source` as an MLX checkpoint into folder `target`, and return that.
 
@@ -77,10 +82,13 @@ def convert(
     and logits with the source (verify.py); a function gets the report. pack_experts: add expert records (records.py),
     which repeat the experts' bytes in the order in which streaming reads them. on_progress: called with (bytes read,
     bytes in all); on_measure: before that, where target_size is given, with (modules measured, modules in all).
+    on_note: called with a line on each module that gets another quantization, because the one that was asked for would
+    spoil it; None: they are warnings.
     Raises CheckpointError for a source that cannot be read or is already what is asked for, weights that are NaN or
-    infinite, an existing target, an unfinished conversion to it, another one at the same time, a quantization that MLX
-    does not have and a full disk. `target` appears only when it is complete. What an interruption (Ctrl-C, a kill, a
-    full disk) leaves is a hidden folder beside it, which no loader takes for a checkpoint.
+    infinite, or that are lost in the target (each module is held against its source while both are there), an existing
+    target, an unfinished conversion to it, another one at the same time, a quantization that MLX does not have and a
+    full disk. `target` appears only when it is complete. What an interruption (Ctrl-C, a kill, a full disk) leaves is a
+    hidden folder beside it, which no loader takes for a checkpoint.
     """
     default = None if bits is None else default_spec(bits, group_size, mode)
     if default is None and (recipe is not None or target_size is not None):
@@ -91,6 +99,7 @@ def convert(
             f"target_size chooses affine bits for every module, and {other} other ones: give one of them"
         )
     wanted = None if dtype is None else compute_dtype(dtype)
+    say = on_note or (lambda line: warnings.warn(line, stacklevel=3))
     source, target = Path(source).expanduser(), Path(target).expanduser()
     if not container_of(target).exists():
         _check_target(source, target, overwrite)  # at once; below it is looked at again, with the lock
@@ -120,10 +129,14 @@ def convert(
                 if journal.assignment is None:
                     partial.clear()
                     found = _assignment(origin, default, recipe, target_size, wanted, updates or {}, on_measure)
+                    if found is not None and target_size is None:
+                        found, notes = suited(origin, found, wanted, updates or {})
+                        for line in notes:
+                            say(line)
                     journal.start(_to_json(found))
                 search = target_size is not None or recipes.searches(recipe)
                 plan = make_plan(origin, _from_json(journal.assignment), default, wanted, search, updates)
-                found = _convert(plan, partial, journal, bool(verify), pack_experts, on_progress)
+                found = _convert(plan, partial, journal, bool(verify), pack_experts, on_progress, say)
                 if callable(verify) and found:
                     verify(found)
                 journal.finish()
@@ -160,7 +173,13 @@ def _clean_up(error: BaseException, partial: Partial) -> None:
 
 
 def _convert(
-    plan: Plan, partial: Partial, journal: Journal, verifying: bool, packing: bool, on_progress: OnProgress | None
+    plan: Plan,
+    partial: Partial,
+    journal: Journal,
+    verifying: bool,
+    packing: bool,
+    on_progress: OnProgress | None,
+    say: Callable[[str], None],
 ) -> Verification | None:
     """Fill the partial folder; config.json comes last, because a folder without it is no checkpoint to anybody."""
     if plan.is_done_already() and not packing:
@@ -185,12 +204,15 @@ def _convert(
         all_pieces = list(pieces(plan, files))
         todo = _todo([*all_pieces, *records], journal, progress)
 
-        def note(piece: Piece | LayerRecords, sums: list[str]) -> None:
-            journal.record(piece.name, sums)
+        def note(piece: Piece | LayerRecords, written: tuple[list[str], Loss | None]) -> None:
+            sums, lost = written
+            journal.record(piece.name, sums, lost and list(astuple(lost)))
             progress.add(piece.nbytes)
 
-        for kind in (Piece, LayerRecords):  # records are made of what the pieces wrote
-            pipeline.run([piece for piece in todo if isinstance(piece, kind)], kind.write, note)
+        pipeline.run([piece for piece in todo if isinstance(piece, Piece)], Piece.write, note)
+        check_losses(all_pieces, journal.lost, say)
+        # Records are made of what the pieces wrote.
+        pipeline.run([piece for piece in todo if isinstance(piece, LayerRecords)], LayerRecords.write, note)
         for file in files.values():
             file.sync()
         write_index(folder, plan.shards)

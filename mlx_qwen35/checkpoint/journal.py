@@ -17,7 +17,7 @@ from mlx_qwen35.checkpoint.write import write_error
 from mlx_qwen35.errors import CheckpointError
 from mlx_qwen35.machine.files import flush
 
-VERSION = 3  # of the journal, the order of pieces and the bytes that are written: another one cannot be gone on with
+VERSION = 4  # of the journal, the order of pieces and the bytes that are written: another one cannot be gone on with
 
 Settings = dict[str, Any]
 
@@ -30,13 +30,15 @@ class Journal:
     """A conversion's journal, open for more lines.
 
     settings: what was asked for. sources: a digest of what it is made of. assignment: what was decided on the way and
-    is not decided again. done: piece -> the checksums of what it wrote. finished: whether nothing is left to be done.
+    is not decided again. done: piece -> the checksums of what it wrote. lost: piece -> what quantizing it lost, as
+    numbers, where it was quantized. finished: whether nothing is left to be done.
     """
 
     def __init__(self, path: Path, settings: Settings, sources: str):
         self._path, self._settings, self._sources = path, settings, sources
         self.assignment: dict[str, Any] | None = None
         self.done: dict[str, list[str]] = {}
+        self.lost: dict[str, list[float]] = {}
         self.finished = False
         self._handle = os.open(path, os.O_RDWR | os.O_APPEND)
 
@@ -66,12 +68,16 @@ class Journal:
         for line in rest:
             if "piece" in line:
                 self.done[line["piece"]] = line["sums"]
+                if "lost" in line:
+                    self.lost[line["piece"]] = line["lost"]
             self.finished = "finished" in line
 
-    def record(self, piece: str, sums: list[str]) -> None:
+    def record(self, piece: str, sums: list[str], lost: list[float] | None) -> None:
         """A piece lies in its place."""
         self.done[piece] = sums
-        self._append({"piece": piece, "sums": sums})
+        if lost is not None:
+            self.lost[piece] = lost
+        self._append({"piece": piece, "sums": sums} | ({} if lost is None else {"lost": lost}))
 
     def finish(self) -> None:
         """All of the folder is there."""

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mlx_qwen35.checkpoint.loss import Loss
 from mlx_qwen35.checkpoint.plan import Plan
 from mlx_qwen35.checkpoint.task import Task
 from mlx_qwen35.checkpoint.write import SafetensorsFile
@@ -39,14 +40,14 @@ class Piece:
         whole, rows = self.task.nbytes, self.task.rows
         return whole * self.stop // rows - whole * self.start // rows
 
-    def write(self) -> list[str]:
-        """Make it and put it in its place; the checksums of what was written."""
-        made = self.task.make(self.start, self.stop)
+    def write(self) -> tuple[list[str], Loss | None]:
+        """Make it and put it in its place; the checksums of what was written, and what quantizing lost."""
+        made, lost = self.task.make(self.start, self.stop)
         sums = []
         for kind, spec in self.task.specs().items():
             self.file.write(spec.name, made[kind], spec.nbytes * self.start // self.task.rows)
             sums.append(checksum(made[kind]))
-        return sums
+        return sums, lost
 
     def found(self) -> list[str]:
         """The checksums of what lies in its place."""

@@ -80,7 +80,7 @@ class LayerRecords:
     def nbytes(self) -> int:
         return self._count * self._record
 
-    def write(self) -> list[str]:
+    def write(self) -> tuple[list[str], None]:
         """Read every expert out of the shards, and write its record; their checksums."""
         file = self._file([_UNKNOWN] * self._count)
         file.open()
@@ -99,7 +99,7 @@ class LayerRecords:
         sealed = self._file(sums)  # the same file, with a header that is as long
         sealed.open()
         sealed.close()
-        return [_together(sums)]
+        return [_together(sums)], None
 
     def found(self) -> list[str]:
         """The same of what lies on the disk; that of nothing, if the file is not there or not whole."""

@@ -19,6 +19,7 @@ from mlx_qwen35.checkpoint.files import Entry
 from mlx_qwen35.checkpoint.fp8 import Fp8Part
 from mlx_qwen35.checkpoint.gptq import GptqPart
 from mlx_qwen35.checkpoint.inventory import Shape
+from mlx_qwen35.checkpoint.loss import Loss, loss
 from mlx_qwen35.checkpoint.names import TARGET
 from mlx_qwen35.checkpoint.part import FLOATS, Part
 from mlx_qwen35.checkpoint.quantize import pack, packed, unpack
@@ -100,10 +101,11 @@ class Task:
         for start in range(0, rows, step):
             yield start, min(start + step, rows)
 
-    def make(self, start: int, stop: int) -> dict[str, memoryview]:
-        """The target's bytes of some rows, for each of specs(); raises CheckpointError for NaN and infinite values.
+    def make(self, start: int, stop: int) -> tuple[dict[str, memoryview], Loss | None]:
+        """The target's bytes of some rows, for each of specs(), and what quantizing them lost (None: they were not).
 
-        They may lie in memory that the next call on this thread takes.
+        The bytes may lie in memory that the next call on this thread takes. Raises CheckpointError for NaN and infinite
+        values.
         """
         rows = max(1, self.rows)
         room = staging(*[-(-part.nbytes // rows) * (stop - start) for part in self._plain()])
@@ -115,12 +117,13 @@ class Task:
             if isinstance(part, Part) and part.dtype in FLOATS:
                 _check_finite(part, raw[kind], start)
         if self.carried and all(self._as_it_lies(part) for part in self.parts.values()):
-            return {kind: _bytes_of(array) for kind, array in raw.items()}
+            return {kind: _bytes_of(array) for kind, array in raw.items()}, None
         raw = {kind: room.as_mlx(found) if isinstance(found, np.ndarray) else found for kind, found in raw.items()}
         with _turn():
-            return {kind: _bytes_of(self._numpy(array)) for kind, array in self._computed(raw, start, stop).items()}
+            arrays, lost = self._computed(raw, start, stop)
+            return {kind: _bytes_of(self._numpy(array)) for kind, array in arrays.items()}, lost
 
-    def _computed(self, raw: dict[str, Any], start: int, stop: int) -> dict[str, mx.array]:
+    def _computed(self, raw: dict[str, Any], start: int, stop: int) -> tuple[dict[str, mx.array], Loss | None]:
         found = {
             kind: part.finish(raw.pop(kind), self._cast(part) if self.carried else None)
             for kind, part in self.parts.items()
@@ -132,15 +135,17 @@ class Task:
                     row = start + odd * len(found[kind]) // found[kind].size
                     raise CheckpointError(_damaged(part.entries[row if part.stacked else 0], ""))
         if self.carried:
-            return found
+            return found, None
         weight = unpack(found, self.had) if self.had else found["weight"]
         # What was computed is packed from float32: rounding it first would be a second loss.
         if self.update:
             weight = self.update(weight.astype(mx.float32), start, stop)
-        elif not self.had and not isinstance(self.parts["weight"], Fp8Part):
+        meant = weight
+        if not self.update and not self.had and not isinstance(self.parts["weight"], Fp8Part):
             weight = weight.astype(self.dtype)
         found = pack(weight, self.has, dtype=self.dtype, search=self.search) if self.has else {"weight": weight}
-        return {k: a.astype(self.dtype) if TAGS[a.dtype] in FLOATS else a for k, a in found.items()}
+        found = {k: a.astype(self.dtype) if TAGS[a.dtype] in FLOATS else a for k, a in found.items()}
+        return found, loss(meant, found, self.has) if self.has else None
 
     def _numpy(self, array: mx.array) -> np.ndarray:
         values = as_numpy(array)

@@ -22,12 +22,12 @@ import numpy as np
 
 from mlx_qwen35.checkpoint import layerwise, pipeline
 from mlx_qwen35.checkpoint.load import compute_dtype
+from mlx_qwen35.checkpoint.loss import most
 from mlx_qwen35.checkpoint.piece import Piece
 from mlx_qwen35.checkpoint.plan import Plan, make_plan
 from mlx_qwen35.checkpoint.source import Source, open_source
 from mlx_qwen35.checkpoint.task import Task
 from mlx_qwen35.checkpoint.write import WriteError, shown_size
-from mlx_qwen35.config import QuantSpec
 from mlx_qwen35.errors import CheckpointError
 from mlx_qwen35.text.tokenizer import Tokenizer
 
@@ -142,7 +142,7 @@ def _check_weights(plan: Plan, made: Plan, pieces: list[Piece], count: Count) ->
         task, other = piece.task, written[piece.task.name]
         if task.has and not task.carried:
             return _squares(task, other, piece.start, piece.stop)
-        for kind, data in task.make(piece.start, piece.stop).items():
+        for kind, data in task.make(piece.start, piece.stop)[0].items():
             if other.parts[kind].fetch(piece.start, piece.stop).tobytes() != data:
                 raise CheckpointError(
                     f"{other.parts[kind].entries[0]} is not what {task.parts[kind].entries[0]} becomes: this is a "
@@ -158,17 +158,12 @@ def _check_weights(plan: Plan, made: Plan, pieces: list[Piece], count: Count) ->
     pipeline.run(pieces, look, add)
     errors = {name: math.sqrt(lost / max(whole, 1e-30)) for name, (lost, whole) in squares.items()}
     for task in plan.tasks:
-        if task.name in errors and errors[task.name] > _most(task.has):
+        if task.name in errors and errors[task.name] > most(task.has):
             raise CheckpointError(
                 f"{task.name} lost {errors[task.name]:.0%} of its size where {task.has.bits} bits lose far less: its "
                 "values are no normal weights, or this is a fault of the conversion"
             )
     return errors
-
-
-def _most(spec: QuantSpec) -> float:
-    """Far above what rounding costs, far below what any other tensor in its place would: the square root of 2."""
-    return 1.0 if spec.bits == 2 else 0.5 if spec.bits == 3 else 0.25
 
 
 def _squares(task: Task, other: Task, start: int, stop: int) -> np.ndarray:

@@ -78,6 +78,7 @@ def run(args: argparse.Namespace) -> int:
             verify=(lambda report: print(report, file=sys.stderr)) if args.verify else False,
             on_progress=Progress("Converting", "bytes"),
             on_measure=Progress("Choosing bits", "modules"),
+            on_note=lambda line: print(f"note: {line}", file=sys.stderr),
         )
     except KeyboardInterrupt:
         if unfinished(target):

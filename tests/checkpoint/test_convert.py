@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from mlx_qwen35.checkpoint import pipeline, task, write
+from mlx_qwen35.checkpoint import pipeline, samples, task, write
 from mlx_qwen35.checkpoint.convert import convert
 from mlx_qwen35.checkpoint.files import INDEX, open_file, open_folder, read
 from mlx_qwen35.checkpoint.load import load_model
@@ -185,6 +185,7 @@ def test_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_memory_does_not_grow_with_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(task, "PIECE_BYTES", 1 << 16)
+    monkeypatch.setattr(samples, "_SAMPLE", 1 << 12)
     monkeypatch.setattr(pipeline, "workers", lambda: 1)
     peaks = []
     for experts in (8, 32):

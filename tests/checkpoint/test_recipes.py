@@ -8,7 +8,7 @@ import pytest
 
 from mlx_qwen35.checkpoint import recipes
 from mlx_qwen35.checkpoint.inventory import Shape, is_linear, text_tensors
-from mlx_qwen35.checkpoint.recipes import RECIPES, assign, role
+from mlx_qwen35.checkpoint.recipes import RECIPES, assign, role, sensitivities
 from mlx_qwen35.config import BITS, USUAL, ModelConfig, QuantSpec
 from mlx_qwen35.errors import CheckpointError
 from tests.checkpoints import tiny_config
@@ -170,3 +170,9 @@ def test_unknown_recipe() -> None:
 def test_names_are_described() -> None:
     assert all(description and len(description) < 110 for description in RECIPES.values())
     assert {f"mixed_{a}_{b}" for a, b in itertools.product((2, 3, 4), (4, 6))} & set(RECIPES)
+
+
+def test_an_embedding_that_is_the_head_too_counts_for_both() -> None:
+    apart = sensitivities({"embed_tokens": (8, 4), "lm_head": (8, 4)})
+    tied = sensitivities({"embed_tokens": (8, 4)})
+    assert tied["embed_tokens"] == apart["embed_tokens"] + apart["lm_head"] > apart["embed_tokens"] > 0

@@ -133,3 +133,10 @@ def test_checksums_are_of_the_bytes() -> None:
     for at in (0, 4095, 4096, 12345, 5 * 4096, len(data) - 1):
         bad.add(data[:at] + bytes([data[at] ^ 4]) + data[at + 1 :])
     assert good not in {piece.checksum(each) for each in bad}
+
+def test_logits_that_are_no_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights that are all right give them where the arithmetic is not: that is no difference of 0."""
+    plain = layerwise.logits
+    monkeypatch.setattr(layerwise, "logits", lambda *arguments: plain(*arguments) * float("nan"))
+    with pytest.raises(CheckpointError, match="logits that are no numbers"):
+        convert(source_of(tmp_path, "dense"), tmp_path / "target", bits=None, verify=True)
