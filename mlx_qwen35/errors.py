@@ -10,6 +10,10 @@ class Qwen35Error(Exception):
     """Base of every error that this package raises on purpose."""
 
 
+class Qwen35Warning(UserWarning):
+    """What will work, and worse than it could: the message says how much and what to do."""
+
+
 class CheckpointError(Qwen35Error, ValueError):
     """A file of a checkpoint (config, weights, tokenizer, template) is missing, damaged or not supported."""
 

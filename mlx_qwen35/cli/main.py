@@ -8,12 +8,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
 
 from mlx_qwen35 import __version__
 from mlx_qwen35.cli import chat, convert, estimate, generate, ls
-from mlx_qwen35.errors import Qwen35Error
+from mlx_qwen35.errors import Qwen35Error, Qwen35Warning
 
 INTERRUPTED = 130
 PIPE_CLOSED = 141
@@ -41,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="replace")
     args = build_parser().parse_args(argv)
     try:
-        status = args.run(args)
+        with _plain_warnings():
+            status = args.run(args)
         sys.stdout.flush()
         return status
     except Qwen35Error as error:
@@ -53,6 +56,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         with suppress(OSError, ValueError):  # so that the flush at exit does not fail once more
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """This package's warnings as a line for people, without a place in the code."""
+    before = warnings.formatwarning
+
+    def plain(message: Warning | str, category: type[Warning], *place: Any) -> str:
+        return f"warning: {message}\n" if issubclass(category, Qwen35Warning) else before(message, category, *place)
+
+    warnings.formatwarning = plain
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 if __name__ == "__main__":

@@ -30,8 +30,9 @@ from mlx_qwen35.library.footprint import (
     weight_bytes,
     working_bytes,
 )
-from mlx_qwen35.library.memory import memory_size
+from mlx_qwen35.library.memory import check_ceiling, check_weights, memory_size
 from mlx_qwen35.library.plan import shown_size
+from mlx_qwen35.machine.gpu import has_metal
 
 STREAMED_CONTEXT = 32768  # tokens planned for where experts are streamed and no context is asked for
 FEWEST_SNAPSHOTS = 4  # that a session keeps; session/marks.py's own
@@ -149,20 +150,25 @@ def hold(
     context_length: None is, under a ceiling, the longest that fits; where experts are streamed, 32,768 tokens, or what
     the model has, halved down to 4,096 as long as they do not fit. yarn, kv_form: as in `load_model`.
     beside: tokens of context -> bytes that are to be left for something else (drafting.py).
-    Raises ValueError for a memory or context_length that makes no sense, and CheckpointError, with figures, where not
-    even the smallest pool of experts fits, or a dense model does not fit under a ceiling.
+    On a Mac it warns where memory, or the weights of a model that is all in memory, are more than the GPU may keep.
+    Raises ValueError for a memory or context_length that makes no sense, or more memory than a Mac has, and
+    CheckpointError, with figures, where not even the smallest pool of experts fits, or a dense model does not fit under
+    a ceiling.
     """
     folder, (size, where) = Path(folder), memory_size(memory)
+    if memory is not None:
+        check_ceiling(size)
     config = read_config(folder, context_length, yarn=yarn)
     check_kv_form(kv_form, config)
     stretched = yarn and config.text.rope.yarn is not None
     held = Held(folder, dtype, context_length, None, memory is not None, stretched, kv_form)
-    if memory is None and config.text.moe is None:
+    if memory is None and config.text.moe is None and not has_metal():
         return held
     demand = of_source(open_source(folder, config), compute_dtype(dtype))
     demand = replace(demand, kv_form=kv_form, beside=beside)
     longest = longest_resident(demand, size, context_length)
-    if longest and longest >= (context_length or 0):
+    if (memory is None and config.text.moe is None) or (longest and longest >= (context_length or 0)):
+        check_weights(folder.name, weight_bytes(config, demand.specs, demand.itemsize).total)
         return held if context_length or memory is None else replace(held, context_length=longest)
     tokens, plan = streamed(demand, size, context_length)
     if plan is not None:
