@@ -7,14 +7,20 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from typing import TYPE_CHECKING, Any, TextIO
+
+from mlx_qwen35.text.cells import Pen, Style, harmless
+from mlx_qwen35.text.drawing import Drawing
 
 if TYPE_CHECKING:
     from mlx_qwen35.parts import Part
     from mlx_qwen35.text.reply import ToolCall
 
 DIM, PLAIN = "\x1b[2m", "\x1b[0m"
+_CODES = {"bold": "1", "dim": "2", "italic": "3", "underlined": "4", "struck": "9", "code": "36"}
+_THINK_END = "</think>"
 STATISTICS = (
     "prompt_tokens",
     "prompt_tps",
@@ -28,17 +34,21 @@ STATISTICS = (
 
 
 class Screen:
-    """Shows the parts of one answer: a terminal gets reasoning dimmed, a file gets it between <think> and </think>."""
+    """Shows the parts of one answer. A terminal gets Markdown drawn and reasoning dimmed, or, without colours, the text
+    as it is and both under a word; a file gets the text, with reasoning between <think> and </think>."""
 
     def __init__(self, out: TextIO | None = None) -> None:
         self._out = sys.stdout if out is None else out
         self._terminal = self._out.isatty()
-        # NO_COLOR: https://no-color.org
-        self._dims = self._terminal and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+        self._colours = self._terminal and colours()
+        self._pen = Pen(self._out.write, lambda: columns(self._out), escape if self._colours else lambda *styles: "")
+        self._drawing = self._new_drawing()
         self._inside = ""  # "", "reasoning" or "content": what was written last
-        self._at_line_start = True
+        self._reasoned = False
+        self._tail = ""  # the end of what the model wrote
 
     def show(self, part: Part) -> None:
+        self._tail = (self._tail + part.text)[-200:]
         for event in part.events:
             kind = type(event).__name__
             if kind == "ReasoningDelta":
@@ -48,8 +58,9 @@ class Screen:
                 self._enter("content")
                 self._write(event.text)
             elif kind == "ToolCall":
-                self._enter("")
-                self._write(f"<tool_call>\n{json.dumps(call_record(event), ensure_ascii=False)}\n</tool_call>\n")
+                self._enter("call")
+                call = json.dumps(call_record(event), ensure_ascii=False)
+                self._write(f"<tool_call>\n{call}\n</tool_call>\n")
         self._out.flush()
 
     def end(self) -> None:
@@ -60,23 +71,70 @@ class Screen:
     def _enter(self, inside: str) -> None:
         if inside == self._inside:
             return
+        if self._inside == "content" and self._colours:
+            self._drawing.finish()
+            self._drawing = self._new_drawing()
+        self._pen.hang = 0
+        self._pen.end()
         if self._inside == "reasoning":
-            self._raw(PLAIN if self._dims else "" if self._terminal else "\n</think>")
-            self._raw("\n\n" if inside else "\n")
-        elif not self._at_line_start:
-            self._raw("\n")
+            # It is not the screen's to say that reasoning has ended where the model did not.
+            if not self._terminal and (inside or _THINK_END in self._tail):
+                self._pen.verbatim(f"\n{_THINK_END}")
+            self._pen.verbatim("\n\n" if inside else "\n")
+            self._pen.column = 0
+        elif self._pen.column:
+            self._pen.end_line()
         if inside == "reasoning":
-            self._raw(DIM if self._dims else "" if self._terminal else "<think>\n")
+            self._reasoned = True
+            self._label("<think>" if not self._terminal else "" if self._colours else "[thinking]")
+        elif inside and self._reasoned and self._terminal and not self._colours:
+            self._label("[answer]")
+            self._reasoned = False
         self._inside = inside
 
-    def _write(self, text: str) -> None:
-        # an answer must not steer the terminal
-        self._raw(text.replace("\x1b", "\u241b") if self._terminal else text)
+    def _label(self, label: str) -> None:
+        if label:
+            self._pen.verbatim(label)
+            self._pen.end_line()
 
-    def _raw(self, text: str) -> None:
-        self._out.write(text)
-        if text:
-            self._at_line_start = text.endswith("\n")
+    def _write(self, text: str) -> None:
+        if not self._terminal:
+            self._pen.verbatim(text)
+            self._pen.column = 0 if text.endswith("\n") else 1
+        elif self._colours and self._inside == "content":
+            self._drawing.feed(harmless(text))
+        else:
+            self._pen.put(harmless(text), frozenset({"dim"} if self._inside == "reasoning" else ()))
+
+    def _new_drawing(self) -> Drawing:
+        return Drawing(self._pen, can_show=self._can_show)
+
+    def _can_show(self, text: str) -> bool:
+        try:
+            text.encode(getattr(self._out, "encoding", None) or "utf-8")
+        except (UnicodeError, LookupError):
+            return False
+        return True
+
+
+def colours() -> bool:
+    """Whether a terminal may be sent escape sequences. NO_COLOR: https://no-color.org"""
+    return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def columns(out: TextIO) -> int:
+    """Of the terminal that is written to."""
+    try:
+        return os.get_terminal_size(out.fileno()).columns or 80
+    except (OSError, ValueError, AttributeError):
+        return shutil.get_terminal_size().columns
+
+
+def escape(before: Style, style: Style) -> str:
+    """What changes a terminal from one style to another."""
+    if not style:
+        return PLAIN
+    return "\x1b[" + ";".join([*(["0"] if before else []), *sorted(_CODES[name] for name in style)]) + "m"
 
 
 def call_record(call: ToolCall) -> dict[str, Any]:
