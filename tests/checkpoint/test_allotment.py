@@ -110,7 +110,7 @@ def test_groups_are_as_large_as_asked_or_larger(
 
 
 def test_too_small_a_size_is_known_before_anything_is_measured(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mlx_qwen35.checkpoint.allotment._sample", lambda *_: pytest.fail("it is read"))
+    monkeypatch.setattr("mlx_qwen35.checkpoint.allotment.sample_rows", lambda *_: pytest.fail("it is read"))
     smallest(lambda size: fit(open_source(source), size))
 
 

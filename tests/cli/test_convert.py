@@ -20,7 +20,8 @@ def calls(monkeypatch):
     calls = []
 
     def convert(source, target, **options):
-        assert options.pop("on_progress") and options.pop("on_measure") and not options.pop("verify")
+        assert options.pop("on_progress") and options.pop("on_measure") and options.pop("on_note")
+        assert not options.pop("verify")
         calls.append((source, target, options))
         return target
 
