@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from mlx_qwen35 import __version__
-from mlx_qwen35.cli import chat, convert, estimate, generate, ls
+from mlx_qwen35.cli import chat, convert, doctor, estimate, generate, ls
 from mlx_qwen35.errors import Qwen35Error, Qwen35Warning
 
 INTERRUPTED = 130
@@ -27,7 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (generate, chat, convert, ls, estimate):
+    for module in (generate, chat, convert, ls, estimate, doctor):
         name = module.__name__.rpartition(".")[2]
         description = module.DESCRIPTION
         command = commands.add_parser(name, help=description, description=description, allow_abbrev=False)

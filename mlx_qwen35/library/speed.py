@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import os
 import random
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
+from mlx_qwen35.checkpoint.disk import PAGE
 from mlx_qwen35.experts.layout import Extent, LayerLayout
 from mlx_qwen35.machine.files import can_forget, forget, pass_cache_by
 
@@ -31,6 +34,8 @@ HITS = (
 LAYER_SECONDS = 0.3e-3
 FROM_MEMORY = "(some of it may have come from the system's memory and not from the disk: then the disk gives less)"
 _PROBE_SECONDS = 0.5
+_FILE_SECONDS, _PATIENCE = 1.0, 4.0  # of file_speed(); how long it waits for a disk beyond that
+_STRETCH = 4 << 20
 _ROWS, _COLUMNS, _PRODUCTS = 16384, 4096, 4  # of the 4-bit product that is timed: 38 MB, more than caches hold
 
 
@@ -123,6 +128,40 @@ def disk_speed(layouts: Mapping[int, LayerLayout], at_once: int, threads: int = 
     finally:
         for descriptor in files.values():
             os.close(descriptor)
+
+
+def file_speed(path: Path, threads: int = 8) -> tuple[float, int]:
+    """(bytes a second, bytes) of reading stretches of a file at random places for a second, past the page cache as far
+    as the system lets that be.
+
+    Raises OSError if it cannot be read, or if the disk does not answer within some seconds.
+    """
+    size, done, problems = path.stat().st_size, [0] * threads, []
+    stretch = min(_STRETCH, max(1, size))
+    began, last = time.perf_counter(), time.perf_counter() + _FILE_SECONDS
+
+    def read(number: int) -> None:
+        rng, block = random.Random(number), memoryview(bytearray(stretch))
+        try:
+            with open(path, "rb", buffering=0) as file:
+                pass_cache_by(file.fileno())
+                while time.perf_counter() < last:
+                    place = rng.randrange(0, size - stretch + 1) // PAGE * PAGE
+                    forget(file.fileno(), place, stretch)
+                    done[number] += os.preadv(file.fileno(), [block], place)
+        except OSError as error:
+            problems.append(error)
+
+    readers = [threading.Thread(target=read, args=(number,), daemon=True) for number in range(threads)]
+    for reader in readers:
+        reader.start()
+    for reader in readers:
+        reader.join(max(0.0, last + _PATIENCE - time.perf_counter()))
+    if problems:
+        raise problems[0]
+    if any(reader.is_alive() for reader in readers):
+        raise TimeoutError(f"{path.name} was not read within {_FILE_SECONDS + _PATIENCE:.0f} s")
+    return sum(done) / (time.perf_counter() - began), sum(done)
 
 
 def device_speed() -> float:

@@ -73,21 +73,22 @@ def open_uncached(path: Path) -> int:
         handle = os.open(path, os.O_WRONLY | direct)
     except OSError:
         return -1
-    try:
-        pass_cache_by(handle)
-    except OSError:
+    if is_mac() and not pass_cache_by(handle):
         os.close(handle)
         return -1
     return handle
 
 
-def pass_cache_by(handle: int) -> None:
-    """What is read or written from now on is not kept in memory, on macOS; elsewhere nothing.
+def pass_cache_by(handle: int) -> bool:
+    """Have what is read or written from now on not kept in memory; whether that was done: on macOS, where the disk can.
 
-    What is in memory already is given from there all the same. Raises OSError.
+    What is in memory already is given from there all the same.
     """
-    if is_mac():
-        fcntl.fcntl(handle, _NO_CACHE, 1)
+    with suppress(OSError):
+        if is_mac():
+            fcntl.fcntl(handle, _NO_CACHE, 1)
+            return True
+    return False
 
 
 def can_forget() -> bool:

@@ -11,6 +11,7 @@ reads that, in front of what they import. Knows no tests.
 from __future__ import annotations
 
 import builtins
+import fcntl
 import importlib.abc
 import importlib.machinery
 import io
@@ -59,6 +60,7 @@ def pretend() -> None:
     sys.meta_path.insert(0, _AsOnThisSystem())
     _hide_proc()
     _say_what_macos_says()
+    _have_its_fcntl()
     for name in LACKING:
         if hasattr(os, name):
             delattr(os, name)
@@ -150,6 +152,18 @@ def _asked_by_us() -> bool:
             return file.startswith(str(CHECKOUT))
         frame = frame.f_back
     return False
+
+
+def _have_its_fcntl() -> None:
+    """F_NOCACHE and F_FULLFSYNC, of which the latter syncs."""
+    real = fcntl.fcntl
+
+    def call(handle: Any, command: int, argument: Any = 0) -> Any:
+        if command == 51:
+            os.fsync(handle)
+        return 0 if command in (48, 51) else real(handle, command, argument)
+
+    fcntl.fcntl = call
 
 
 def _say_what_macos_says() -> None:
