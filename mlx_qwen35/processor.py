@@ -29,6 +29,7 @@ from mlx_qwen35.text.placeholders import Placeholders
 from mlx_qwen35.text.template import ChatTemplate
 from mlx_qwen35.text.tokenizer import Tokenizer
 from mlx_qwen35.text.tokenizer_face import TokenizerFace
+from mlx_qwen35.text.variables import variables_of
 from mlx_qwen35.vision.images import prepare_image
 from mlx_qwen35.vision.limits import IMAGE_FILE, VIDEO_FILE, MediaLimits, read_limits
 from mlx_qwen35.vision.media import Media
@@ -110,6 +111,10 @@ class Processor(TokenizerFace):
         fps: float | None = None,
         max_pixels: int | None = None,
         fetch: bool = False,
+        reasoning_effort: str | None = None,
+        preserve_thinking: bool | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        allow_control_tokens: bool = False,
     ) -> Prompt:
         """The prompt of one turn. `prompt` is a text (one user message), a list of messages as OpenAI's API has them,
         or token ids (a list, or an array [T]), taken as they are: tools and enable_thinking then are in them already,
@@ -119,9 +124,10 @@ class Processor(TokenizerFace):
         messages that have no source, or go before the last user message, images first. Contents may hold them as well
         (text.messages has the forms). fps, max_pixels: see `prepare_image` and `prepare_video`. fetch: read http(s)
         URLs from the network.
-        enable_thinking None leaves it to the checkpoint's template. Raises PromptError if it is empty, is not such a
-        list, is refused by the template, shows what cannot be read or this model cannot see, or is longer than the
-        context.
+        enable_thinking, reasoning_effort, preserve_thinking, chat_template_kwargs: variables of the checkpoint's
+        template, as text.variables has them; None leaves them to it. Raises PromptError if the prompt is empty, is
+        not such a list, is refused by the template, shows what cannot be read or this model cannot see, or is longer
+        than the context.
         """
         if hasattr(prompt, "tolist"):
             prompt = prompt.tolist()
@@ -130,6 +136,12 @@ class Processor(TokenizerFace):
         if len(prompt) == 0:
             raise PromptError("the prompt is empty; write a message")
         reading = {"fps": fps, "max_pixels": max_pixels, "fetch": fetch}
+        variables = variables_of(self.template).of(
+            enable_thinking=enable_thinking,
+            reasoning_effort=reasoning_effort,
+            preserve_thinking=preserve_thinking,
+            chat_template_kwargs=chat_template_kwargs,
+        )
         if not isinstance(prompt, str) and isinstance(prompt[0], int):
             tokens, text = self._check_ids(prompt, system), None
             shown = with_media([{"role": "user", "content": []}], images=images, videos=videos)
@@ -143,7 +155,7 @@ class Processor(TokenizerFace):
             text = self.template.render(
                 each_part(messages, lambda part: {"type": part.kind}),
                 tools=_tools(tools),
-                enable_thinking=enable_thinking,
+                **variables,
             )
             media = ()
             if placeholders:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -43,6 +43,7 @@ class ChatTemplate:
             raise CheckpointError(f"{where} has no template named 'default' (only {sorted(sources)})")
         self.source = sources["default"]
         self._templates = {name: self._compile(text) for name, text in sources.items()}
+        self._sources = sources
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> ChatTemplate:
@@ -55,6 +56,14 @@ class ChatTemplate:
         template = cls(source, variables=variables, where=where)
         template._probe()
         return template
+
+    @cached_property
+    def variables(self) -> frozenset[str]:
+        """The names that the template reads and does not set itself."""
+        from jinja2 import meta
+
+        parse = _environment().parse
+        return frozenset().union(*(meta.find_undeclared_variables(parse(text)) for text in self._sources.values()))
 
     def render(
         self,
