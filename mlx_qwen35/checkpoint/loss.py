@@ -15,7 +15,7 @@ from mlx_qwen35.checkpoint.quantize import unpack
 from mlx_qwen35.config import QuantSpec
 
 MOST_EMPTIED = 0.005  # of a module's groups; E4M3 scales of nvfp4 end at 2^-9, so that groups below 0.0059 become zero
-_EVERY = 64  # rows, of which one is read back; groups are looked at in all
+EVERY = 64  # rows, of which one is read back; groups are looked at in all
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ def loss(weight: mx.array, found: Mapping[str, mx.array], spec: QuantSpec) -> Lo
     """weight [.., in] floats, found: what quantize.pack() made of it."""
     rows = weight.reshape(-1, weight.shape[-1])
     flat = {kind: array.reshape(rows.shape[0], -1) for kind, array in found.items()}
-    seen = rows[::_EVERY].astype(mx.float32)
-    back = unpack({kind: mx.contiguous(array[::_EVERY]) for kind, array in flat.items()}, spec).astype(mx.float32)
+    seen = rows[::EVERY].astype(mx.float32)
+    back = unpack({kind: mx.contiguous(array[::EVERY]) for kind, array in flat.items()}, spec).astype(mx.float32)
     empty = flat["scales"] == 0
     if spec.mode == "affine":
         empty = mx.logical_and(empty, flat["biases"] == 0)
