@@ -37,6 +37,8 @@ def suited(
         if spec is None or spec == origin.specs.get(module) or name in updated:
             continue
         sample = sample_rows(origin, module, shapes[name])
+        if not mx.isfinite(sample).all():
+            continue  # the work will say which value it is
         reason = _reason(sample, spec, dtype)
         if reason:
             others = (other for other in _others(spec, shapes[name]) if not _reason(sample, other, dtype))
