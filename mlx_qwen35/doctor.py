@@ -195,8 +195,10 @@ def _brought(package: str, extra: str) -> list[str]:
         marker = asked.marker
         if marker is None or not marker.evaluate({"extra": extra}) or marker.evaluate({"extra": ""}):
             continue
-        deeper = [name for other in asked.extras if _installed(asked.name) for name in _brought(asked.name, other)]
-        names += deeper or [asked.name]
+        if asked.extras and _installed(asked.name):  # which may bring nothing on this system
+            names += [name for other in asked.extras for name in _brought(asked.name, other)]
+        else:
+            names.append(asked.name)
     return names
 
 

@@ -1,14 +1,24 @@
-"""What every test shares: the CPU as the oracle, and the folder of reference material, where there is one.
+"""What every test shares: the CPU as the oracle, the folder of reference material, where there is one, and a pretended
+Mac (`--as-mac`).
 
 Knows the place of the checkout. Knows nothing of the model.
 """
 
+import os
 import signal
+import sys
 from pathlib import Path
 
 import hypothesis
-import mlx.core as mx
 import pytest
+
+from tests.mac import pretended
+
+AS_MAC = "--as-mac" in sys.argv or pretended.VARIABLE in os.environ
+if AS_MAC:
+    pretended.pretend()  # before anything asks what it is on
+
+import mlx.core as mx  # noqa: E402
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 
@@ -19,6 +29,21 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 # Examples are drawn the same way in every run, so that a red test stays red until it is mended.
 hypothesis.settings.register_profile("project", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("project")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--as-mac", action="store_true", help="run as if this were a Mac (tests/mac/pretended.py)")
+
+
+def pytest_report_header() -> str | None:
+    return "as if this were a Mac: nothing is computed by a GPU" if AS_MAC else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items if AS_MAC else ():
+        for name, reason in pretended.CANNOT.items():
+            if item.nodeid.startswith(name):
+                item.add_marker(pytest.mark.skip(reason=f"cannot be pretended: {reason}"))
 
 
 @pytest.fixture(scope="session")

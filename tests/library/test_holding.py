@@ -145,6 +145,7 @@ def test_dense_models_under_a_ceiling(dense: Path) -> None:
 class TestSizes:
     @pytest.fixture(autouse=True)
     def machine(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(mx.metal, "is_available", lambda: False)
         monkeypatch.setattr(memory, "installed_memory", lambda: 50 * 10**9)
         monkeypatch.setattr(memory, "free_memory", lambda: 30 * 10**9)
 

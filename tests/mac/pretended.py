@@ -35,8 +35,13 @@ LACKING = (  # of os, on macOS
     "posix_fadvise", "posix_fallocate", "sched_getaffinity", "sched_setaffinity", "O_DIRECT", "RWF_NOWAIT",
     "copy_file_range", "memfd_create", "fdatasync", "pidfd_open", "eventfd",
 )  # fmt: skip
+CANNOT: dict[str, str] = {}  # beginnings of tests' names, and why
 _OURS = ("mlx_qwen35", "tests", "benchmarks", "conftest", "__main__")
 _REAL = sys.platform
+_PLATFORM = {
+    "mac_ver": ("15.5", ("", "", ""), "arm64"), "system": "Darwin", "machine": "arm64", "processor": "arm",
+    "release": "24.5.0",
+}  # fmt: skip
 _VM_STAT = "Mach Virtual Memory Statistics: (page size of 16384 bytes)\n" + "".join(
     f"Pages {kind}: {count}.\n" for kind, count in (("free", 9_000_000), ("inactive", 90_000), ("speculative", 500))
 )
@@ -64,12 +69,16 @@ def pretend() -> None:
     for name in LACKING:
         if hasattr(os, name):
             delattr(os, name)
-    platform.mac_ver = lambda *_, **__: ("15.5", ("", "", ""), "arm64")
-    platform.system = lambda: "Darwin"
-    platform.machine = lambda: "arm64"
-    platform.processor = lambda: "arm"
-    platform.release = lambda: "24.5.0"
+    if "mlx.core" in sys.modules:
+        _pretend_metal(sys.modules["mlx.core"])
+    for name, told in _PLATFORM.items():
+        setattr(platform, name, _unless_really(getattr(platform, name), told))
     sys.platform = "darwin"
+
+
+def _unless_really(real: Callable[..., Any], told: Any) -> Callable[..., Any]:
+    """What `platform` says, but for a module that is being imported as on this system."""
+    return lambda *args, **more: told if sys.platform == "darwin" else real(*args, **more)
 
 
 class _AsOnThisSystem(importlib.abc.MetaPathFinder):
@@ -85,7 +94,7 @@ class _AsOnThisSystem(importlib.abc.MetaPathFinder):
                 continue
             spec = finder.find_spec(name, path, target)
             if spec is not None:
-                if spec.loader is not None and hasattr(spec.loader, "exec_module"):
+                if hasattr(spec.loader, "exec_module") and not isinstance(spec.loader, type):
                     spec.loader.exec_module = _as_really(spec.loader.exec_module, name)
                 return spec
         return None
@@ -93,7 +102,8 @@ class _AsOnThisSystem(importlib.abc.MetaPathFinder):
 
 def _as_really(execute: Callable[[ModuleType], None], name: str) -> Callable[[ModuleType], None]:
     def exec_module(module: ModuleType) -> None:
-        before, sys.platform = sys.platform, _REAL
+        before = sys.platform
+        sys.platform = _REAL
         try:
             execute(module)
         finally:

@@ -163,7 +163,8 @@ def test_a_demo_that_fails(monkeypatch: pytest.MonkeyPatch, code: str, said: str
 def test_extras(monkeypatch: pytest.MonkeyPatch) -> None:
     brought = doctor._extra_packages()
     assert brought["video"] == ["av"] and "test" not in brought
-    assert all(name.startswith(("mlx-cuda", "mlx_cuda")) for name in brought["cuda"])
+    assert all(name.startswith(("mlx-cuda", "mlx_cuda")) for name in brought.get("cuda", []))
+    assert ("cuda" in brought) == (sys.platform == "linux")
     monkeypatch.setattr(doctor, "_installed", lambda name: None if name == "av" else "1.0")
     words, values = doctor._extras()
     assert "video no (pip install 'mlx-qwen35[video]')" in words and "notebook yes (ipython 1.0)" in words
