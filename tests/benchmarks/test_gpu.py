@@ -17,10 +17,15 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True)
 
 
-@pytest.mark.skipif(mx.default_device() == mx.gpu, reason="there is a GPU here")
-def test_without_a_gpu_it_says_so_and_does_nothing(tmp_path: Path) -> None:
-    done = run("--results", str(tmp_path / "results"))
-    assert done.returncode == 2 and "MLX has no GPU here" in done.stderr
+def test_without_a_gpu_it_says_so_and_does_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In this process, whose default device is the CPU also where there is a GPU: another would begin to measure."""
+    assert mx.default_device() == mx.cpu
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--results", str(tmp_path / "results")])
+    monkeypatch.setattr(gpu.subprocess, "run", None)
+    monkeypatch.setattr(gpu, "circumstances", lambda: {"machine": "one"})
+    assert gpu.main() == 2 and "MLX has no GPU here" in capsys.readouterr().err
     assert not (tmp_path / "results").exists()
 
 

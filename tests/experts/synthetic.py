@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from mlx_qwen35.machine.system import is_mac
 from tests.checkpoints import tensor_shapes, tiny_config
 
 GROUP = 64  # weights of 4 bits that share a scale and a bias
@@ -73,6 +74,9 @@ def write_synthetic(folder: Path, config: Mapping[str, Any], *, plain_trunk: boo
     plain_trunk: only the routed experts are quantized, everything else is bfloat16.
     A process of its own writes: the kernel counts what a parent once held among the memory of its children.
     """
+    if is_mac():  # which does not count so
+        _write(Path(folder), config, plain_trunk)
+        return Path(folder)
     child = os.fork()
     if not child:
         status = 1
