@@ -76,3 +76,20 @@ def test_public_functions_are_typed(path: Path) -> None:
         if bare or (function.returns is None and function.name != "__init__"):
             untyped.append(f"{path.name}:{function.lineno} {function.name}({', '.join(bare)})")
     assert not untyped, "\n".join(untyped)
+
+
+def test_commits_that_are_named_are_in_the_history() -> None:
+    """A figure names the commit that it was measured at: it must be there to go back to."""
+    named = {
+        (path.name, word)
+        for path in tracked_files()
+        if path.suffix == ".md"
+        for word in re.findall(r"\b(?=[0-9a-f]*[a-f])(?=[0-9a-f]*[0-9])[0-9a-f]{7}\b", path.read_text())
+    }
+    shallow, known = (
+        subprocess.run(["git", *words], cwd=CHECKOUT, capture_output=True, text=True).stdout.split()
+        for words in (["rev-parse", "--is-shallow-repository"], ["log", "--format=%h", "--abbrev=7"])
+    )
+    if shallow != ["false"]:
+        pytest.skip("a shallow clone has no history to look into")
+    assert not [f"{file}: {word}" for file, word in sorted(named) if word not in known]
