@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlx_qwen35 import generation
+from mlx_qwen35.errors import PromptError
 from mlx_qwen35.interrupt import stop_on_ctrl_c
 from mlx_qwen35.screen import call_record
 from mlx_qwen35.session import Session
@@ -48,13 +49,13 @@ class Conversation:
         """reading: how pictures and videos are read, as `Processor.prepare` has it. settings: of `stream_generate`.
         session: what was computed, and what was said if `save` wrote it."""
         self._model, self._processor = model, processor
-        self._system, self._tools, self._enable_thinking = system, list(tools), enable_thinking
+        self.system, self._tools, self.enable_thinking = system, list(tools), enable_thinking
         self._reading, self._settings = dict(reading or {}), dict(settings or {})
         self._features = FeatureStore()
         self.reset()
         if session is not None:
-            self._session = session
-            self.exchanges = [(questions, answer) for questions, answer in (session.notes or {}).get("exchanges", [])]
+            self.go_on(session)
+            self.system = system or self.system
 
     def reset(self) -> None:
         """Forgets everything but features of pictures, which may come again."""
@@ -62,10 +63,52 @@ class Conversation:
         self.shown: list[Message] = []
         self._session = Session(self._model, self._processor)
 
+    def go_on(self, session: Session) -> None:
+        """Takes what was computed, and what was said if `save` wrote it, in place of what there is."""
+        notes = session.notes or {}
+        self.exchanges = [(questions, answer) for questions, answer in notes.get("exchanges", [])]
+        self.system, self.shown = notes.get("system"), []
+        self._session = session
+
+    def take(self, exchanges: Sequence[Exchange], system: str | None) -> None:
+        """Takes what was said elsewhere, in place of what there is. Raises PromptError where the model cannot read it,
+        and leaves the conversation as it was."""
+        read = []
+        for questions, answer in exchanges:
+            *asked, answered = self._processor.prepare([*questions, answer], **self._reading)
+            read.append((asked, answered))
+        before = self.exchanges, self.system, self.shown
+        self.exchanges, self.system, self.shown = read, system, []
+        try:
+            self.check(self._processor)
+        except BaseException:
+            self.exchanges, self.system, self.shown = before
+            raise
+
+    def forget_computed(self) -> None:
+        """Gives back what was computed and seen; what was said stays."""
+        self._features = FeatureStore()
+        self._session.forget()
+
+    def change_model(self, model: Model, processor: Processor, settings: Mapping[str, Any]) -> None:
+        """Another model answers from now on; what was said stays, what was computed or seen does not."""
+        self._model, self._processor, self._settings = model, processor, dict(settings)
+        self._features, self._session = FeatureStore(), Session(model, processor)
+
     def save(self, path: str | Path) -> None:
         """Writes what was said and computed to a file, which `load_session` reads. Raises WriteError."""
-        self._session.notes = {"exchanges": self.exchanges}
+        self._session.notes = {"exchanges": self.exchanges, "system": self.system}
         self._session.save(path)
+
+    @property
+    def computed(self) -> int:
+        """Tokens that need not be computed again."""
+        return len(self._session.tokens)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Of all answers, as `stream_generate` has them."""
+        return self._settings
 
     @property
     def messages(self) -> list[Message]:
@@ -91,6 +134,35 @@ class Conversation:
         content = [*self.shown, {"type": "text", "text": text}] if self.shown else text
         return {"role": "tool" if self.calls else "user", "content": content}
 
+    def undo(self) -> Exchange | None:
+        """Takes back the last exchange, and returns it; None: nothing was said."""
+        if not self.exchanges:
+            return None
+        *self.exchanges, last = self.exchanges
+        return last
+
+    def answer_again(
+        self, on_part: Callable[[Part], None], questions: Sequence[Message] | None = None, **settings: Any
+    ) -> list[Part]:
+        """Another answer in place of the last, to the same questions or to others; as `answer` otherwise. The last one
+        stays where no token of another has come. Raises PromptError if nothing was asked."""
+        last = self.undo()
+        if last is None:
+            raise PromptError("nothing was asked yet: write a message first")
+        before = len(self.exchanges)
+        try:
+            return self.answer(last[0] if questions is None else questions, on_part, **settings)
+        finally:
+            if len(self.exchanges) == before:
+                self.exchanges = [*self.exchanges, last]
+
+    def check(self, processor: Processor) -> None:
+        """Raises PromptError if another processor cannot read what was said."""
+        if self.exchanges:
+            processor.prompt(
+                self.messages, system=self.system, tools=self._tools or None, enable_thinking=self.enable_thinking
+            )
+
     def answer(
         self,
         questions: Sequence[Message],
@@ -104,10 +176,10 @@ class Conversation:
         Question and answer join the exchanges, also where the answer was interrupted after it had begun; the first
         Ctrl-C ends it with a part whose finish_reason is "cancelled". Raises PromptError if they make no prompt.
         """
-        thinking = self._enable_thinking if enable_thinking is None else enable_thinking
+        thinking = self.enable_thinking if enable_thinking is None else enable_thinking
         prompt = self._processor.prompt(
             [*self.messages, *questions],
-            system=self._system,
+            system=self.system,
             tools=self._tools or None,
             enable_thinking=thinking,
         )

@@ -9,8 +9,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mlx_qwen35.cli import options
+from mlx_qwen35.cli.cut import tell_cut
 from mlx_qwen35.cli.experts import ExpertLine
-from mlx_qwen35.interrupt import stop_on_ctrl_c
+from mlx_qwen35.interrupt import Ending, Terminated, ending_on_signals, stop_on_ctrl_c
 from mlx_qwen35.screen import Screen, call_record, statistics_record
 
 if TYPE_CHECKING:
@@ -36,6 +37,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    with ending_on_signals() as ending, options.locked_session(args):
+        try:
+            return _answer(args, ending)
+        except Terminated as ended:
+            return ended.status
+
+
+def _answer(args: argparse.Namespace, ending: Ending) -> int:
     if args.prompt is None and (args.model is not None or args.media):
         raise options.OptionError("no prompt: give one with -p TEXT, or -p - to read it from standard input")
     text = options.read_prompt(DEMO_PROMPT if args.prompt is None else args.prompt)
@@ -72,8 +81,12 @@ def run(args: argparse.Namespace) -> int:
         line.before()
         output.end(part)
     line.end(part)
+    if args.json is None:  # which has the finish_reason
+        tell_cut(part, settings["max_tokens"], "-n {more} gives it more room")
     if session is not None:
-        session.save(args.session)
+        with ending.deferred():
+            session.save(args.session)
+    ending.check()
     options.print_statistics(args, part)
     model.unload()
     return INTERRUPTED if part.finish_reason == "cancelled" else 0

@@ -9,7 +9,8 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -164,10 +165,6 @@ def hold(args: argparse.Namespace) -> Held:
         raise OptionError("--num-draft-tokens, but nothing drafts: add --mtp or --draft-model NAME, or leave it out")
     if args.kv_bits is None and (args.kv_group_size, args.quantized_kv_start) != (64, 0):
         raise OptionError("--kv-group-size and --quantized-kv-start say how --kv-bits is done: add --kv-bits 4 or 8")
-    if args.session is not None:
-        from mlx_qwen35.session.file import check_place
-
-        check_place(Path(args.session))  # now, and not when there is something to lose
     from mlx_qwen35 import library
     from mlx_qwen35.kv import KVFormat
 
@@ -220,6 +217,21 @@ def load_model(args: argparse.Namespace, held: Held) -> Model:
     return model if adapter is None else load_adapter(model, adapter)
 
 
+@contextmanager
+def locked_session(args: argparse.Namespace) -> Iterator[None]:
+    """Inside, the session file that the flags name is this program's. Raises WriteError where none can be written, now
+    and not when there is something to lose, and SessionError where another program has it."""
+    if args.session is None:
+        yield
+        return
+    from mlx_qwen35.session.file import check_place
+    from mlx_qwen35.session.lock import SessionLock
+
+    check_place(Path(args.session))
+    with SessionLock(args.session):
+        yield
+
+
 def open_session(args: argparse.Namespace, model: Model, processor: Processor) -> Session | None:
     """The one in the file that the flags name, a new one where there is no file, None where no file is named."""
     if args.session is None:
@@ -229,7 +241,9 @@ def open_session(args: argparse.Namespace, model: Model, processor: Processor) -
     if not os.path.exists(args.session):
         return Session(model, processor)
     session = load_session(args.session, model, processor)
-    print(f"Going on with {args.session}: {len(session.tokens):,} tokens are computed.", file=sys.stderr)
+    said = len((session.notes or {}).get("exchanges", []))
+    questions = f"{said} question{'s' if said != 1 else ''}, " if said else ""
+    print(f"Going on with {args.session}: {questions}{len(session.tokens):,} tokens are computed.", file=sys.stderr)
     return session
 
 

@@ -42,6 +42,12 @@ def available_memory() -> tuple[int, str]:
     return _of_device() or (free_memory(), "free on this machine")
 
 
+def memory_left() -> int:
+    """Bytes for another model, beside what MLX holds in this process."""
+    found = _of_device()
+    return found[0] - mx.get_active_memory() if found else free_memory()
+
+
 def check_ceiling(size: int) -> None:
     """Whether a Mac can give `size` bytes: warns above what Metal recommends, raises ValueError above what there is.
 

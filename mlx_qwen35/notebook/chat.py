@@ -125,7 +125,7 @@ class Chat:
 
     def undo(self) -> None:
         """Takes back the last question and its answer."""
-        self._talk.exchanges = self._talk.exchanges[:-1]
+        self._talk.undo()
 
     def reset(self) -> None:
         """Forgets what was said; the system message and the settings stay."""

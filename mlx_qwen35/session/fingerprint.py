@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import mlx.core as mx
 import numpy as np
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
     from mlx_qwen35.model import Model
     from mlx_qwen35.mtp import MTPHead
     from mlx_qwen35.processor import Processor
+    from mlx_qwen35.text.tokenizer import Tokenizer
 
+_vocabularies: WeakKeyDictionary[Tokenizer, str] = WeakKeyDictionary()
 _SAMPLE = 64  # values of each tensor
 
 
@@ -37,7 +40,10 @@ def fingerprint(model: Model, processor: Processor | None) -> dict[str, str]:
         "positions": _hash(repr(model.config.text.rope)),
     }
     if processor is not None:
-        found["tokenizer"] = _hash(sorted(processor.tokenizer.vocabulary().items(), key=lambda item: item[1]))
+        if processor.tokenizer not in _vocabularies:  # half a second for 250,000 entries
+            vocabulary = sorted(processor.tokenizer.vocabulary().items(), key=lambda item: item[1])
+            _vocabularies[processor.tokenizer] = _hash(vocabulary)
+        found["tokenizer"] = _vocabularies[processor.tokenizer]
         found["chat template"] = _hash(processor.template.source)
     return found
 

@@ -66,7 +66,7 @@ def test_a_terminal_sees_it_live(streamed, run, monkeypatch):
     done = ask(run, streamed, "--verbose")
     drawn = re.findall(re.escape("\x1bD\x1b[A\x1b7\x1b[B\r\x1b[K") + f"({LINE})" + re.escape("\x1b8"), done.err)
     assert len(drawn) >= 5 and done.err.count("\x1b[J") == len(drawn)
-    assert re.search(rf"\x1b\[J{LINE}\n$", done.err)  # what stays is the last word
+    assert re.search(rf"\x1b\[J{LINE}\nThe answer is cut .*\n$", done.err)  # it stays
     assert "\x1b8" not in ask(run, streamed).err
 
 

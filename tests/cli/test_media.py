@@ -88,7 +88,7 @@ def test_fps_and_max_pixels_make_them_smaller(seeing, run, media, film, encoded)
 
 def test_a_prompt_may_be_empty_where_something_is_shown_but_not_left_out(seeing, run, media):
     done = run("generate", "--model", seeing, "-p", "", "-n", 1, "--image", media / "one.png")
-    assert (done.status, done.err) == (0, "")
+    assert done.status == 0 and done.err == "The answer is cut after 1 tokens (-n). -n 2 gives it more room.\n"
     done = run("generate", "--image", media / "one.png")
     assert done.status == 2 and done.err.startswith("error: no prompt") and done.err.count("\n") == 1
 
@@ -267,7 +267,9 @@ def test_commands_and_flags_of_a_chat(seeing, run, media, film, encoded):
     lines = ["what is it", "/image", f"/image  {media / 'one.png'} ", f"/video {film}", "and these", "/image no.png"]
     done = run("chat", "--model", seeing, "--no-think", "-n", 2, "--image", media / "tall.png", stdin="\n".join(lines))
     assert done.status == 0 and sorted(encoded) == [(1, 4, 6), (1, 8, 4), (2, 4, 6)]
-    errors = done.err.splitlines()
+    lines = done.err.splitlines()
+    errors = [line for line in lines if not line.startswith("The answer is cut after 2 tokens (-n). /regen 4 ")]
+    assert len(lines) == len(errors) + 2
     assert errors[0] == "error: no file; write /image FILE"
     assert errors[1:3] == [f"The next message shows this {kind} tokens)." for kind in ("image (6", "video (12")]
     assert "no picture at no.png" in errors[3] and len(errors) == 4
@@ -287,7 +289,7 @@ def test_what_is_too_large_does_not_stay_in_the_way(seeing, run, media, encoded)
     lines = [f"/image {media / 'one.png'}", "hello " * 60, "hello"]
     done = run("chat", "--model", seeing, "--no-think", "-n", 2, "--context-length", 80, stdin="\n".join(lines))
     assert done.status == 0
-    assert [line.partition(" ")[0] for line in done.err.splitlines()] == ["The", "error:", "What"]
+    assert [line.partition(" ")[0] for line in done.err.splitlines()] == ["The", "error:", "What", "The"]
     assert encoded == []
 
 

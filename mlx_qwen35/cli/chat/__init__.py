@@ -1,0 +1,50 @@
+"""`chat`: a conversation in the terminal. What is said is conversation.py's; here are lines and commands."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+import threading
+
+from mlx_qwen35.cli import options
+from mlx_qwen35.interrupt import Terminated, ending_on_signals
+
+DESCRIPTION = "Talk with a model."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    options.add_model_arguments(parser)
+    options.add_answer_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from mlx_qwen35.cli.chat.running import converse
+
+    if sys.stdin.isatty():  # while the model is read
+        threading.Thread(target=_import_editing, daemon=True).start()
+    with ending_on_signals() as ending:
+        try:
+            return converse(args, ending)
+        except Terminated as ended:
+            return ended.status
+        finally:
+            if ending.number is not None:
+                _flush_or_drop()
+
+
+def _import_editing() -> None:
+    importlib.import_module("mlx_qwen35.cli.chat.terminal")
+
+
+def _flush_or_drop() -> None:
+    """A terminal that is gone takes no more; the exit status is not to suffer for it."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            try:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            except (OSError, ValueError):
+                pass

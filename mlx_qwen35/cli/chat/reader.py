@@ -1,0 +1,85 @@
+"""Where a chat's messages come from: a terminal with editing, or plain lines.
+
+Knows lines, and how several of them are one message. Editing at a terminal is terminal.py's, which brings a library.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Protocol
+
+from mlx_qwen35.errors import PromptError
+from mlx_qwen35.interrupt import Ending
+
+QUOTES = '"""'
+
+
+class Reader(Protocol):
+    """Reads messages. `read` raises EOFError at the end, KeyboardInterrupt for Ctrl-C where nothing was typed, and
+    Terminated where a signal ends the program."""
+
+    at_terminal: bool
+
+    def read(self, label: str, default: str = "") -> str: ...
+
+
+class LineReader:
+    """Plain lines: one is a message. At a terminal that can do no more, several can be joined as at others."""
+
+    def __init__(self) -> None:
+        self.at_terminal = sys.stdin.isatty()
+        if self.at_terminal:
+            with suppress(ImportError):
+                import readline  # noqa: F401  - editing for input()
+
+    def read(self, label: str, default: str = "") -> str:
+        try:
+            if not self.at_terminal:
+                return input("")
+            if default:
+                print(f"(was: {default})", file=sys.stderr)
+            lines = [input(label)]
+            block = opens_block(lines[0])
+            while continues("\n".join(lines), block):
+                if not block:
+                    lines[-1] = lines[-1][:-1]
+                lines.append(input("... "))
+            return unquoted("\n".join(lines), block)
+        except UnicodeDecodeError as error:
+            raise PromptError(f"the input is no text ({error}); give UTF-8") from error
+
+
+def opens_block(line: str) -> bool:
+    """Whether a line that was typed begins a message of several, up to the next three quotes."""
+    return line.lstrip().startswith(QUOTES) and not _closes(line)
+
+
+def continues(text: str, block: bool) -> bool:
+    """Whether a message goes on after its last line was ended. block: its first opened one."""
+    if block:
+        return not _closes(text)
+    return (len(text) - len(text.rstrip("\\"))) % 2 == 1
+
+
+def unquoted(text: str, block: bool) -> str:
+    """The message without the quotes around it."""
+    if block or (text.strip().startswith(QUOTES) and _closes(text) and "\n" not in text):
+        return text.strip()[len(QUOTES) : -len(QUOTES)].strip("\n")
+    return text
+
+
+def _closes(text: str) -> bool:
+    return text.rstrip().endswith(QUOTES) and len(text.strip()) >= 2 * len(QUOTES)
+
+
+def open_reader(ending: Ending, words: Callable[[str], list[str]]) -> Reader:
+    """The reader for what standard input is. words: what Tab offers to a command, see completion.py."""
+    screens = [stream for stream in (sys.stdout, sys.stderr) if stream.isatty()]
+    if sys.stdin.isatty() and screens and os.environ.get("TERM", "dumb") not in ("dumb", "unknown"):
+        from mlx_qwen35.cli.chat.terminal import TerminalReader
+
+        return TerminalReader(screens[0], ending, words)
+    return LineReader()

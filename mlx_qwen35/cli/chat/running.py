@@ -1,0 +1,296 @@
+"""The chat itself: reads messages and commands, shows answers, keeps what was said.
+
+Knows the order of things. Each command's work is done where its noun lives.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from mlx_qwen35.cli import options
+from mlx_qwen35.cli.chat import transcript
+from mlx_qwen35.cli.chat.commands import help_text, read_line
+from mlx_qwen35.cli.chat.keeping import Keeping, save_copy
+from mlx_qwen35.cli.chat.models import Models
+from mlx_qwen35.cli.chat.reader import Reader, open_reader
+from mlx_qwen35.cli.cut import tell_cut
+from mlx_qwen35.cli.experts import ExpertLine
+from mlx_qwen35.errors import PromptError, Qwen35Error
+from mlx_qwen35.interrupt import Ending
+from mlx_qwen35.screen import Screen, columns
+
+if TYPE_CHECKING:
+    from mlx_qwen35.conversation import Conversation
+    from mlx_qwen35.parts import Part
+
+    OnPart = Callable[[Part], None]
+
+WELCOME = "/help lists the commands; Ctrl-C ends an answer, Ctrl-D leaves."
+_THINK = {"on": True, "off": False, "auto": None}
+
+
+def converse(args: argparse.Namespace, ending: Ending) -> int:
+    """Runs the command `chat`; -> the exit status."""
+    from mlx_qwen35.conversation import Conversation
+
+    tools = options.read_tools(args.tools)
+    keeping = Keeping(args.session, ending)
+    try:
+        held = options.hold(args)
+        processor = options.load_processor(held)
+        reading = options.reading_options(args)
+        shown = processor.prepare([{"role": "user", "content": options.media_parts(args)}], **reading)[0]["content"]
+        model = options.load_model(args, held)
+        session = options.open_session(args, model, processor)
+        models = Models(args, held, model, processor)
+        talk = Conversation(
+            model,
+            processor,
+            system=args.system,
+            tools=tools,
+            enable_thinking=args.think,
+            reading=reading,
+            settings=models.settings(),
+            session=session,
+        )
+        talk.shown += shown
+        chat = _Chat(talk, models, keeping, ending, args)
+        try:
+            chat.run()
+        finally:
+            if chat.unsaved:
+                keeping.save(talk)
+        models.model.unload()
+    finally:
+        keeping.close()
+    return 0
+
+
+class _Chat:
+    """unsaved: whether the file lacks something that was said."""
+
+    def __init__(
+        self, talk: Conversation, models: Models, keeping: Keeping, ending: Ending, args: argparse.Namespace
+    ) -> None:
+        self._talk, self._models, self._keeping = talk, models, keeping
+        self._ending, self._args = ending, args
+        self._reader: Reader = open_reader(ending, self._words)
+        self._last: Part | None = None
+        self._draft: str | None = None  # the question that is being edited
+        self._given_up = False  # Ctrl-C was the last thing
+        self.unsaved = True
+
+    def run(self) -> None:
+        """Reads lines and answers them, until the input ends, /exit, or Ctrl-C after something was given up already."""
+        if self._reader.at_terminal:
+            print(WELCOME, file=sys.stderr)
+        self._recall()
+        while True:
+            draft, self._draft = self._draft, None
+            label = "tool result> " if self._talk.calls and draft is None else "> "
+            try:
+                text = self._reader.read(label, draft or "")
+            except EOFError:
+                break
+            except KeyboardInterrupt:
+                if self._given_up:
+                    break
+                self._given_up = True
+                print("\nCtrl-C again leaves.", file=sys.stderr)
+                continue
+            self._given_up = False
+            if not text.strip():
+                continue
+            try:
+                line = read_line(text)
+                if isinstance(line, str):
+                    self._say(line) if draft is None else self._do_edit(line)
+                elif line.name == "exit":
+                    return
+                else:
+                    getattr(self, f"_do_{line.name}")(line.argument)
+            except Qwen35Error as error:
+                print(f"error: {error}", file=sys.stderr)
+            except KeyboardInterrupt:
+                self._given_up = True
+            self._ending.check()
+        if self._reader.at_terminal:
+            print()
+
+    def _recall(self) -> None:
+        if self._talk.exchanges:
+            print(transcript.recalled(self._talk.exchanges, columns(sys.stderr)), file=sys.stderr)
+
+    def _say(self, text: str) -> None:
+        try:
+            self._show(lambda on_part: self._talk.answer([self._talk.question(text)], on_part))
+        except PromptError as error:
+            if not self._talk.shown:
+                raise
+            self._talk.shown.clear()  # or the next message would fail with it too
+            print(f"error: {error}\nWhat the message was to show is dropped with it.", file=sys.stderr)
+
+    def _show(self, answer: Callable[[OnPart], list[Part]], settings: Mapping[str, Any] = MappingProxyType({})) -> None:
+        """Shows an answer while it comes, and keeps it. settings: of this answer alone."""
+        screen, below, last = Screen(), ExpertLine(self._args.verbose), None
+        before = self._talk.exchanges
+
+        def show(part: Part) -> None:
+            below.before()
+            screen.show(part)
+            below.after(part)
+
+        try:
+            *_, last = answer(show)
+        finally:
+            below.before()
+            screen.end()
+            below.end(last)
+            if self._talk.exchanges is not before:
+                self.unsaved = True
+        self._last = last
+        tell_cut(last, {**self._talk.settings, **settings}["max_tokens"], "/regen {more} answers again with more room")
+        if self._talk.exchanges is not before:
+            self._keep()
+        options.print_statistics(self._args, last)
+        self._given_up = last.finish_reason == "cancelled"
+
+    def _keep(self) -> None:
+        self.unsaved = not self._keeping.save_or_say(self._talk)
+
+    def _words(self, command: str) -> list[str]:
+        """What Tab offers to a command, beside files."""
+        if command == "think":
+            return list(_THINK)
+        return self._models.names() if command == "model" else []
+
+    # The commands, each with what follows its name.
+
+    def _do_help(self, argument: str) -> None:
+        print(help_text(), file=sys.stderr)
+
+    def _do_undo(self, argument: str) -> None:
+        exchange = self._talk.undo()
+        if exchange is None:
+            raise PromptError("nothing was said yet, so there is nothing to take back")
+        self.unsaved = True
+        print(f"Taken back:\n{transcript.recalled([exchange], columns(sys.stderr))}", file=sys.stderr)
+
+    def _do_regen(self, argument: str) -> None:
+        if argument and not (argument.isascii() and argument.isdigit() and int(argument)):
+            raise PromptError(f"/regen {argument}: write /regen, or /regen N for at most N tokens")
+        settings = {"max_tokens": int(argument)} if argument else {}
+        self._show(lambda on_part: self._talk.answer_again(on_part, **settings), settings)
+
+    def _do_edit(self, argument: str) -> None:
+        if not self._talk.exchanges:
+            raise PromptError("nothing was asked yet: write a message first")
+        questions = self._talk.exchanges[-1][0]
+        if argument:
+            content = [*transcript.shown_with(questions), {"type": "text", "text": argument}]
+            edited = {**questions[-1], "content": content if len(content) > 1 else argument}
+            self._show(lambda on_part: self._talk.answer_again(on_part, [*questions[:-1], edited]))
+        elif self._reader.at_terminal:
+            self._draft = transcript.question_text(questions)
+        else:
+            raise PromptError("/edit needs the new words here: write /edit TEXT")
+
+    def _do_system(self, argument: str) -> None:
+        if argument:
+            self._talk.system = None if argument == "-" else argument
+            self.unsaved = True
+        print(f"System message: {self._talk.system or 'none'}", file=sys.stderr)
+
+    def _do_think(self, argument: str) -> None:
+        word = argument.lower()
+        if word and word not in _THINK:
+            raise PromptError(f"/think {argument}: write one of {', '.join(_THINK)}")
+        if word:
+            self._talk.enable_thinking = _THINK[word]
+        now = next(name for name, value in _THINK.items() if value is self._talk.enable_thinking)
+        print(f"Thinking: {now}{' (as the template says)' if now == 'auto' else ''}", file=sys.stderr)
+
+    def _do_image(self, argument: str) -> None:
+        self._show_with("image", argument)
+
+    def _do_video(self, argument: str) -> None:
+        self._show_with("video", argument)
+
+    def _show_with(self, kind: str, file: str) -> None:
+        if not file:
+            raise PromptError(f"no file; write /{kind} FILE")
+        part = self._talk.read(kind, unquoted(file), f"/{kind}")
+        self._talk.shown.append(part)
+        print(f"The next message shows this {kind} ({part[kind].tokens} tokens).", file=sys.stderr)
+
+    def _do_save(self, argument: str) -> None:
+        path = Path(unquoted(argument)).expanduser() if argument else self._keeping.path
+        if path is None:
+            raise PromptError("no file; write /save FILE (.md and .json are transcripts, any other a session)")
+        if path.suffix.lower() in (".md", ".json"):
+            transcript.write(path, self._talk.messages, self._talk.system)
+        elif self._keeping.is_in(path):
+            self._keeping.save(self._talk)
+            self.unsaved = False
+        else:
+            save_copy(self._talk, path)
+        print(f"Saved to {path}.", file=sys.stderr)
+
+    def _do_load(self, argument: str) -> None:
+        if not argument:
+            raise PromptError("no file; write /load FILE (a session, or a .json transcript)")
+        path = Path(unquoted(argument)).expanduser()
+        if path.suffix.lower() == ".md":
+            raise PromptError(f"{path} is a transcript to read: load a session or a .json transcript")
+        if path.suffix.lower() == ".json":
+            exchanges, system = transcript.read(path)
+            self._talk.take(exchanges, system)
+        else:
+            from mlx_qwen35.session import load_session
+
+            session = load_session(path, self._models.model, self._models.processor)
+            if self.unsaved:
+                self._keeping.save(self._talk)
+            self._keeping.go_on_with(path)
+            self._talk.go_on(session)
+        self.unsaved = True
+        computed = f"{self._talk.computed:,} tokens are computed"
+        print(f"Going on with {path}: {len(self._talk.exchanges)} questions, {computed}.", file=sys.stderr)
+        self._recall()
+
+    def _do_model(self, argument: str) -> None:
+        if argument:
+            self._models.change(unquoted(argument), self._talk)
+            self._last = None
+            self.unsaved = True
+        print(f"Model: {self._models.name}", file=sys.stderr)
+
+    def _do_stats(self, argument: str) -> None:
+        from mlx_qwen35.generation import statistics
+
+        if self._last is None:
+            raise PromptError("there is no answer yet")
+        print(statistics(self._last), file=sys.stderr)
+
+    def _do_reset(self, argument: str) -> None:
+        self._talk.reset()
+        self._last = None
+        self.unsaved = True
+
+
+def unquoted(file: str) -> str:
+    """The file as it was meant: one that is dropped on a terminal comes with quotes or backslashes."""
+    if not os.path.exists(os.path.expanduser(file)):
+        with suppress(ValueError):
+            words = shlex.split(file)
+            if len(words) == 1:
+                return words[0]
+    return file
