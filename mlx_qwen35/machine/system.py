@@ -104,6 +104,12 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mlx-qwen35"
 
 
+def state_folder() -> Path:
+    """Where this package keeps what it cannot make again and nobody misses for long, whether or not it is there."""
+    usual = "~/Library/Application Support" if is_mac() else "~/.local/state"
+    return Path(os.environ.get("XDG_STATE_HOME") or usual).expanduser() / "mlx-qwen35"
+
+
 def sysctl(name: str) -> str | None:
     """What macOS has under a name; None where it has nothing."""
     return said("/usr/sbin/sysctl", "-n", name)

@@ -5,13 +5,13 @@ Knows files and processes. Knows nothing of what a session holds.
 
 from __future__ import annotations
 
-import fcntl
 import os
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
 from mlx_qwen35.errors import SessionError
+from mlx_qwen35.machine.files import lock
 
 _TRIES = 100
 
@@ -19,8 +19,8 @@ _TRIES = 100
 class SessionLock:
     """The right to write a session file, from `with` to its end. Raises SessionError if another program has it.
 
-    It is an advisory lock (flock) on a file beside, .NAME.lock, so a program that was killed has lost it, and what is
-    left of its file means nothing. Where the disk knows no locks there is none.
+    It is an advisory lock on a file beside, .NAME.lock, so a program that was killed has lost it, and what is left of
+    its file means nothing. Where the disk knows no locks there is none.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -36,11 +36,9 @@ class SessionLock:
             except OSError:  # what cannot be locked cannot be written either, and whoever writes says so
                 return self
             try:
-                fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock(self._handle)
             except BlockingIOError:
                 self._refuse()
-            except OSError:  # no locks on this disk
-                return self
             if self._is_in_place():
                 os.truncate(self._handle, 0)
                 os.pwrite(self._handle, f"{os.getpid()}\n".encode(), 0)

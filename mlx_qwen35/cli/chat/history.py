@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from contextlib import suppress
 from pathlib import Path
+
+from mlx_qwen35.machine.system import state_folder
 
 MOST = 1000  # messages kept
 MOST_LENGTH = 20_000  # characters of one
@@ -20,11 +21,7 @@ def history_file() -> Path | None:
     given = os.environ.get("MLX_QWEN35_HISTORY")
     if given is not None:
         return Path(given).expanduser() if given else None
-    if sys.platform == "darwin" and not os.environ.get("XDG_STATE_HOME"):
-        state = Path("~/Library/Application Support")
-    else:
-        state = Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state")
-    return state.expanduser() / "mlx-qwen35" / "chat-history.jsonl"
+    return state_folder() / "chat-history.jsonl"
 
 
 def read(path: Path) -> list[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlx_qwen35.cli import options
+from mlx_qwen35.machine.files import listed
 
 if TYPE_CHECKING:
     from mlx_qwen35.conversation import Conversation
@@ -84,5 +85,5 @@ def _fit_together(folder: Path) -> bool:
     """Whether a model's files fit into what is left beside the one that is loaded."""
     from mlx_qwen35.library.memory import memory_left
 
-    size = sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))
+    size = sum(file.stat().st_size for file in listed(folder, "*.safetensors"))
     return _SPARE * size <= memory_left()

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlx_qwen35.errors import PromptError
+from mlx_qwen35.machine.files import flush
 from mlx_qwen35.text.cells import harmless
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def write(path: Path, messages: Sequence[Message], system: str | None) -> None:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
-            os.fsync(file.fileno())
+            flush(file.fileno())
     except OSError as error:
         with suppress(OSError):
             path.unlink()
