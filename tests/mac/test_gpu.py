@@ -11,6 +11,7 @@ from mlx_qwen35.library import demo_folder, load_model
 from mlx_qwen35.machine import gpu
 from tests.mac.pretended import GPU
 
+BEFORE = 1 << 40  # MLX's own limit is about as much as there is
 MOST = GPU["max_recommended_working_set_size"]
 
 
@@ -18,12 +19,13 @@ class Limits:
     """What MLX's limits are, and every change of them."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, metal: bool):
-        self.now = {"set_cache_limit": 111, "set_wired_limit": 0}
+        self.now = {"set_cache_limit": BEFORE, "set_wired_limit": 0}
         self.changes: list[tuple[str, int]] = []
         for name in self.now:
             monkeypatch.setattr(mx, name, self._setter(name))
-        for name, setter, choose in (("_CACHE", "set_cache_limit", min), ("_WIRED", "set_wired_limit", max)):
-            monkeypatch.setattr(gpu, name, gpu._Limit(setter, choose))  # whatever other tests still hold
+        for name in ("_CACHE", "_WIRED"):  # whatever other tests still hold
+            held = getattr(gpu, name)
+            monkeypatch.setattr(gpu, name, gpu._Limit(held._setter, held._choose))
         monkeypatch.setattr(mx.metal, "is_available", lambda: metal)
         monkeypatch.setattr(mx, "device_info", lambda device=mx.cpu: GPU if metal and device == mx.gpu else {})
 
@@ -66,6 +68,9 @@ def test_nothing_is_made_up(monkeypatch: pytest.MonkeyPatch, no_metal: Limits) -
     assert gpu.working_set() is None and gpu.gpu_memory() is None and gpu.gpu_info() == {}
     monkeypatch.setattr(mx.metal, "is_available", lambda: True)
     assert gpu.working_set() is None  # Metal that does not say
+    monkeypatch.setattr(mx.metal, "is_available", lambda: False)
+    monkeypatch.setattr(mx, "device_info", lambda device: GPU)
+    assert gpu.working_set() is None and gpu.gpu_memory() == GPU["memory_size"]
 
     def broken(device: object = None) -> dict:
         raise RuntimeError("[device_info] no such device")
@@ -84,7 +89,7 @@ def test_the_last_to_let_go_puts_back_what_was_there(mac: Limits) -> None:
     first()  # a second call does nothing
     assert mac.cache == 70
     second()
-    assert mac.cache == 111
+    assert mac.cache == BEFORE
     one, all_of_it, too_much = gpu.keep_wired(30), gpu.keep_wired(), gpu.keep_wired(2 * MOST)
     assert mac.wired == MOST
     all_of_it(), too_much()
@@ -114,7 +119,7 @@ def test_streamed_experts(mac: Limits) -> None:
     assert model.expert_stats is not None
     assert 0 < mac.cache < size and mac.wired == size
     model.unload()
-    assert (mac.cache, mac.wired) == (111, 0)
+    assert (mac.cache, mac.wired) == (BEFORE, 0)
 
 
 def test_streamed_experts_that_are_forgotten(mac: Limits) -> None:
@@ -122,14 +127,14 @@ def test_streamed_experts_that_are_forgotten(mac: Limits) -> None:
     assert mac.wired == 150_000_000
     del model
     gc.collect()
-    assert (mac.cache, mac.wired) == (111, 0)
+    assert (mac.cache, mac.wired) == (BEFORE, 0)
 
 
 def test_streamed_experts_without_metal(no_metal: Limits) -> None:
     model = load_model(demo_folder(), memory=150_000_000, context_length=512, warm_start=False)
     assert no_metal.cache < 150_000_000
     model.unload()
-    assert no_metal.cache == 111 and all(name == "set_cache_limit" for name, _ in no_metal.changes)
+    assert no_metal.cache == BEFORE and all(name == "set_cache_limit" for name, _ in no_metal.changes)
 
 
 @pytest.fixture(scope="module")
