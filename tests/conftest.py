@@ -12,6 +12,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from tests import figures
 from tests.mac import pretended
 
 AS_MAC = "--as-mac" in sys.argv or pretended.VARIABLE in os.environ
@@ -44,6 +45,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for name, reason in pretended.CANNOT.items():
             if item.nodeid.startswith(name):
                 item.add_marker(pytest.mark.skip(reason=f"cannot be pretended: {reason}"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """README's figures, as they are here and now."""
+    if figures.measured:
+        terminalreporter.section("largest differences")
+        for line in figures.lines():
+            terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="session")

@@ -23,11 +23,12 @@ from mlx_qwen35.config import ModelConfig
 from mlx_qwen35.library import demo_folder
 from mlx_qwen35.processor import Processor
 from mlx_qwen35.vision import positions as place
+from tests import figures
 from tests.checkpoints import random_tensors, tiny_config, write_checkpoint
 from tests.golden.vision.conversations import NAMED, Conversation, Shown, random_conversation, user
 from tests.reference_processor import ReferenceProcessor
 
-PIXELS, LOGITS = 1e-6, 2e-3
+PIXELS = 1e-6
 TEXT_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "preprocessor_config.json",
               "video_preprocessor_config.json")  # fmt: skip
 # The published heads: norms over the 8 to 16 values of tiny_config's make 1e-2 of the last bits of features, and in
@@ -142,4 +143,4 @@ def test_logits(tiny: Path, name: str, tmp_path: Path) -> None:
     for cuts in ([0, len(prompt.tokens)], [0, inside, len(prompt.tokens)]):
         cache = model.make_cache()
         parts = [model(tokens[:, a:b], cache, sight[a:b]) for a, b in pairwise(cuts)]
-        assert np.abs(np.array(mx.concatenate(parts, axis=1))[0] - theirs).max() <= LOGITS, cuts
+        figures.hold(figures.SEEING, float(np.abs(np.array(mx.concatenate(parts, axis=1))[0] - theirs).max()))
