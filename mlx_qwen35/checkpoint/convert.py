@@ -39,7 +39,7 @@ from mlx_qwen35.checkpoint.verify import verify as check
 from mlx_qwen35.checkpoint.write import WriteError, make_durable, shown_size, write_error, write_index, write_json
 from mlx_qwen35.config import QuantSpec
 from mlx_qwen35.errors import CheckpointError
-from mlx_qwen35.machine.files import listed
+from mlx_qwen35.machine.files import allow_open, listed
 
 _COPIED = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*", "NOTICE*")
 _OWN = ("config.json", "quantize_config.json", "quant_config.json")  # what the source says of its own weights
@@ -199,6 +199,7 @@ def _convert(
     whole = sum(task.nbytes for task in plan.tasks)
     progress = _Progress(sum(layer.nbytes for layer in records) + (3 if verifying else 1) * whole, on_progress)
     try:
+        allow_open(2 * len(files))
         for file in files.values():
             file.open()
         all_pieces = list(pieces(plan, files))

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from ..errors import ExpertReadError
+from ..machine.files import allow_open
 
 _AT_HAND = getattr(os, "RWF_NOWAIT", None)  # Linux: only what lies in the page cache
 
@@ -101,8 +102,10 @@ class Handle:
 def open_all(least: Iterable[tuple[Path, int]]) -> dict[Path, Handle]:
     """Handles of (file, bytes that it has to have); all of them, or none and an ExpertReadError."""
     handles: dict[Path, Handle] = {}
+    wanted = list(least)
+    allow_open(len(wanted))
     try:
-        for path, size in least:
+        for path, size in wanted:
             handles[path] = Handle(path, size)
     except BaseException:
         for handle in handles.values():

@@ -21,7 +21,7 @@ import mlx.core as mx
 
 from mlx_qwen35.checkpoint.disk import PAGE
 from mlx_qwen35.experts.layout import Extent, LayerLayout
-from mlx_qwen35.machine.files import can_forget, forget, pass_cache_by
+from mlx_qwen35.machine.files import allow_open, can_forget, forget, pass_cache_by
 
 # Share of the experts in memory -> of those asked for, how many are found there: on the hardest and on the easiest
 # routing of benchmarks/results/replay.json (SLRU, the policy that is used; tests/library/test_speed.py compares).
@@ -102,7 +102,9 @@ def disk_speed(layouts: Mapping[int, LayerLayout], at_once: int, threads: int = 
     Raises OSError if a file cannot be read.
     """
     rng = random.Random(0)
-    files = {file: os.open(file, os.O_RDONLY) for layout in layouts.values() for file in layout.files}
+    paths = {file for layout in layouts.values() for file in layout.files}
+    allow_open(len(paths))
+    files = {path: os.open(path, os.O_RDONLY) for path in paths}
     try:
         for descriptor in files.values():
             pass_cache_by(descriptor)

@@ -10,6 +10,7 @@ import ctypes
 import errno
 import mmap
 import os
+import resource
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -23,6 +24,7 @@ try:
 except ImportError:  # neither locks nor what macOS has in it
     fcntl = None  # type: ignore[assignment]
 
+_MORE_FILES = 256  # that may be open besides
 # Of macOS's fcntl.h and sys/mman.h: F_FULLFSYNC, F_NOCACHE, MS_INVALIDATE.
 _FULL_FLUSH, _NO_CACHE, _INVALIDATE = 51, 48, 2
 
@@ -139,6 +141,16 @@ def lock(handle: int) -> bool:
             return False
         raise
     return True
+
+
+def allow_open(count: int) -> None:
+    """Let this process open so many files more, as far as its hard limit goes: macOS begins with 256 in all."""
+    with suppress(OSError, ValueError):
+        wanted, (soft, hard) = count + _MORE_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)
+        if hard != resource.RLIM_INFINITY:
+            wanted = min(wanted, hard)
+        if soft != resource.RLIM_INFINITY and soft < wanted:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def is_litter(name: str) -> bool:

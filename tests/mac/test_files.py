@@ -13,6 +13,7 @@ from mlx_qwen35.checkpoint.disk import LEAST, Writer
 from mlx_qwen35.machine import files
 from mlx_qwen35.session.file import write
 from tests.checkpoints import random_tensors, tiny_config, write_checkpoint
+from tests.conftest import CHECKOUT
 
 
 class Fcntl:
@@ -192,3 +193,43 @@ def test_the_module_comes_without_fcntl() -> None:
     code = "import sys; sys.modules['fcntl'] = None\nfrom mlx_qwen35.machine import files; print(files.lock(0))"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert told.stdout.strip() == "False", told.stderr
+
+
+FEW = """
+import resource, sys
+from pathlib import Path
+import mlx.core as mx
+mx.set_default_device(mx.cpu)
+from mlx_qwen35.checkpoint import write
+from mlx_qwen35.checkpoint.convert import convert
+from mlx_qwen35.experts.handles import open_all
+_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (24, hard))
+write.plan_shards.__defaults__ = (1,)  # a shard for every group of tensors
+target = convert(sys.argv[1], sys.argv[2], dtype="float16")
+shards = sorted(target.glob("*.safetensors"))
+resource.setrlimit(resource.RLIMIT_NOFILE, (24, hard))
+handles = open_all([(shard, 1) for shard in shards])
+print(len(shards), len(handles))
+"""
+
+
+def test_many_files_at_once(tmp_path: Path) -> None:
+    """macOS lets a process have 256 files open, of which a large conversion needs more: the limit is raised."""
+    config = tiny_config("dense")
+    source = write_checkpoint(tmp_path / "source", config, random_tensors(config))
+    command = [sys.executable, "-c", FEW, str(source), str(tmp_path / "target")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=CHECKOUT)
+    assert done.returncode == 0, done.stderr[-2000:]
+    shards, opened = map(int, done.stdout.split())
+    assert shards == opened > 24
+
+
+def test_a_hard_limit_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, int]] = []
+    monkeypatch.setattr(files.resource, "setrlimit", lambda kind, limits: seen.append(limits))
+    for limits in ((256, 1000), (256, files.resource.RLIM_INFINITY), (9000, 9000), (files.resource.RLIM_INFINITY,) * 2):
+        monkeypatch.setattr(files.resource, "getrlimit", lambda kind, limits=limits: limits)
+        files.allow_open(5000)
+    (few, hard), (many, unlimited) = seen
+    assert (few, hard, unlimited) == (1000, 1000, files.resource.RLIM_INFINITY) and 5000 < many < 6000
