@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from mlx_qwen35 import generation
 from mlx_qwen35.errors import PromptError
 from mlx_qwen35.interrupt import stop_on_ctrl_c
+from mlx_qwen35.request import PromptOptions, check_model_and_processor, check_options, option_names
 from mlx_qwen35.screen import call_record
 from mlx_qwen35.session import Session
 from mlx_qwen35.text.messages import MediaPart
@@ -30,6 +31,13 @@ Message = dict[str, Any]
 Exchange = tuple[list[Message], Message]  # what was asked, what was answered
 
 
+# Options of stream_generate, but for those that a conversation gives itself.
+_SETTINGS = sorted(
+    set(option_names(generation.stream_generate))
+    - {"images", "videos", "session", "cache", "covered", "features", "cancel"}
+)
+
+
 class Conversation:
     """Exchanges with one model, and the session that was computed for them. `shown`: pictures and videos of the next
     message, as parts of its content."""
@@ -42,15 +50,21 @@ class Conversation:
         system: str | None = None,
         tools: Sequence[Mapping[str, Any]] = (),
         enable_thinking: bool | None = None,
+        options: PromptOptions | None = None,
         reading: Mapping[str, Any] | None = None,
         settings: Mapping[str, Any] | None = None,
         session: Session | None = None,
     ) -> None:
-        """reading: how pictures and videos are read, as `Processor.prepare` has it. settings: of `stream_generate`.
-        session: what was computed, and what was said if `save` wrote it."""
+        """options: what the template is told beside system, tools and enable_thinking. reading: how pictures and videos
+        are read, as `Processor.prepare` has it. settings: of `stream_generate`. session: what was computed, and what
+        was said if `save` wrote it."""
+        check_model_and_processor(model, processor, type(self).__name__)
+        check_options({"system": system, "tools": tools, "enable_thinking": enable_thinking}, type(self).__name__)
+        check_settings(settings or {}, type(self).__name__)
         self._model, self._processor = model, processor
-        self.system, self._tools, self.enable_thinking = system, list(tools), enable_thinking
-        self._reading, self._settings = dict(reading or {}), dict(settings or {})
+        self.system, self._tools, self.enable_thinking = system, list(tools or ()), enable_thinking
+        self._options = replace(options or PromptOptions(), **(reading or {}))
+        self._settings = dict(settings or {})
         self._features = FeatureStore()
         self.reset()
         if session is not None:
@@ -75,7 +89,7 @@ class Conversation:
         and leaves the conversation as it was."""
         read = []
         for questions, answer in exchanges:
-            *asked, answered = self._processor.prepare([*questions, answer], **self._reading)
+            *asked, answered = self._processor.prepare([*questions, answer], **self._options.reading)
             read.append((asked, answered))
         before = self.exchanges, self.system, self.shown
         self.exchanges, self.system, self.shown = read, system, []
@@ -111,6 +125,13 @@ class Conversation:
         return self._settings
 
     @property
+    def options(self) -> PromptOptions:
+        """What the template is told with all answers."""
+        return replace(
+            self._options, system=self.system, tools=self._tools, enable_thinking=self.enable_thinking
+        )
+
+    @property
     def messages(self) -> list[Message]:
         """All that was said, without the system message."""
         return [message for questions, answer in self.exchanges for message in (*questions, answer)]
@@ -126,7 +147,7 @@ class Conversation:
         Raises PromptError if it cannot be read or seen.
         """
         content = [MediaPart(kind, source, where)]
-        (message,) = self._processor.prepare([{"role": "user", "content": content}], **self._reading)
+        (message,) = self._processor.prepare([{"role": "user", "content": content}], **self._options.reading)
         return message["content"][0]
 
     def question(self, text: str) -> Message:
@@ -159,9 +180,7 @@ class Conversation:
     def check(self, processor: Processor) -> None:
         """Raises PromptError if another processor cannot read what was said."""
         if self.exchanges:
-            processor.prompt(
-                self.messages, system=self.system, tools=self._tools or None, enable_thinking=self.enable_thinking
-            )
+            processor.prompt(self.messages, **self.options.said)
 
     def answer(
         self,
@@ -171,18 +190,18 @@ class Conversation:
         enable_thinking: bool | None = None,
         **settings: Any,
     ) -> list[Part]:
-        """Answers messages; -> the parts, each of which `on_part` was given as it came. settings: over those of all.
+        """Answers messages; -> the parts, each of which `on_part` was given as it came. settings: of `stream_generate`,
+        over those of all.
 
         Question and answer join the exchanges, also where the answer was interrupted after it had begun; the first
         Ctrl-C ends it with a part whose finish_reason is "cancelled". Raises PromptError if they make no prompt.
         """
-        thinking = self.enable_thinking if enable_thinking is None else enable_thinking
-        prompt = self._processor.prompt(
-            [*self.messages, *questions],
-            system=self.system,
-            tools=self._tools or None,
-            enable_thinking=thinking,
-        )
+        check_settings(settings, "answer")
+        told = {name: settings.pop(name) for name in PromptOptions.names() if name in settings}
+        if enable_thinking is not None:
+            told["enable_thinking"] = enable_thinking
+        options = replace(self.options, **told)
+        prompt = self._processor.prompt([*self.messages, *questions], **options.said)
         settings = {**self._settings, **settings}
         parts: list[Part] = []
         try:
@@ -191,7 +210,7 @@ class Conversation:
                     self._model,
                     self._processor,
                     prompt,
-                    tools=self._tools,
+                    tools=options.tools or (),
                     session=self._session,
                     features=self._features,
                     cancel=asked,
@@ -206,6 +225,11 @@ class Conversation:
                 self.exchanges = [*self.exchanges, (list(questions), _message(parts))]
                 self.shown = []
         return parts
+
+
+def check_settings(settings: Mapping[str, Any], owner: str) -> None:
+    """Raises ArgumentError for what is no setting of an answer in a conversation. owner: who was given them."""
+    check_options(settings, owner, names=_SETTINGS)
 
 
 def _message(parts: list[Part]) -> Message:

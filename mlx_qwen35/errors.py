@@ -22,6 +22,10 @@ class PromptError(Qwen35Error, ValueError):
     """What was asked cannot become a prompt: refused by the template, empty, longer than the context, ..."""
 
 
+class ArgumentError(PromptError, TypeError):
+    """An argument has a value or a type that means nothing, or a name that there is not."""
+
+
 class SessionError(Qwen35Error, ValueError):
     """A saved session is damaged or that of another model, or a session is asked for something while it answers."""
 

@@ -17,25 +17,23 @@ import mlx.core as mx
 
 from mlx_qwen35 import speculative
 from mlx_qwen35.decoding import decode
-from mlx_qwen35.errors import PromptError
+from mlx_qwen35.errors import ArgumentError
 from mlx_qwen35.machine.gpu import wired
-from mlx_qwen35.parts import AnswerText, Clock, Completion, Part, Row, statistics
-from mlx_qwen35.processor import Prompt
-from mlx_qwen35.sampling import History, Sampler, Sampling, bias_row
+from mlx_qwen35.parts import Clock, Completion, Part, Row, statistics
+from mlx_qwen35.request import PromptOptions, Request, check_covered, checked, one_each, read_drafting, read_prompt
+from mlx_qwen35.screen import Screen
 from mlx_qwen35.vision.sight import Sight
 
 if TYPE_CHECKING:
     from mlx_qwen35.cache import Cache
     from mlx_qwen35.model import Model
     from mlx_qwen35.mtp import MTPHead
-    from mlx_qwen35.processor import Processor
+    from mlx_qwen35.processor import Processor, Prompt
+    from mlx_qwen35.sampling import Sampling
     from mlx_qwen35.session import Session
     from mlx_qwen35.vision.media import Media
 
 __all__ = ["Completion", "Part", "decode", "generate", "generate_batch", "prefill", "statistics", "stream_generate"]
-
-DEFAULT_MAX_TOKENS = 4096
-DRAFTS = 3  # tokens at a time, at the most, where nothing is said
 
 Cancel = Any  # a callable () -> bool, anything with is_set() (threading.Event), or None
 
@@ -68,10 +66,10 @@ def prefill(
     """
     chunk_size = model.prefill_chunk if chunk_size is None else chunk_size
     if chunk_size < 1:
-        raise ValueError(f"chunk_size is {chunk_size}; it must be 1 or more")
+        raise ArgumentError(f"chunk_size is {chunk_size}; it must be 1 or more")
     tokens = mx.array(tokens)
     tokens = tokens[None] if tokens.ndim == 1 else tokens
-    _check_covered(covered, tokens.shape[1], cache)
+    check_covered(covered, tokens.shape[1], cache)
     total = tokens.shape[1] - covered
     cancelled = _cancel_check(cancel)
     ends = sorted({*range(chunk_size, total, chunk_size), *(b for b in boundaries if 0 < b < total), total})
@@ -107,6 +105,7 @@ def prefill(
     return logits
 
 
+@checked()
 def stream_generate(
     model: Model,
     processor: Processor,
@@ -120,7 +119,12 @@ def stream_generate(
     system: str | None = None,
     tools: Sequence[Mapping[str, Any]] = (),
     enable_thinking: bool | None = None,
-    max_tokens: int | None = DEFAULT_MAX_TOKENS,
+    reasoning_effort: str | None = None,
+    preserve_thinking: bool | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    allow_control_tokens: bool = False,
+    max_tokens: int | None = None,
+    thinking_budget: int | None = None,
     sampling: Sampling | None = None,
     stop: str | Iterable[str] = (),
     session: Session | None = None,
@@ -140,7 +144,11 @@ def stream_generate(
 
     prompt: a text (one user message), a list of messages, token ids, or a Prompt.
     images, videos, fps, max_pixels, fetch: what it shows, and how that is read; see `Processor.prompt`.
+    system, tools, enable_thinking, reasoning_effort, preserve_thinking, chat_template_kwargs, allow_control_tokens:
+    what the template is told; see there, too.
     max_tokens: None goes on until the context is full. sampling: None takes what generation_config.json says.
+    thinking_budget: after so many tokens of reasoning it is closed: a sentence that says so, </think> and a blank line
+    come as tokens of the answer, and the answer proper follows. 0: it is closed before it begins. None: no budget.
     session: what was computed before. The prompt is all of it; the part that begins as an earlier one is not computed
     again. cache and covered are its own then. It makes one answer at a time: SessionError while another stream of it is
     neither read to its end nor closed.
@@ -159,20 +167,29 @@ def stream_generate(
     Raises PromptError, before anything is computed, for a prompt that is empty, shows what cannot be read or seen, or
     leaves no room in the context.
     """
-    chosen = {"system": system, "tools": tools, "enable_thinking": enable_thinking}
-    chosen |= {"fps": fps, "max_pixels": max_pixels, "fetch": fetch}
+    options = PromptOptions.of(locals())
     if session is not None and (cache is not None or covered):
-        raise ValueError("a session has a cache of its own, and knows what it covers: give it alone")
+        raise ArgumentError("a session has a cache of its own, and knows what it covers: give it alone")
     if session is not None and session.model is not model:
-        raise ValueError("the session is another model's: give the model that it was made with (session.model)")
-    prompt = _read_prompt(processor, prompt, images, videos, **chosen)
+        raise ArgumentError("the session is another model's: give the model that it was made with (session.model)")
+    prompt = read_prompt(processor, prompt, images, videos, options)
     cache = model.make_cache() if cache is None else cache
-    _check_covered(covered, len(prompt.tokens), cache)
+    check_covered(covered, len(prompt.tokens), cache)
     if prompt.media:
         model.placement([prompt.tokens], [prompt.media], cache, covered=covered)
-    held = cache.offset - covered
-    asked = _Asked(model, processor, [prompt], held, context_length, max_tokens, sampling, tools, stop)
-    asked.drafting = _drafting(model, asked.sampler.sampling, mtp, draft_model, num_draft_tokens)
+    asked = Request.made(
+        model,
+        processor,
+        [prompt],
+        held=cache.offset - covered,
+        context_length=context_length,
+        max_tokens=max_tokens,
+        thinking_budget=thinking_budget,
+        sampling=sampling,
+        tools=options.tools,
+        stop=stop,
+    )
+    asked.drafting = read_drafting(model, asked.sampler.sampling, mtp, draft_model, num_draft_tokens)
     prefilling = {"chunk_size": chunk_size, "boundaries": tuple(boundaries), "on_progress": on_progress}
     if session is not None:
         return _in_place(model, _stream_in_session(session, model, prompt, features, asked, prefilling, cancel))
@@ -194,7 +211,7 @@ def _stream_in_session(
     model: Model,
     prompt: Prompt,
     features: MutableMapping[str, mx.array] | None,
-    asked: _Asked,
+    asked: Request,
     prefilling: dict[str, Any],
     cancel: Cancel,
 ) -> Generator[Part, None, None]:
@@ -230,7 +247,7 @@ def _stream(
     prompt: Prompt,
     covered: int,
     features: MutableMapping[str, mx.array] | None,
-    asked: _Asked,
+    asked: Request,
     prefilling: dict[str, Any],
     cancel: Cancel,
 ) -> Generator[Part, None, None]:
@@ -271,6 +288,7 @@ def _stream(
     yield clock.part(*answer.finish(), None, None, "cancelled")
 
 
+@checked(options_of=stream_generate)
 def generate(
     model: Model,
     processor: Processor,
@@ -282,19 +300,21 @@ def generate(
 ) -> str:
     """The whole answer as the model wrote it, reasoning and tool calls included, as mlx-lm returns it.
 
-    content_only: without reasoning and tool calls. verbose: print the answer as it comes, and the statistics.
+    content_only: without reasoning and tool calls. verbose: show the answer as it comes, and the statistics.
     options: those of `stream_generate`.
     """
-    pieces, part = [], None
+    pieces, part, screen = [], None, Screen() if verbose else None
     for part in stream_generate(model, processor, prompt, **options):
         pieces.append(part.content if content_only else part.text)
-        if verbose:
-            print(pieces[-1], end="", flush=True)
-    if verbose and part is not None:
-        print(f"\n{'=' * 10}\n{statistics(part)}")
+        if screen:
+            screen.show(part)
+    if screen:
+        screen.end()
+        print(f"{'=' * 10}\n{statistics(part)}")
     return "".join(pieces)
 
 
+@checked()
 def generate_batch(
     model: Model,
     processor: Processor,
@@ -308,7 +328,12 @@ def generate_batch(
     system: str | None = None,
     tools: Sequence[Mapping[str, Any]] = (),
     enable_thinking: bool | None = None,
-    max_tokens: int | None = DEFAULT_MAX_TOKENS,
+    reasoning_effort: str | None = None,
+    preserve_thinking: bool | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    allow_control_tokens: bool = False,
+    max_tokens: int | None = None,
+    thinking_budget: int | None = None,
     sampling: Sampling | None = None,
     stop: str | Iterable[str] = (),
     context_length: int | None = None,
@@ -321,16 +346,25 @@ def generate_batch(
     images, videos: one list a prompt. The other options as in `stream_generate`. A row that has ended waits for the
     others; the longest decides about the context.
     """
+    options = PromptOptions.of(locals())
+    shown = zip(one_each(images, "images", len(prompts)), one_each(videos, "videos", len(prompts)), strict=True)
     if len(prompts) == 0:
         return []
-    chosen = {"system": system, "tools": tools, "enable_thinking": enable_thinking}
-    chosen |= {"fps": fps, "max_pixels": max_pixels, "fetch": fetch}
-    shown = zip(_one_each(images, "images", len(prompts)), _one_each(videos, "videos", len(prompts)), strict=True)
-    read = [_read_prompt(processor, prompt, *media, **chosen) for prompt, media in zip(prompts, shown, strict=True)]
+    read = [read_prompt(processor, prompt, *media, options) for prompt, media in zip(prompts, shown, strict=True)]
     for prompt in read:
         if prompt.media:
             model.placement([prompt.tokens], [prompt.media])
-    asked = _Asked(model, processor, read, 0, context_length, max_tokens, sampling, tools, stop)
+    asked = Request.made(
+        model,
+        processor,
+        read,
+        context_length=context_length,
+        max_tokens=max_tokens,
+        thinking_budget=thinking_budget,
+        sampling=sampling,
+        tools=options.tools,
+        stop=stop,
+    )
     rows = [Row(answer, len(prompt.tokens)) for answer, prompt in zip(asked.answers, read, strict=True)]
 
     longest = max(len(prompt.tokens) for prompt in read)
@@ -349,110 +383,6 @@ def generate_batch(
                 if all(row.reason for row in rows) or cancelled():
                     break
     return [row.completion("cancelled" if asked.limit else "length") for row in rows]
-
-
-class _Asked:
-    """What answers to `prompts` need beside the model: how tokens are drawn, how many, and how they are read.
-
-    held: tokens that the cache has before the prompts. Raises PromptError or ValueError for what cannot be done.
-    """
-
-    def __init__(
-        self,
-        model: Model,
-        processor: Processor,
-        prompts: Sequence[Prompt],
-        held: int,
-        context_length: int | None,
-        max_tokens: int | None,
-        sampling: Sampling | None,
-        tools: Sequence[Mapping[str, Any]],
-        stop: str | Iterable[str],
-    ) -> None:
-        longest, vocab_size = max(len(prompt.tokens) for prompt in prompts), model.config.text.vocab_size
-        room = _room(longest, held, context_length or processor.context_length)
-        self.limit = room if max_tokens is None else min(max_tokens, room)
-        sampling = sampling or Sampling.from_generation_config(processor.generation_config)
-        if sampling.logit_bias:
-            bias_row(sampling.logit_bias, vocab_size)  # refuses ids that there are not
-        self.sampler = Sampler(sampling)
-        self.drafting: speculative.Drafting | None = None
-        self.history = History(sampling, [prompt.tokens for prompt in prompts], vocab_size)
-        stop = (stop,) if isinstance(stop, str) else tuple(stop)
-        reading = {"tools": tools, "stop": stop}
-        self.answers = [
-            AnswerText(processor.tokenizer, processor.eos_token_ids, thinking=prompt.thinking, **reading)
-            for prompt in prompts
-        ]
-
-
-def _read_prompt(
-    processor: Processor,
-    prompt: Any,
-    images: Sequence[Any],
-    videos: Sequence[Any],
-    *,
-    tools: Sequence[Mapping[str, Any]],
-    **reading: Any,
-) -> Prompt:
-    if not isinstance(prompt, Prompt):
-        prompt = processor.prompt(prompt, images=images, videos=videos, tools=list(tools) or None, **reading)
-    elif len(images) or len(videos):
-        raise PromptError("a Prompt has its images and videos already: give them to processor.prompt, which makes it")
-    if len(prompt.tokens) == 0:
-        raise PromptError("the prompt is empty; give at least one token")
-    return prompt
-
-
-def _drafting(
-    model: Model,
-    sampling: Sampling,
-    mtp: bool | None,
-    draft_model: MTPHead | Model | None,
-    most: int | None,
-) -> speculative.Drafting | None:
-    """What drafts, and how; None where nothing was asked for. Raises ValueError for what cannot draft."""
-    if most is not None:
-        speculative.check_count(most)
-    if draft_model is None and (mtp or mtp is None):
-        draft_model = model.mtp
-        if mtp and draft_model is None:
-            raise ValueError("mtp=True, but the model was loaded without its MTP head: load it with mtp=True too")
-    if draft_model is None:
-        return None
-    steady = sampling.seed is not None and sampling.temperature > 0
-    drafting = speculative.Drafting(draft_model, DRAFTS if most is None else most, steady=steady)
-    drafting.check(model)
-    return drafting
-
-
-def _one_each(media: Sequence[Sequence[Any]], name: str, prompts: int) -> Sequence[Sequence[Any]]:
-    """Images or videos of a batch as one list a prompt."""
-    if len(media) not in (0, prompts):
-        raise PromptError(f"{name}= holds {len(media)} lists for {prompts} prompts; give one list a prompt")
-    return media if len(media) else [()] * prompts
-
-
-def _room(prompt_tokens: int, cached_tokens: int, context_length: int) -> int:
-    """How many tokens of answer fit; raises PromptError if none does."""
-    used = prompt_tokens + cached_tokens
-    if used >= context_length:
-        held = f" after {cached_tokens} in the cache" if cached_tokens else ""
-        raise PromptError(
-            f"the prompt has {prompt_tokens} tokens{held}, and the context holds {context_length} with the answer; "
-            "shorten the prompt or raise the context length"
-        )
-    return context_length - used
-
-
-def _check_covered(covered: int, tokens: int, cache: Cache) -> None:
-    if tokens == 0:
-        raise PromptError("the prompt is empty; give at least one token")
-    if covered and not 0 < covered == cache.offset < tokens:
-        raise ValueError(
-            f"covered is {covered}, the cache holds {cache.offset} tokens and the whole prompt has {tokens}: "
-            "covered is what the cache holds, and leaves at least one token to compute"
-        )
 
 
 def _cancel_check(cancel: Cancel) -> Callable[[], bool]:

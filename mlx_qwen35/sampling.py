@@ -12,17 +12,44 @@ import secrets
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from functools import wraps
+from numbers import Integral
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import numpy as np
 
-from mlx_qwen35.errors import CheckpointError
+from mlx_qwen35 import checks
+from mlx_qwen35.errors import ArgumentError, CheckpointError
+
+if TYPE_CHECKING:
+    from mlx_qwen35.thinking import ThinkingBudget
 
 BLOCK = 256  # vocabulary entries that share one maximum in `top_ids`
 
 
-@dataclass(frozen=True)
+def _named_only(cls: type) -> type:
+    """Values of a dataclass are given by name; errors say so, and which name was meant."""
+    make, names = cls.__init__, [spec.name for spec in fields(cls)]
+
+    @wraps(make)
+    def __init__(self: Any, *values: Any, **named: Any) -> None:
+        if values:
+            raise ArgumentError(
+                f"{cls.__name__} takes its values by name: write {cls.__name__}(temperature={values[0]!r}), say"
+            )
+        for name in named:
+            if name not in names:
+                hint = checks.suggestion(name, names) or f"; there are {', '.join(names)}"
+                raise ArgumentError(f"{cls.__name__} has no {name}{hint}")
+        make(self, **named)
+
+    cls.__init__ = __init__
+    return cls
+
+
+@_named_only
+@dataclass(frozen=True, kw_only=True)
 class Sampling:
     """How a token is drawn: the steps run in the order of the fields.
 
@@ -48,25 +75,29 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        for spec in fields(self):
-            value = getattr(self, spec.name)
-            if isinstance(value, float) and not math.isfinite(value):
-                raise ValueError(f"{spec.name} is {value}; give a finite number")
-        for token, amount in (self.logit_bias or {}).items():
-            if not amount < math.inf:
-                raise ValueError(f"logit_bias of token {token} is {amount}; give a finite number, or -inf to forbid it")
+        for name in ("repetition_penalty", "presence_penalty", "temperature", "top_p", "min_p"):
+            checks.number(name, getattr(self, name))
+        checks.whole("top_k", self.top_k, 0)
+        checks.whole("repetition_context_size", self.repetition_context_size, 1, otherwise="for all tokens")
+        checks.whole("seed", self.seed, 0, 2**64 - 1, otherwise="for another one each time")
+        self._check_bias()
         self._require(self.repetition_penalty > 0, "repetition_penalty", "above 0; 1 turns it off")
-        size = self.repetition_context_size
-        self._require(size is None or size > 0, "repetition_context_size", "above 0, or None for all tokens")
         self._require(self.temperature >= 0, "temperature", "0 (greedy) or above")
-        self._require(self.top_k >= 0, "top_k", "0 (off) or above")
         self._require(0 < self.top_p <= 1, "top_p", "above 0 and at most 1; 1 turns it off")
         self._require(0 <= self.min_p <= 1, "min_p", "between 0 and 1; 0 turns it off")
-        self._require(self.seed is None or 0 <= self.seed < 2**64, "seed", "between 0 and 2^64 - 1")
+
+    def _check_bias(self) -> None:
+        if self.logit_bias is not None and not isinstance(self.logit_bias, Mapping):
+            raise ArgumentError(f"logit_bias is {checks.shown(self.logit_bias)}; give a dict {{token id: amount}}")
+        for token, amount in (self.logit_bias or {}).items():
+            if isinstance(token, bool) or not isinstance(token, Integral):
+                raise ArgumentError(f"logit_bias names token {checks.shown(token)}; an id is a whole number")
+            if amount != -math.inf:
+                checks.number(f"logit_bias of token {token} (-inf forbids it)", amount)
 
     def _require(self, holds: bool, name: str, rule: str) -> None:
         if not holds:
-            raise ValueError(f"{name} is {getattr(self, name)}; it must be {rule}")
+            raise ArgumentError(f"{name} is {getattr(self, name)}; it must be {rule}")
 
     @classmethod
     def from_generation_config(cls, settings: Mapping[str, Any], **overrides: Any) -> Sampling:
@@ -101,12 +132,20 @@ class Sampling:
 class History:
     """Which tokens each row has seen, as masks on the device: `append` takes a token that is not yet computed.
 
-    prompts: one list of token ids a row (they count for the repetition penalty only). Only what `sampling` needs is
-    kept.
+    prompts: one list of token ids a row (they count for the repetition penalty only). budget: of the reasoning of the
+    same rows, which may force tokens. Only what `sampling` needs is kept.
     """
 
-    def __init__(self, sampling: Sampling, prompts: Sequence[Sequence[int]], vocab_size: int) -> None:
+    def __init__(
+        self,
+        sampling: Sampling,
+        prompts: Sequence[Sequence[int]],
+        vocab_size: int,
+        *,
+        budget: ThinkingBudget | None = None,
+    ) -> None:
         self.vocab_size = vocab_size
+        self.budget = budget
         self.seen: mx.array | None = None  # [B, V] bool: in prompt or answer
         self.recent: mx.array | None = None  # [B, N]: the last N tokens, oldest first, V where there is none
         self.answered: mx.array | None = None  # [B, V] bool: in the answer
@@ -135,6 +174,8 @@ class History:
             self.recent = mx.concatenate([self.recent[:, 1:], index.astype(self.recent.dtype)], axis=1)
         if self.answered is not None:
             self.answered = mx.put_along_axis(self.answered, index, mx.array(True), axis=1)
+        if self.budget is not None:
+            self.budget = self.budget.after(token)
 
     def then(self, token: mx.array) -> History:
         """Another history that goes on with token [B]; this one stays as it is."""
@@ -149,6 +190,8 @@ class History:
         for name in ("seen", "recent", "answered"):
             if getattr(other, name) is not None:
                 setattr(other, name, mx.concatenate([getattr(history, name) for history in histories]))
+        if other.budget is not None:
+            other.budget = other.budget.joined([history.budget for history in histories])
         return other
 
     def repeated(self) -> mx.array | None:
@@ -172,9 +215,10 @@ class Sampler:
         """logits: [B, V] -> token [B], logprobs [B, V], both lazy.
 
         The log probabilities are those of the distribution after bias and penalties and before temperature and
-        truncation, as mlx-lm reports them. The caller appends the token to `history`.
+        truncation, as mlx-lm reports them; a token that a budget forces has all of it. The caller appends the token to
+        `history`.
         """
-        logits = self._penalise(logits, history)
+        logits = self._adjusted(logits, history)
         logprobs = _normalised(logits)
         if self.sampling.temperature == 0:
             return mx.argmax(logits, axis=-1), logprobs
@@ -185,7 +229,7 @@ class Sampler:
 
         Of the same logits and history, the distribution that a call draws from. For temperatures above 0.
         """
-        logprobs = _normalised(self._penalise(logits, history))
+        logprobs = _normalised(self._adjusted(logits, history))
         scaled, ids = self._candidates(logprobs)
         if ids is None:
             return scaled, logprobs
@@ -194,7 +238,7 @@ class Sampler:
     def guess(self, logits: mx.array, history: History | None = None) -> tuple[mx.array, mx.array | None]:
         """A call's token [B] with the log weights [B, V] that it was drawn with; None where the largest is taken."""
         if self.sampling.temperature == 0:
-            return mx.argmax(self._penalise(logits, history), axis=-1), None
+            return mx.argmax(self._adjusted(logits, history), axis=-1), None
         weights, _ = self.weights(logits, history)
         return mx.random.categorical(weights, axis=-1, key=self.next_key()), weights
 
@@ -203,7 +247,7 @@ class Sampler:
         self._key, key = mx.random.split(self._key)
         return key
 
-    def _penalise(self, logits: mx.array, history: History | None) -> mx.array:
+    def _adjusted(self, logits: mx.array, history: History | None) -> mx.array:
         chosen = self.sampling
         if chosen.needs_history and history is None:
             raise ValueError("a repetition or presence penalty needs a History of the rows")
@@ -218,7 +262,7 @@ class Sampler:
             logits = mx.where(history.repeated(), smaller, logits)
         if chosen.presence_penalty != 0.0:
             logits = logits - history.answered.astype(mx.float32) * chosen.presence_penalty
-        return logits
+        return logits if history is None or history.budget is None else history.budget.only(logits)
 
     def _draw(self, logprobs: mx.array, key: mx.array) -> mx.array:
         """logprobs: [B, V] -> token [B]"""
@@ -284,6 +328,6 @@ def bias_row(bias: Mapping[int, float], vocab_size: int) -> mx.array:
     row = np.zeros((1, vocab_size), dtype=np.float32)
     for token, amount in bias.items():
         if not 0 <= int(token) < vocab_size:
-            raise ValueError(f"logit_bias names token {token}; the vocabulary has ids 0 to {vocab_size - 1}")
+            raise ArgumentError(f"logit_bias names token {token}; the vocabulary has ids 0 to {vocab_size - 1}")
         row[0, int(token)] = amount
     return mx.array(row)

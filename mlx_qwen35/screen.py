@@ -35,9 +35,11 @@ STATISTICS = (
 
 class Screen:
     """Shows the parts of one answer. A terminal gets Markdown drawn and reasoning dimmed, or, without colours, the text
-    as it is and both under a word; a file gets the text, with reasoning between <think> and </think>."""
+    as it is and both under a word; a file gets the text, with reasoning between <think> and </think>. hide_thinking:
+    the answer alone."""
 
-    def __init__(self, out: TextIO | None = None) -> None:
+    def __init__(self, out: TextIO | None = None, *, hide_thinking: bool = False) -> None:
+        self._hides = hide_thinking
         self._out = sys.stdout if out is None else out
         self._terminal = self._out.isatty()
         self._colours = self._terminal and colours()
@@ -52,8 +54,9 @@ class Screen:
         for event in part.events:
             kind = type(event).__name__
             if kind == "ReasoningDelta":
-                self._enter("reasoning")
-                self._write(event.text)
+                if not self._hides:
+                    self._enter("reasoning")
+                    self._write(event.text)
             elif kind == "ContentDelta":
                 self._enter("content")
                 self._write(event.text)

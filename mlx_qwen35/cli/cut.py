@@ -9,9 +9,10 @@ if TYPE_CHECKING:
     from mlx_qwen35.parts import Part
 
 
-def tell_cut(last: Part, limit: int | None, again: str) -> None:
+def tell_cut(last: Part, limit: int | None, again: str, *, answered: bool = True) -> None:
     """Says on standard error that an answer is cut, where it is. last: its last part. limit: the most tokens that were
-    asked for; a shorter answer ended with the context. again: what to do for more, with {more} for a larger limit."""
+    asked for; a shorter answer ended with the context. again: what to do for more, with {more} for a larger limit.
+    answered: whether it had come beyond its reasoning."""
     if last.finish_reason != "length" or not last.generation_tokens:
         return
     if last.generation_tokens == limit:
@@ -23,3 +24,5 @@ def tell_cut(last: Part, limit: int | None, again: str) -> None:
             "shorter prompt, gives more room.",
             file=sys.stderr,
         )
+    if not answered:
+        print("It was still reasoning: --thinking-budget N ends that early, --no-think leaves it out.", file=sys.stderr)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mlx_qwen35.cli import options
 from mlx_qwen35.cli.cut import tell_cut
 from mlx_qwen35.cli.experts import ExpertLine
+from mlx_qwen35.cli.stdin import read_prompt
 from mlx_qwen35.interrupt import Ending, Terminated, ending_on_signals, stop_on_ctrl_c
 from mlx_qwen35.screen import Screen, call_record, statistics_record
 
@@ -24,9 +25,20 @@ INTERRUPTED = 130
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-p", "--prompt", metavar="TEXT", help="what to answer; - reads it from standard input")
+    parser.add_argument(
+        "-p",
+        "--prompt",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="what to answer; what is piped in or redirected follows it after a blank line. - is standard input, and "
+        "waits for it: otherwise a pipe in which nothing comes within a second is left alone. May be repeated",
+    )
     options.add_model_arguments(parser)
     options.add_answer_arguments(parser)
+    parser.add_argument(
+        "--ignore-chat-template", action="store_true", help="go on from the prompt as it is, without turns around it"
+    )
     parser.add_argument(
         "--json",
         nargs="?",
@@ -45,34 +57,35 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _answer(args: argparse.Namespace, ending: Ending) -> int:
-    if args.prompt is None and (args.model is not None or args.media):
+    if args.ignore_chat_template and (args.system or args.tools or args.media):
+        raise options.OptionError("--ignore-chat-template: --system, --tools, --image and --video need the template")
+    text = read_prompt(args.prompt)
+    if text is None and (args.model is not None or args.media):
         raise options.OptionError("no prompt: give one with -p TEXT, or -p - to read it from standard input")
-    text = options.read_prompt(DEMO_PROMPT if args.prompt is None else args.prompt)
     tools = options.read_tools(args.tools)
     held = options.hold(args)
     processor = options.load_processor(held)
-    if args.prompt is None:
+    if text is None:
+        text = DEMO_PROMPT
         print(f"No -p/--prompt: asking it {DEMO_PROMPT!r}", file=sys.stderr)
-    prompt = processor.prompt(
-        _question(text, options.media_parts(args)),
-        system=args.system,
-        tools=tools or None,
-        enable_thinking=args.think,
-        **options.reading_options(args),
-    )
+    told = options.prompt_options(args, tools)
+    question = processor.encode(text) if args.ignore_chat_template else _question(text, options.media_parts(args))
+    prompt = processor.prompt(question, **told.said)
+    settings = options.answer_options(args, processor)
     model = options.load_model(args, held)
     session = options.open_session(args, model, processor)
     from mlx_qwen35.generation import stream_generate
 
     line = ExpertLine(args.verbose)
-    output = {None: _Plain, "object": _Object, "lines": _Lines}[args.json]()
+    output = {None: _Plain, "object": _Object, "lines": _Lines}[args.json](args.hide_thinking)
+    answered = False
+    settings |= {"tools": tools, "session": session, **options.draft_options(args, model)}
     with stop_on_ctrl_c() as asked:
-        settings = options.answer_options(args, processor) | options.draft_options(args, model)
-        settings |= {"tools": tools, "session": session}
         try:
             for part in stream_generate(model, processor, prompt, cancel=asked, **settings):
                 line.before()
                 output.show(part)
+                answered = answered or bool(part.content or part.tool_calls)
                 line.after(part)
         except BaseException:
             line.before()
@@ -82,7 +95,7 @@ def _answer(args: argparse.Namespace, ending: Ending) -> int:
         output.end(part)
     line.end(part)
     if args.json is None:  # which has the finish_reason
-        tell_cut(part, settings["max_tokens"], "-n {more} gives it more room")
+        tell_cut(part, settings["max_tokens"], "-n {more} gives it more room", answered=answered)
     if session is not None:
         with ending.deferred():
             session.save(args.session)
@@ -99,8 +112,8 @@ def _question(text: str, media: list[MediaPart]) -> str | list[dict[str, Any]]:
 
 
 class _Plain:
-    def __init__(self) -> None:
-        self._screen = Screen()
+    def __init__(self, hide_thinking: bool) -> None:
+        self._screen = Screen(hide_thinking=hide_thinking)
 
     def show(self, part: Part) -> None:
         self._screen.show(part)
@@ -113,17 +126,18 @@ class _Plain:
 
 
 class _Object:
-    """{"text", "reasoning", "content", "tool_calls", "finish_reason", "statistics"}"""
+    """{"text", "reasoning", "content", "tool_calls", "finish_reason", "statistics"}, the first two unless hidden."""
 
-    def __init__(self) -> None:
+    def __init__(self, hide_thinking: bool) -> None:
         self._parts: list[Part] = []
+        self._names = ("content",) if hide_thinking else ("text", "reasoning", "content")
 
     def show(self, part: Part) -> None:
         self._parts.append(replace(part, logprobs=None))  # a megabyte a token
 
     def end(self, last: Part) -> None:
         record: dict[str, Any] = {
-            name: "".join(getattr(part, name) for part in self._parts) for name in ("text", "reasoning", "content")
+            name: "".join(getattr(part, name) for part in self._parts) for name in self._names
         }
         record["tool_calls"] = [call_record(call) for part in self._parts for call in part.tool_calls]
         _print_json({**record, "finish_reason": last.finish_reason, "statistics": statistics_record(last)})
@@ -135,8 +149,11 @@ class _Object:
 class _Lines:
     """{"reasoning": ..}, {"content": ..} and {"tool_call": ..} as they come; at last finish_reason and statistics."""
 
+    def __init__(self, hide_thinking: bool) -> None:
+        self._names = ("content",) if hide_thinking else ("reasoning", "content")
+
     def show(self, part: Part) -> None:
-        for name in ("reasoning", "content"):
+        for name in self._names:
             if text := getattr(part, name):
                 _print_json({name: text})
         for call in part.tool_calls:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlx_qwen35.cli import experts
 from mlx_qwen35.cli.progress import Progress
-from mlx_qwen35.errors import PromptError, Qwen35Error
+from mlx_qwen35.errors import Qwen35Error
 from mlx_qwen35.text.messages import MediaPart
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from mlx_qwen35.model import Model
     from mlx_qwen35.parts import Part
     from mlx_qwen35.processor import Processor
+    from mlx_qwen35.request import PromptOptions
     from mlx_qwen35.session import Session
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -92,12 +93,33 @@ def kv_options(args: argparse.Namespace) -> dict[str, Any]:
 
 def add_answer_arguments(parser: argparse.ArgumentParser) -> None:
     prompt = parser.add_argument_group("prompt")
-    prompt.add_argument("--system", metavar="TEXT", help="the system message")
+    prompt.add_argument("--system", "--system-prompt", metavar="TEXT", help="the system message")
     prompt.add_argument("--tools", metavar="FILE", help="a JSON list of tools that the model may call")
     prompt.add_argument(
         "--think",
         action=argparse.BooleanOptionalAction,
         help="let the model reason before it answers, or not (default: what its template says)",
+    )
+    prompt.add_argument(
+        "--reasoning-effort",
+        metavar="WORD",
+        help="none, minimal, low, medium, high, xhigh or max: the nearest that the template knows",
+    )
+    prompt.add_argument(
+        "--preserve-thinking",
+        action=argparse.BooleanOptionalAction,
+        help="show the model the reasoning of earlier turns, or not (default: what its template says)",
+    )
+    prompt.add_argument(
+        "--chat-template-config",
+        "--chat-template-args",
+        metavar="JSON",
+        help="other variables of the template, as a JSON object",
+    )
+    prompt.add_argument(
+        "--allow-control-tokens",
+        action="store_true",
+        help="let <|im_start|> and the like in texts be control tokens, not the characters that they are",
     )
     media = parser.add_argument_group("pictures and videos (shown before the text, in this order; may be repeated)")
     for kind in ("image", "video"):
@@ -116,10 +138,17 @@ def add_answer_arguments(parser: argparse.ArgumentParser) -> None:
     answer = parser.add_argument_group("answer (defaults are those of the checkpoint's generation_config.json)")
     answer.add_argument(
         "-n",
+        "-m",
         "--max-tokens",
         type=int,
         metavar="N",
-        help="end after N tokens (default: 4096; -1: no limit)",
+        help="end after N tokens (default, and -1: when the context is full)",
+    )
+    answer.add_argument(
+        "--thinking-budget",
+        type=int,
+        metavar="N",
+        help="close the reasoning after N tokens, so that the answer follows (default: no budget)",
     )
     answer.add_argument("--temperature", "--temp", type=float, metavar="T", help="0 always takes the likeliest token")
     answer.add_argument("--top-p", type=float, metavar="P", help="draw from the likeliest tokens that make up P")
@@ -129,12 +158,15 @@ def add_answer_arguments(parser: argparse.ArgumentParser) -> None:
     answer.add_argument("--presence-penalty", type=float, metavar="X", help="subtract X from what was said (0: off)")
     answer.add_argument("--seed", type=int, metavar="N", help="draw the same tokens every time")
     answer.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before TEXT (may be repeated)")
+    answer.add_argument("--extra-eos-token", nargs="+", default=[], metavar="TOKEN", help="end at these tokens, too")
+    answer.add_argument("--prefill-step-size", type=int, metavar="N", help="read the prompt N tokens at a time")
     answer.add_argument(
         "--session",
         metavar="FILE",
         help="keep what was computed (and, in a chat, said) in FILE and go on from it next time: nothing is read twice",
     )
     output = parser.add_argument_group("output")
+    output.add_argument("--hide-thinking", action="store_true", help="print the answer without the reasoning before it")
     output.add_argument("--stats", action="store_true", help="print speed and memory on standard error")
     output.add_argument(
         "--expert-stats",
@@ -266,32 +298,78 @@ def check_sampling(args: argparse.Namespace) -> None:
         Sampling(**_given(args))
     except ValueError as error:
         raise OptionError(str(error)) from error
-    if args.max_tokens is not None and args.max_tokens < -1:
-        raise OptionError(f"--max-tokens is {args.max_tokens}; it must be 0 or more, or -1 for no limit")
+    for name, least, rule in _WHOLE:
+        value = getattr(args, name)
+        if value is not None and value < least:
+            raise OptionError(f"--{name.replace('_', '-')} is {value}; it must be {rule}")
+    read_variables(args)
+
+
+_WHOLE = (
+    ("max_tokens", -1, "0 or more, or -1 for all that the context leaves"),
+    ("thinking_budget", 0, "0 or more"),
+    ("prefill_step_size", 1, "1 or more"),
+)
 
 
 def answer_options(args: argparse.Namespace, processor: Processor) -> dict[str, Any]:
-    """The arguments of `stream_generate` that the flags give, but for the prompt's own (system, tools, thinking)."""
-    from mlx_qwen35.generation import DEFAULT_MAX_TOKENS
+    """The arguments of `stream_generate` that the flags give, but for the prompt's own (system, tools, thinking).
+
+    The processor ends answers at the tokens that the flags name, too.
+    """
     from mlx_qwen35.sampling import Sampling
 
-    limit = DEFAULT_MAX_TOKENS if args.max_tokens is None else args.max_tokens
+    for token in args.extra_eos_token:
+        number = processor.tokenizer.token_id(token)
+        if number is None:
+            raise OptionError(f"--extra-eos-token: {token!r} is no token of this checkpoint; --stop takes any text")
+        processor.eos_token_ids |= {number}
     return {
-        "max_tokens": None if limit == -1 else limit,
+        "max_tokens": None if args.max_tokens == -1 else args.max_tokens,
+        "thinking_budget": args.thinking_budget,
         "sampling": replace(Sampling.from_generation_config(processor.generation_config), **_given(args)),
         "stop": args.stop,
+        "chunk_size": args.prefill_step_size,
         "on_progress": progress_of(args, "Reading the prompt", "tokens"),
     }
+
+
+def prompt_options(args: argparse.Namespace, tools: list[dict[str, Any]]) -> PromptOptions:
+    """What the template is told, and how pictures and videos are read."""
+    from mlx_qwen35.request import PromptOptions
+
+    return PromptOptions(
+        system=args.system,
+        tools=tools,
+        enable_thinking=args.think,
+        reasoning_effort=args.reasoning_effort,
+        preserve_thinking=args.preserve_thinking,
+        chat_template_kwargs=read_variables(args),
+        allow_control_tokens=args.allow_control_tokens,
+        fps=args.fps,
+        max_pixels=args.max_pixels,
+        fetch=args.fetch,
+    )
+
+
+def read_variables(args: argparse.Namespace) -> dict[str, Any] | None:
+    """The variables of the template that the flags give; None where they give none."""
+    if args.chat_template_config is None:
+        return None
+    try:
+        variables = json.loads(args.chat_template_config)
+    except (ValueError, RecursionError) as error:
+        raise OptionError(
+            f"--chat-template-config is not valid JSON ({error}); write '{{\"preserve_thinking\": true}}', say"
+        ) from error
+    if not isinstance(variables, dict):
+        raise OptionError("--chat-template-config is no JSON object; write '{\"preserve_thinking\": true}', say")
+    return variables
 
 
 def media_parts(args: argparse.Namespace) -> list[MediaPart]:
     """What the flags show, as parts of a message's content."""
     return [MediaPart(kind, source, f"--{kind}") for kind, source in args.media]
-
-
-def reading_options(args: argparse.Namespace) -> dict[str, Any]:
-    """How pictures and videos are read: arguments of `Processor.prompt` and `Processor.prepare`."""
-    return {"fps": args.fps, "max_pixels": args.max_pixels, "fetch": args.fetch}
 
 
 def progress_of(args: argparse.Namespace, doing: str, unit: str) -> Callable[[int, int], None] | None:
@@ -321,19 +399,6 @@ def read_tools(path: str | None) -> list[dict[str, Any]]:
     if not isinstance(tools, list):
         raise OptionError(f"--tools: {path} holds no JSON list; write [{{...}}, ...]")
     return tools
-
-
-def read_prompt(given: str) -> str:
-    """The text itself, or standard input for "-"."""
-    if given != "-":
-        return given
-    try:
-        text = sys.stdin.read().rstrip("\n")
-    except UnicodeDecodeError as error:
-        raise PromptError(f"standard input is no text ({error}); give UTF-8") from error
-    if not text:
-        raise PromptError("standard input is empty; pipe a text into the command, or give one with -p TEXT")
-    return text
 
 
 def _medium(kind: str, source: str) -> tuple[str, str]:

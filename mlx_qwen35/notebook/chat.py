@@ -10,12 +10,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from mlx_qwen35.conversation import Conversation, Message
-from mlx_qwen35.errors import PromptError
+from mlx_qwen35 import checks
+from mlx_qwen35.conversation import Conversation, Message, check_settings
+from mlx_qwen35.errors import ArgumentError, PromptError
 from mlx_qwen35.notebook import shell
 from mlx_qwen35.notebook.reply import Reply
 from mlx_qwen35.notebook.thumbnails import thumbnails
 from mlx_qwen35.notebook.views import PLACES, open_view
+from mlx_qwen35.request import PromptOptions, check_model_and_processor
 from mlx_qwen35.text.markdown import reply_markdown, safe_markdown
 from mlx_qwen35.text.reply import ToolCall
 from mlx_qwen35.vision.media import Media
@@ -44,22 +46,38 @@ class Chat:
         system: str | None = None,
         tools: Sequence[Mapping[str, Any]] = (),
         enable_thinking: bool | None = None,
+        reasoning_effort: str | None = None,
+        preserve_thinking: bool | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        allow_control_tokens: bool = False,
         sampling: Sampling | None = None,
-        max_tokens: int | None = 4096,
+        max_tokens: int | None = None,
+        thinking_budget: int | None = None,
         fps: float | None = None,
         max_pixels: int | None = None,
         fetch: bool = False,
         display: str = "auto",
         **settings: Any,
     ) -> None:
-        """enable_thinking, sampling, max_tokens, settings: as in `stream_generate`; fps, max_pixels, fetch: how
-        pictures and videos are read (`Processor.prompt`).
+        """All but `display` as in `stream_generate`, which has more `settings`.
 
         display: where answers are shown while they come: "rich" (as in a notebook; needs IPython), "text" (standard
         output), "off", or "auto": rich in a notebook, text in IPython in a terminal, off in a program.
         """
         if display not in PLACES:
-            raise ValueError(f"display is {display!r}; choose {', '.join(PLACES)}")
+            raise ArgumentError(f"display is {display!r}; choose {', '.join(PLACES)}")
+        check_settings(settings, "Chat")
+        check_model_and_processor(model, processor, "Chat")
+        options = PromptOptions(
+            reasoning_effort=reasoning_effort,
+            preserve_thinking=preserve_thinking,
+            chat_template_kwargs=chat_template_kwargs,
+            allow_control_tokens=allow_control_tokens,
+            fps=fps,
+            max_pixels=max_pixels,
+            fetch=fetch,
+        )
+        settings |= {"sampling": sampling, "max_tokens": max_tokens, "thinking_budget": thinking_budget}
         self._display = display
         self._talk = Conversation(
             model,
@@ -67,8 +85,8 @@ class Chat:
             system=system,
             tools=tools,
             enable_thinking=enable_thinking,
-            reading={"fps": fps, "max_pixels": max_pixels, "fetch": fetch},
-            settings={"sampling": sampling, "max_tokens": max_tokens, **settings},
+            options=options,
+            settings=settings,
         )
         self.last: Reply | None = None
 
@@ -85,9 +103,12 @@ class Chat:
         makes no prompt; KeyboardInterrupt once an interrupted answer is put away.
         """
         given = [("image", "images", images), ("video", "videos", videos)]
-        for kind, name, sources in given:
-            if isinstance(sources, (str, bytes)) or not isinstance(sources, Sequence):
-                raise PromptError(f"{name}= is a list of {kind}s, not a {type(sources).__name__}; write [{kind}]")
+        check_settings(settings, "send")
+        checks.text("text", text)
+        for _, name, sources in given:
+            checks.some(name, sources, name)
+        if not (text.strip() or len(images) or len(videos)):
+            raise PromptError("the message is empty; write a text, or give images= or videos=")
         shown = [
             self._talk.read(kind, source, f"{name}[{at}]")
             for kind, name, sources in given

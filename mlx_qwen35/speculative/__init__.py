@@ -9,7 +9,7 @@ Knows one sequence at a time. Knows nothing of text and prompts. docs/SPECULATIV
 """
 
 from mlx_qwen35.speculative.drafters import Drafter, Drafting
-from mlx_qwen35.speculative.pace import check_count
+from mlx_qwen35.speculative.pace import MOST
 from mlx_qwen35.speculative.rounds import decode
 
-__all__ = ["Drafter", "Drafting", "check_count", "decode"]
+__all__ = ["MOST", "Drafter", "Drafting", "decode"]

@@ -173,7 +173,7 @@ def test_every_flag_reaches_its_place(speak, run, monkeypatch):
     assert seen.startswith("<|im_start|>system\nbe<|im_end|>") and "<think>\n\n</think>" in seen
     run("generate", "--model", "x", "-p", "hi", "-n", "-1")
     run("generate", "--model", "x", "-p", "hi")
-    assert [call["max_tokens"] for call in calls[1:]] == [None, generation.DEFAULT_MAX_TOKENS]
+    assert [call["max_tokens"] for call in calls[1:]] == [None, None]
 
 
 def test_defaults_come_from_the_generation_config(speak, run, monkeypatch):

@@ -88,7 +88,8 @@ def test_fps_and_max_pixels_make_them_smaller(seeing, run, media, film, encoded)
 
 def test_a_prompt_may_be_empty_where_something_is_shown_but_not_left_out(seeing, run, media):
     done = run("generate", "--model", seeing, "-p", "", "-n", 1, "--image", media / "one.png")
-    assert done.status == 0 and done.err == "The answer is cut after 1 tokens (-n). -n 2 gives it more room.\n"
+    assert done.status == 0
+    assert done.err.startswith("The answer is cut after 1 tokens (-n). -n 2 gives it more room.\nIt was still reason")
     done = run("generate", "--image", media / "one.png")
     assert done.status == 2 and done.err.startswith("error: no prompt") and done.err.count("\n") == 1
 

@@ -46,8 +46,9 @@ def converse(args: argparse.Namespace, ending: Ending) -> int:
     try:
         held = options.hold(args)
         processor = options.load_processor(held)
-        reading = options.reading_options(args)
-        shown = processor.prepare([{"role": "user", "content": options.media_parts(args)}], **reading)[0]["content"]
+        told = options.prompt_options(args, tools)
+        question = [{"role": "user", "content": options.media_parts(args)}]
+        shown = processor.prepare(question, **told.reading)[0]["content"]
         model = options.load_model(args, held)
         session = options.open_session(args, model, processor)
         models = Models(args, held, model, processor)
@@ -57,7 +58,7 @@ def converse(args: argparse.Namespace, ending: Ending) -> int:
             system=args.system,
             tools=tools,
             enable_thinking=args.think,
-            reading=reading,
+            options=told,
             settings=models.settings(),
             session=session,
         )
@@ -140,13 +141,16 @@ class _Chat:
 
     def _show(self, answer: Callable[[OnPart], list[Part]], settings: Mapping[str, Any] = MappingProxyType({})) -> None:
         """Shows an answer while it comes, and keeps it. settings: of this answer alone."""
-        screen, below, last = Screen(), ExpertLine(self._args.verbose), None
+        screen, below = Screen(hide_thinking=self._args.hide_thinking), ExpertLine(self._args.verbose)
+        last, answered = None, False
         before = self._talk.exchanges
 
         def show(part: Part) -> None:
+            nonlocal answered
             below.before()
             screen.show(part)
             below.after(part)
+            answered = answered or bool(part.content or part.tool_calls)
 
         try:
             *_, last = answer(show)
@@ -157,7 +161,8 @@ class _Chat:
             if self._talk.exchanges is not before:
                 self.unsaved = True
         self._last = last
-        tell_cut(last, {**self._talk.settings, **settings}["max_tokens"], "/regen {more} answers again with more room")
+        limit = {**self._talk.settings, **settings}["max_tokens"]
+        tell_cut(last, limit, "/regen {more} answers again with more room", answered=answered)
         if self._talk.exchanges is not before:
             self._keep()
         options.print_statistics(self._args, last)

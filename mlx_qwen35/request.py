@@ -1,0 +1,379 @@
+"""What is asked of `stream_generate` and its kin: which arguments they take, and what of them an answer needs.
+
+Knows arguments, and how they become a prompt, a sampler, a limit and drafts. Computes nothing.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import wraps
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from mlx_qwen35 import checks, speculative
+from mlx_qwen35.errors import ArgumentError, PromptError
+from mlx_qwen35.mtp import MTPHead
+from mlx_qwen35.parts import AnswerText
+from mlx_qwen35.processor import Prompt
+from mlx_qwen35.sampling import History, Sampler, Sampling, bias_row
+from mlx_qwen35.thinking import AFTER, NO_WORDS, WORDS, Tags, ThinkingBudget
+
+if TYPE_CHECKING:
+    from mlx_qwen35.cache import Cache
+    from mlx_qwen35.model import Model
+    from mlx_qwen35.processor import Processor
+
+DRAFTS = 3  # tokens at a time, at the most, where nothing is said
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class PromptOptions:
+    """What the template is told beside the messages, and how pictures and videos are read; see `Processor.prompt`."""
+
+    system: str | None = None
+    tools: Sequence[Mapping[str, Any]] | None = ()
+    enable_thinking: bool | None = None
+    reasoning_effort: str | None = None
+    preserve_thinking: bool | None = None
+    chat_template_kwargs: Mapping[str, Any] | None = None
+    allow_control_tokens: bool = False
+    fps: float | None = None
+    max_pixels: int | None = None
+    fetch: bool = False
+
+    def __post_init__(self) -> None:
+        check_options(vars(self), "PromptOptions")
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        return tuple(spec.name for spec in fields(cls))
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> PromptOptions:
+        """Those among the arguments `given`."""
+        return cls(**{name: given[name] for name in cls.names() if name in given})
+
+    @property
+    def said(self) -> dict[str, Any]:
+        """What differs from saying nothing, as arguments of `Processor.prompt`."""
+        values = {spec.name: (getattr(self, spec.name), spec.default) for spec in fields(self) if spec.name != "tools"}
+        given = {name: value for name, (value, default) in values.items() if value != default}
+        return given | ({"tools": list(self.tools)} if self.tools else {})
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """How pictures and videos are read, as arguments of `Processor.prepare`."""
+        return {"fps": self.fps, "max_pixels": self.max_pixels, "fetch": self.fetch}
+
+
+@dataclass
+class Request:
+    """What answers to `prompts` need beside the model: how tokens are drawn, how many, and how they are read."""
+
+    sampler: Sampler
+    history: History
+    limit: int
+    answers: list[AnswerText]
+    drafting: speculative.Drafting | None = field(default=None)
+
+    @classmethod
+    def made(
+        cls,
+        model: Model,
+        processor: Processor,
+        prompts: Sequence[Prompt],
+        *,
+        held: int = 0,
+        context_length: int | None = None,
+        max_tokens: int | None = None,
+        thinking_budget: int | None = None,
+        sampling: Sampling | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = (),
+        stop: str | Iterable[str] = (),
+    ) -> Request:
+        """held: tokens that the cache has before the prompts. Raises PromptError or ArgumentError for what cannot be
+        done."""
+        longest, vocab_size = max(len(prompt.tokens) for prompt in prompts), model.config.text.vocab_size
+        room = _room(longest, held, context_length or processor.context_length)
+        sampling = sampling or Sampling.from_generation_config(processor.generation_config)
+        if sampling.logit_bias:
+            bias_row(sampling.logit_bias, vocab_size)  # refuses ids that there are not
+        budget = None
+        if thinking_budget is not None:
+            inside = [prompt.thinking for prompt in prompts]
+            budget = ThinkingBudget(thinking_budget, tags(processor, words=thinking_budget > 0), inside)
+        stop = (stop,) if isinstance(stop, str) else tuple(stop)
+        reading = {"tools": tools or (), "stop": stop}
+        return cls(
+            sampler=Sampler(sampling),
+            history=History(sampling, [prompt.tokens for prompt in prompts], vocab_size, budget=budget),
+            limit=room if max_tokens is None else min(max_tokens, room),
+            answers=[
+                AnswerText(processor.tokenizer, processor.eos_token_ids, thinking=prompt.thinking, **reading)
+                for prompt in prompts
+            ],
+        )
+
+
+def tags(processor: Processor, *, words: bool) -> Tags:
+    """The tags of reasoning as this checkpoint's ids, and what closes it: `words` first, or at once.
+
+    Raises ArgumentError if it has no such tokens.
+    """
+    tokenizer = processor.tokenizer
+    opening, ending = tokenizer.token_id("<think>"), tokenizer.token_id("</think>")
+    if opening is None or ending is None:
+        raise ArgumentError("thinking_budget: this checkpoint has no tokens <think> and </think>; leave it out")
+    before = tokenizer.encode(WORDS if words else NO_WORDS)
+    return Tags(opening, ending, (*before, ending, *tokenizer.encode(AFTER)))
+
+
+def read_prompt(
+    processor: Processor, prompt: Any, images: Sequence[Any], videos: Sequence[Any], options: PromptOptions
+) -> Prompt:
+    """The prompt as token ids and media. Raises PromptError for what makes none."""
+    if not isinstance(prompt, Prompt):
+        prompt = processor.prompt(prompt, images=images, videos=videos, **options.said)
+    elif len(images) or len(videos):
+        raise PromptError("a Prompt has its images and videos already: give them to processor.prompt, which makes it")
+    elif lost := sorted(options.said.keys() - {"tools"}):  # these say how calls are read, too
+        raise PromptError(f"a Prompt is made already: give {lost[0]}= to processor.prompt, which makes it")
+    if len(prompt.tokens) == 0:
+        raise PromptError("the prompt is empty; give at least one token")
+    return prompt
+
+
+def read_drafting(
+    model: Model,
+    sampling: Sampling,
+    mtp: bool | None,
+    draft_model: MTPHead | Model | None,
+    most: int | None,
+) -> speculative.Drafting | None:
+    """What drafts, and how; None where nothing was asked for. Raises ValueError for what cannot draft."""
+    if draft_model is None and (mtp or mtp is None):
+        draft_model = model.mtp
+        if mtp and draft_model is None:
+            raise ArgumentError("mtp=True, but the model was loaded without its MTP head: load it with mtp=True too")
+    if draft_model is None:
+        return None
+    steady = sampling.seed is not None and sampling.temperature > 0
+    drafting = speculative.Drafting(draft_model, DRAFTS if most is None else most, steady=steady)
+    drafting.check(model)
+    return drafting
+
+
+def one_each(media: Sequence[Sequence[Any]], name: str, prompts: int) -> Sequence[Sequence[Any]]:
+    """Images or videos of a batch as one list a prompt."""
+    if len(media) not in (0, prompts):
+        raise PromptError(f"{name}= holds {len(media)} lists for {prompts} prompts; give one list a prompt")
+    for at, row in enumerate(media):
+        checks.some(f"{name}[{at}]", row, name)
+    return media if len(media) else [()] * prompts
+
+
+def check_covered(covered: int, tokens: int, cache: Cache) -> None:
+    if tokens == 0:
+        raise PromptError("the prompt is empty; give at least one token")
+    if covered and not 0 < covered == cache.offset < tokens:
+        raise ArgumentError(
+            f"covered is {covered}, the cache holds {cache.offset} tokens and the whole prompt has {tokens}: "
+            "covered is what the cache holds, and leaves at least one token to compute"
+        )
+
+
+def _room(prompt_tokens: int, cached_tokens: int, context_length: int) -> int:
+    """How many tokens of answer fit; raises PromptError if none does."""
+    used = prompt_tokens + cached_tokens
+    if used >= context_length:
+        held = f" after {cached_tokens} in the cache" if cached_tokens else ""
+        raise PromptError(
+            f"the prompt has {prompt_tokens} tokens{held}, and the context holds {context_length} with the answer; "
+            "shorten the prompt or raise the context length"
+        )
+    return context_length - used
+
+
+# Arguments, of whichever function takes them. Each check raises an ArgumentError.
+
+
+def checked(*, options_of: Callable[..., Any] | None = None) -> Callable[[_Function], _Function]:
+    """A function whose arguments are checked when it is called. options_of: whose names its **options may have."""
+
+    def decorate(function: _Function) -> _Function:
+        signature = inspect.signature(function)
+        # by name only: what it has itself, and what it hands on
+        names = [name for of in (function, options_of) if of for name in option_names(of)]
+
+        @wraps(function)
+        def call(*values: Any, **named: Any) -> Any:
+            for name in named:
+                if name not in names and name not in signature.parameters:
+                    raise ArgumentError(_unknown(name, names, function.__name__))
+            try:
+                bound = signature.bind(*values, **named)
+            except TypeError as error:
+                raise ArgumentError(f"{function.__name__}: {error}") from None
+            given = dict(bound.arguments)
+            given |= given.pop("options", {})
+            _check_model_and_processor(given.pop("model"), given.pop("processor"), function.__name__)
+            _check_values(given)
+            return function(*values, **named)
+
+        return call  # type: ignore[return-value]
+
+    return decorate
+
+
+def option_names(function: Callable[..., Any]) -> list[str]:
+    """What it takes by name only."""
+    parameters = inspect.signature(function).parameters.values()
+    return [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+
+
+def check_options(given: Mapping[str, Any], owner: str, *, names: Collection[str] = ()) -> None:
+    """Checks options that are handed on later. names: which there are (none: theirs are right)."""
+    for name in given:
+        if names and name not in names:
+            raise ArgumentError(_unknown(name, names, owner))
+    _check_values(given)
+
+
+def check_model_and_processor(model: Any, processor: Any, owner: str) -> None:
+    """Refuses what is neither, and the two in each other's place."""
+    _check_model_and_processor(model, processor, owner)
+
+
+def _unknown(name: str, names: Iterable[str], owner: str) -> str:
+    drawn = [spec.name for spec in fields(Sampling)]
+    if name in drawn or name == "temp":
+        return f"{owner} has no option {name}; write sampling=Sampling({'temperature' if name == 'temp' else name}=...)"
+    names = list(names)
+    hint = checks.suggestion(_OTHER_NAMES.get(name, name), names)
+    return f"{owner} has no option {name}{hint or '; there are ' + ', '.join(names)}"
+
+
+# What other libraries call it.
+_OTHER_NAMES = {"max_new_tokens": "max_tokens", "max_completion_tokens": "max_tokens", "thinking": "enable_thinking"}
+_OTHER_NAMES |= {"sampler": "sampling", "prompt_cache": "cache", "system_prompt": "system", "callback": "on_progress"}
+_OTHER_NAMES |= {"prefill_step_size": "chunk_size", "max_thinking_tokens": "thinking_budget"}
+
+
+def _check_values(given: Mapping[str, Any]) -> None:
+    for name, value in given.items():
+        if check := _CHECKS.get(name):
+            check(name, value)
+
+
+def _check_model_and_processor(model: Any, processor: Any, owner: str) -> None:
+    if isinstance(model, (tuple, list)):
+        raise ArgumentError(f"{owner}: model is a {type(model).__name__}; load gives two: model, processor = load(...)")
+    if _is_processor(model) and not _is_model(model):
+        raise ArgumentError(f"{owner}: the model comes first, then the processor: {owner}(model, processor, ...)")
+    if not _is_model(model):
+        raise ArgumentError(f"{owner}: model is {checks.shown(model)}; give the model that load returns")
+    if not _is_processor(processor):
+        raise ArgumentError(f"{owner}: processor is {checks.shown(processor)}; give the processor that load returns")
+
+
+def _is_model(value: Any) -> bool:
+    return hasattr(value, "make_cache") and hasattr(value, "hidden")
+
+
+def _is_processor(value: Any) -> bool:
+    return hasattr(value, "prompt") and hasattr(value, "tokenizer")
+
+
+def _check_sampling(name: str, value: Any) -> None:
+    if value is not None and not isinstance(value, Sampling):
+        hint = "give a Sampling"
+        if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+            hint = f"write Sampling({', '.join(f'{key}={amount!r}' for key, amount in value.items())})"
+        raise ArgumentError(f"{name} is {checks.shown(value)}; {hint}")
+
+
+def _check_stop(name: str, value: Any) -> None:
+    if isinstance(value, (bytes, Mapping)) or not isinstance(value, Iterable):
+        raise ArgumentError(f"{name} is {checks.shown(value)}; give a text or a list of texts")
+    for stop in [value] if isinstance(value, str) else value if isinstance(value, Collection) else ():
+        if not isinstance(stop, str) or not stop:
+            raise ArgumentError(f"{name} holds {checks.shown(stop)}; a stop string is a text that is not empty")
+
+
+def _check_boundaries(name: str, value: Any) -> None:
+    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+        raise ArgumentError(f"{name} is {checks.shown(value)}; give a list of whole numbers")
+    for boundary in value if isinstance(value, Collection) else ():
+        checks.whole(f"a number of {name}", boundary, 0)
+
+
+def _check_fps(name: str, value: Any) -> None:
+    if value is not None:
+        checks.number(name, value)
+        if value <= 0:
+            raise ArgumentError(f"{name} is {value}; it must be above 0")
+
+
+def _check_cancel(name: str, value: Any) -> None:
+    if value is not None and not callable(value) and not hasattr(value, "is_set"):
+        raise ArgumentError(f"{name} is {checks.shown(value)}; give a function or a threading.Event")
+
+
+def _check_session(name: str, value: Any) -> None:
+    if value is not None and not hasattr(value, "go_on"):
+        raise ArgumentError(f"{name} is {checks.shown(value)}; give a Session, or load_session(file, model, processor)")
+
+
+def _check_cache(name: str, value: Any) -> None:
+    if value is not None and not hasattr(value, "snapshot"):
+        raise ArgumentError(f"{name} is {checks.shown(value)}; give what model.make_cache() made")
+
+
+def _check_draft_model(name: str, value: Any) -> None:
+    if value is not None and not isinstance(value, MTPHead) and not _is_model(value):
+        raise ArgumentError(f"{name} is {checks.shown(value)}; give what load_draft_model returns")
+
+
+def _check_prompts(name: str, value: Any) -> None:
+    if isinstance(value, Prompt) or hasattr(value, "tolist"):
+        raise ArgumentError(f"{name} is one prompt; give a list: [prompt]")
+    checks.some(name, value, "prompts")
+    if len(value) and isinstance(value[0], Mapping):
+        raise ArgumentError(f"{name} is one conversation; give a list of prompts: [messages]")
+
+
+_CHECKS: dict[str, Callable[[str, Any], None]] = {
+    "prompts": _check_prompts,
+    "images": lambda name, value: checks.some(name, value, name),
+    "videos": lambda name, value: checks.some(name, value, name),
+    "fps": _check_fps,
+    "max_pixels": lambda name, value: checks.whole(name, value, 1, otherwise="for the checkpoint's own"),
+    "fetch": checks.flag,
+    "system": lambda name, value: checks.text(name, value, optional=True),
+    "tools": lambda name, value: checks.some(name, () if value is None else value, name),
+    "enable_thinking": lambda name, value: checks.flag(name, value, otherwise="for what the template does"),
+    "reasoning_effort": lambda name, value: checks.text(name, value, optional=True),
+    "preserve_thinking": lambda name, value: checks.flag(name, value, otherwise="for what the template does"),
+    "chat_template_kwargs": checks.mapping,
+    "allow_control_tokens": checks.flag,
+    "max_tokens": lambda name, value: checks.whole(name, value, 0, otherwise="for what the context leaves"),
+    "thinking_budget": lambda name, value: checks.whole(name, value, 0, otherwise="for no budget"),
+    "sampling": _check_sampling,
+    "stop": _check_stop,
+    "session": _check_session,
+    "cache": _check_cache,
+    "covered": lambda name, value: checks.whole(name, value, 0),
+    "context_length": lambda name, value: checks.whole(name, value, 2, otherwise="for what was said at loading"),
+    "mtp": lambda name, value: checks.flag(name, value, otherwise="for what was loaded"),
+    "draft_model": _check_draft_model,
+    "num_draft_tokens": lambda name, value: checks.whole(name, value, 1, speculative.MOST, otherwise=f"for {DRAFTS}"),
+    "chunk_size": lambda name, value: checks.whole(name, value, 1, otherwise="for what the model says"),
+    "boundaries": _check_boundaries,
+    "on_progress": checks.called,
+    "cancel": _check_cancel,
+    "content_only": checks.flag,
+    "verbose": checks.flag,
+}
