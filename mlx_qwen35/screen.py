@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import sys
+import textwrap
 from typing import TYPE_CHECKING, Any, TextIO
 
 from mlx_qwen35.text.cells import Pen, Style, harmless
@@ -123,6 +124,14 @@ class Screen:
 def colours() -> bool:
     """Whether a terminal may be sent escape sequences. NO_COLOR: https://no-color.org"""
     return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def note(text: str) -> None:
+    """Prints a text on standard error, on a terminal with lines broken between words."""
+    if sys.stderr.isatty():
+        wide = max(columns(sys.stderr), 10)
+        text = "\n".join(textwrap.fill(line, wide, break_on_hyphens=False) for line in text.splitlines())
+    print(text, file=sys.stderr)
 
 
 def columns(out: TextIO) -> int:

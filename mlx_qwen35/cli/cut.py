@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
+
+from mlx_qwen35.screen import note
 
 if TYPE_CHECKING:
     from mlx_qwen35.parts import Part
@@ -16,13 +17,12 @@ def tell_cut(last: Part, limit: int | None, again: str, *, answered: bool = True
     if last.finish_reason != "length" or not last.generation_tokens:
         return
     if last.generation_tokens == limit:
-        print(f"The answer is cut after {limit:,} tokens (-n). {again.format(more=2 * limit)}.", file=sys.stderr)
+        note(f"The answer is cut after {limit:,} tokens (-n). {again.format(more=2 * limit)}.")
     else:
         used = last.cached_tokens + last.prompt_tokens + last.generation_tokens
-        print(
+        note(
             f"The answer is cut: the context of {used:,} tokens is full. A larger --context-length, or a "
-            "shorter prompt, gives more room.",
-            file=sys.stderr,
+            "shorter prompt, gives more room."
         )
     if not answered:
         print("It was still reasoning: --thinking-budget N ends that early, --no-think leaves it out.", file=sys.stderr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import os
 import sys
@@ -12,6 +13,7 @@ from mlx_qwen35.cli import options
 from mlx_qwen35.interrupt import Terminated, ending_on_signals
 
 DESCRIPTION = "Talk with a model."
+HUNG_UP = 128 + 1
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,10 +30,13 @@ def run(args: argparse.Namespace) -> int:
         try:
             return converse(args, ending)
         except Terminated as ended:
-            return ended.status
-        finally:
-            if ending.number is not None:
-                _flush_or_drop()
+            status = ended.status
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            status = HUNG_UP  # the terminal is gone, whether or not its signal has come
+        _flush_or_drop()
+        return status
 
 
 def _import_editing() -> None:

@@ -24,7 +24,7 @@ COMMANDS = {
     "regen": ("[N]", "answer the last question again, with at most N tokens"),
     "edit": ("[TEXT]", "ask the last question again in other words: TEXT, or what is edited at the prompt"),
     "system": ("[TEXT]", "show the system message or set it; - for none"),
-    "think": ("[WORD]", "show or set whether the model reasons: on, off, auto{efforts}"),
+    "think": ("[WORD]", "show or set whether the model reasons: on, off, auto"),
     "image": ("FILE", "show a picture with the next message"),
     "video": ("FILE", "show a video with the next message"),
     "save": ("[FILE]", "write the chat to a file: .md and .json are transcripts, any other a session"),
@@ -69,8 +69,9 @@ def read_line(text: str) -> Command | str:
     return Command(name, argument)
 
 
-def help_text(efforts: str = "") -> str:
-    """The commands, one a line. efforts: what /think knows beside on, off and auto."""
-    shown = {f"/{name} {argument}".strip(): told.format(efforts=efforts) for name, (argument, told) in COMMANDS.items()}
+def help_text(columns: int = 80) -> str:
+    """The commands, one a line, or two where lines are short."""
+    shown = {f"/{name} {argument}".strip(): told for name, (argument, told) in COMMANDS.items()}
     longest = max(map(len, shown))
-    return "\n".join([*(f"{use:{longest}}  {told}" for use, told in shown.items()), KEYS])
+    lines = [f"{use:{longest}}  {told}" if columns >= 60 else f"{use}\n{told}" for use, told in shown.items()]
+    return "\n".join([*lines, KEYS])

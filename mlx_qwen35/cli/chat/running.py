@@ -25,7 +25,7 @@ from mlx_qwen35.cli.cut import tell_cut
 from mlx_qwen35.cli.experts import ExpertLine
 from mlx_qwen35.errors import PromptError, Qwen35Error
 from mlx_qwen35.interrupt import Ending
-from mlx_qwen35.screen import Screen, columns
+from mlx_qwen35.screen import Screen, columns, note
 
 if TYPE_CHECKING:
     from mlx_qwen35.conversation import Conversation
@@ -34,6 +34,10 @@ if TYPE_CHECKING:
     OnPart = Callable[[Part], None]
 
 WELCOME = "/help lists the commands; Ctrl-C ends an answer, Ctrl-D leaves."
+DEMO_HINT = (
+    'Ask the demo what it was trained for, such as "What is 17 + 25?", "Sort these words: queen, jacket, violin", '
+    '"Reverse this: stone", or what is in a picture of coloured shapes; it knows nothing else.'
+)
 _THINK = {"on": True, "off": False, "auto": None}
 
 
@@ -92,7 +96,9 @@ class _Chat:
     def run(self) -> None:
         """Reads lines and answers them, until the input ends, /exit, or Ctrl-C after something was given up already."""
         if self._reader.at_terminal:
-            print(WELCOME, file=sys.stderr)
+            if self._models.name == "demo":
+                note(DEMO_HINT)
+            note(WELCOME)
         self._recall()
         while True:
             draft, self._draft = self._draft, None
@@ -105,7 +111,7 @@ class _Chat:
                 if self._given_up:
                     break
                 self._given_up = True
-                print("\nCtrl-C again leaves.", file=sys.stderr)
+                note("\nCtrl-C again leaves.")
                 continue
             self._given_up = False
             if not text.strip():
@@ -119,7 +125,7 @@ class _Chat:
                 else:
                     getattr(self, f"_do_{line.name}")(line.argument)
             except Qwen35Error as error:
-                print(f"error: {error}", file=sys.stderr)
+                note(f"error: {error}")
             except KeyboardInterrupt:
                 self._given_up = True
             self._ending.check()
@@ -137,7 +143,7 @@ class _Chat:
             if not self._talk.shown:
                 raise
             self._talk.shown.clear()  # or the next message would fail with it too
-            print(f"error: {error}\nWhat the message was to show is dropped with it.", file=sys.stderr)
+            note(f"error: {error}\nWhat the message was to show is dropped with it.")
 
     def _show(self, answer: Callable[[OnPart], list[Part]], settings: Mapping[str, Any] = MappingProxyType({})) -> None:
         """Shows an answer while it comes, and keeps it. settings: of this answer alone."""
@@ -180,14 +186,14 @@ class _Chat:
     # The commands, each with what follows its name.
 
     def _do_help(self, argument: str) -> None:
-        print(help_text(), file=sys.stderr)
+        note(help_text(columns(sys.stderr)))
 
     def _do_undo(self, argument: str) -> None:
         exchange = self._talk.undo()
         if exchange is None:
             raise PromptError("nothing was said yet, so there is nothing to take back")
         self.unsaved = True
-        print(f"Taken back:\n{transcript.recalled([exchange], columns(sys.stderr))}", file=sys.stderr)
+        note(f"Taken back:\n{transcript.recalled([exchange], columns(sys.stderr))}")
 
     def _do_regen(self, argument: str) -> None:
         if argument and not (argument.isascii() and argument.isdigit() and int(argument)):
@@ -212,7 +218,7 @@ class _Chat:
         if argument:
             self._talk.system = None if argument == "-" else argument
             self.unsaved = True
-        print(f"System message: {self._talk.system or 'none'}", file=sys.stderr)
+        note(f"System message: {self._talk.system or 'none'}")
 
     def _do_think(self, argument: str) -> None:
         word = argument.lower()
@@ -221,7 +227,7 @@ class _Chat:
         if word:
             self._talk.enable_thinking = _THINK[word]
         now = next(name for name, value in _THINK.items() if value is self._talk.enable_thinking)
-        print(f"Thinking: {now}{' (as the template says)' if now == 'auto' else ''}", file=sys.stderr)
+        note(f"Thinking: {now}{' (as the template says)' if now == 'auto' else ''}")
 
     def _do_image(self, argument: str) -> None:
         self._show_with("image", argument)
@@ -234,7 +240,7 @@ class _Chat:
             raise PromptError(f"no file; write /{kind} FILE")
         part = self._talk.read(kind, unquoted(file), f"/{kind}")
         self._talk.shown.append(part)
-        print(f"The next message shows this {kind} ({part[kind].tokens} tokens).", file=sys.stderr)
+        note(f"The next message shows this {kind} ({part[kind].tokens} tokens).")
 
     def _do_save(self, argument: str) -> None:
         path = Path(unquoted(argument)).expanduser() if argument else self._keeping.path
@@ -247,7 +253,7 @@ class _Chat:
             self.unsaved = False
         else:
             save_copy(self._talk, path)
-        print(f"Saved to {path}.", file=sys.stderr)
+        note(f"Saved to {path}.")
 
     def _do_load(self, argument: str) -> None:
         if not argument:
@@ -268,7 +274,7 @@ class _Chat:
             self._talk.go_on(session)
         self.unsaved = True
         computed = f"{self._talk.computed:,} tokens are computed"
-        print(f"Going on with {path}: {len(self._talk.exchanges)} questions, {computed}.", file=sys.stderr)
+        note(f"Going on with {path}: {len(self._talk.exchanges)} questions, {computed}.")
         self._recall()
 
     def _do_model(self, argument: str) -> None:
@@ -276,14 +282,14 @@ class _Chat:
             self._models.change(unquoted(argument), self._talk)
             self._last = None
             self.unsaved = True
-        print(f"Model: {self._models.name}", file=sys.stderr)
+        note(f"Model: {self._models.name}")
 
     def _do_stats(self, argument: str) -> None:
         from mlx_qwen35.generation import statistics
 
         if self._last is None:
             raise PromptError("there is no answer yet")
-        print(statistics(self._last), file=sys.stderr)
+        note(statistics(self._last))
 
     def _do_reset(self, argument: str) -> None:
         self._talk.reset()

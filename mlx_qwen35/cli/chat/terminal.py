@@ -57,7 +57,7 @@ class TerminalReader:
             shown = [("ansigreen", label)]  # in a colour, or its space is left out of what is written
             text = self._session.prompt(shown, default=default, pre_run=lambda: self._wake(app))
         self._ending.check()
-        return unquoted(text, self._block)
+        return text
 
     def _wake(self, app: Application[str]) -> None:
         if self._ending.number is not None and app.is_running and app.loop is not None:
@@ -78,6 +78,10 @@ class TerminalReader:
                     buffer.delete_before_cursor()
                 buffer.insert_text("\n")
             else:
+                message = unquoted(buffer.text, self._block)
+                if message != buffer.text:  # it is remembered without the quotes, too
+                    buffer.text = message
+                    self._block = False
                 buffer.validate_and_handle()
 
         @keys.add("escape", "enter")
