@@ -20,6 +20,7 @@ from mlx_qwen35.request import PromptOptions, check_model_and_processor, check_o
 from mlx_qwen35.screen import call_record
 from mlx_qwen35.session import Session
 from mlx_qwen35.text.messages import MediaPart
+from mlx_qwen35.text.variables import variables_of
 from mlx_qwen35.vision.features import FeatureStore
 
 if TYPE_CHECKING:
@@ -154,6 +155,17 @@ class Conversation:
         """A text as the next message: a user's, which shows what is to be shown, or the result of a tool's call."""
         content = [*self.shown, {"type": "text", "text": text}] if self.shown else text
         return {"role": "tool" if self.calls else "user", "content": content}
+
+    def think(self, enable_thinking: bool | None, reasoning_effort: str | None) -> dict[str, Any]:
+        """Whether and how much answers reason from now on, as `Processor.prompt` has it; -> what the template is told.
+
+        Raises PromptError for what the template does not take, and changes nothing then.
+        """
+        said = replace(self._options, enable_thinking=enable_thinking, reasoning_effort=reasoning_effort)
+        names = ("enable_thinking", "reasoning_effort", "preserve_thinking", "chat_template_kwargs")
+        told = variables_of(self._processor.template).of(**{name: getattr(said, name) for name in names})
+        self._options, self.enable_thinking = said, enable_thinking
+        return told
 
     def undo(self) -> Exchange | None:
         """Takes back the last exchange, and returns it; None: nothing was said."""

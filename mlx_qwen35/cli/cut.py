@@ -25,4 +25,4 @@ def tell_cut(last: Part, limit: int | None, again: str, *, answered: bool = True
             "shorter prompt, gives more room."
         )
     if not answered:
-        print("It was still reasoning: --thinking-budget N ends that early, --no-think leaves it out.", file=sys.stderr)
+        note("It was still reasoning: --thinking-budget N ends that early, --no-think leaves it out.")

@@ -274,9 +274,14 @@ def open_session(args: argparse.Namespace, model: Model, processor: Processor) -
         return Session(model, processor)
     session = load_session(args.session, model, processor)
     said = len((session.notes or {}).get("exchanges", []))
-    questions = f"{said} question{'s' if said != 1 else ''}, " if said else ""
-    print(f"Going on with {args.session}: {questions}{len(session.tokens):,} tokens are computed.", file=sys.stderr)
+    print(going_on(args.session, said, len(session.tokens)), file=sys.stderr)
     return session
+
+
+def going_on(path: str, questions: int, computed: int) -> str:
+    """What is said where a session goes on: how many questions were asked, how many tokens need not be computed."""
+    asked = f"{questions} question{'s' if questions != 1 else ''}, " if questions else ""
+    return f"Going on with {path}: {asked}{computed:,} tokens are computed."
 
 
 def draft_options(args: argparse.Namespace, model: Model) -> dict[str, Any]:

@@ -24,7 +24,7 @@ COMMANDS = {
     "regen": ("[N]", "answer the last question again, with at most N tokens"),
     "edit": ("[TEXT]", "ask the last question again in other words: TEXT, or what is edited at the prompt"),
     "system": ("[TEXT]", "show the system message or set it; - for none"),
-    "think": ("[WORD]", "show or set whether the model reasons: on, off, auto"),
+    "think": ("[WORD]", "show or set how the model reasons: on, off, auto, or how much: low, medium, high, ..."),
     "image": ("FILE", "show a picture with the next message"),
     "video": ("FILE", "show a video with the next message"),
     "save": ("[FILE]", "write the chat to a file: .md and .json are transcripts, any other a session"),

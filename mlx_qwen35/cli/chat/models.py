@@ -60,8 +60,8 @@ class Models:
         beside = _fit_together(folder)
         if not beside:
             print(f"{self.name} makes room for {name}.", file=sys.stderr)
-            self.model.unload()
             talk.forget_computed()
+            self.model.unload()
         try:
             held = options.hold(args)
             processor = options.load_processor(held)

@@ -26,6 +26,7 @@ from mlx_qwen35.cli.experts import ExpertLine
 from mlx_qwen35.errors import PromptError, Qwen35Error
 from mlx_qwen35.interrupt import Ending
 from mlx_qwen35.screen import Screen, columns, note
+from mlx_qwen35.text.variables import EFFORTS
 
 if TYPE_CHECKING:
     from mlx_qwen35.conversation import Conversation
@@ -180,7 +181,7 @@ class _Chat:
     def _words(self, command: str) -> list[str]:
         """What Tab offers to a command, beside files."""
         if command == "think":
-            return list(_THINK)
+            return [*_THINK, *EFFORTS]
         return self._models.names() if command == "model" else []
 
     # The commands, each with what follows its name.
@@ -222,11 +223,14 @@ class _Chat:
 
     def _do_think(self, argument: str) -> None:
         word = argument.lower()
-        if word and word not in _THINK:
-            raise PromptError(f"/think {argument}: write one of {', '.join(_THINK)}")
+        if word and word not in (*_THINK, *EFFORTS):
+            raise PromptError(f"/think {argument}: write one of {', '.join((*_THINK, *EFFORTS))}")
         if word:
-            self._talk.enable_thinking = _THINK[word]
-        now = next(name for name, value in _THINK.items() if value is self._talk.enable_thinking)
+            told = self._talk.think(_THINK.get(word), None if word in _THINK else word)
+            if word in EFFORTS[1:] and "reasoning_effort" not in told:
+                note(f"This model knows no efforts: it thinks as it always does, and {word} changes nothing.")
+        said = self._talk.options
+        now = said.reasoning_effort or next(name for name, is_on in _THINK.items() if is_on is said.enable_thinking)
         note(f"Thinking: {now}{' (as the template says)' if now == 'auto' else ''}")
 
     def _do_image(self, argument: str) -> None:
@@ -273,8 +277,7 @@ class _Chat:
             self._keeping.go_on_with(path)
             self._talk.go_on(session)
         self.unsaved = True
-        computed = f"{self._talk.computed:,} tokens are computed"
-        note(f"Going on with {path}: {len(self._talk.exchanges)} questions, {computed}.")
+        note(options.going_on(str(path), len(self._talk.exchanges), self._talk.computed))
         self._recall()
 
     def _do_model(self, argument: str) -> None:
