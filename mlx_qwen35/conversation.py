@@ -142,13 +142,14 @@ class Conversation:
         """The tool calls that the next message has to give the results of."""
         return self.exchanges[-1][1].get("tool_calls", []) if self.exchanges else []
 
-    def read(self, kind: str, source: Any, where: str) -> Message:
-        """The part of a message that shows a picture or video, which is read now. where: its name in errors.
+    def read(self, kind: str, source: Any, where: str, **reading: Any) -> Message:
+        """The part of a message that shows a picture or video, which is read now. where: its name in errors. reading:
+        how, over how all are.
 
         Raises PromptError if it cannot be read or seen.
         """
         content = [MediaPart(kind, source, where)]
-        (message,) = self._processor.prepare([{"role": "user", "content": content}], **self._options.reading)
+        (message,) = self._processor.prepare([{"role": "user", "content": content}], **self._options.reading | reading)
         return message["content"][0]
 
     def question(self, text: str) -> Message:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mlx_qwen35.cli import options
 from mlx_qwen35.cli.cut import tell_cut
 from mlx_qwen35.cli.experts import ExpertLine
-from mlx_qwen35.cli.stdin import read_prompt
+from mlx_qwen35.cli.stdin import read_prompt, tell_missed
 from mlx_qwen35.interrupt import Ending, Terminated, ending_on_signals, stop_on_ctrl_c
 from mlx_qwen35.screen import Screen, call_record, statistics_record
 
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
 def _answer(args: argparse.Namespace, ending: Ending) -> int:
     if args.ignore_chat_template and (args.system or args.tools or args.media):
         raise options.OptionError("--ignore-chat-template: --system, --tools, --image and --video need the template")
-    text = read_prompt(args.prompt)
+    text, unread = read_prompt(args.prompt)
     if text is None and (args.model is not None or args.media):
         raise options.OptionError("no prompt: give one with -p TEXT, or -p - to read it from standard input")
     tools = options.read_tools(args.tools)
@@ -101,6 +101,8 @@ def _answer(args: argparse.Namespace, ending: Ending) -> int:
             session.save(args.session)
     ending.check()
     options.print_statistics(args, part)
+    if unread:
+        tell_missed()
     model.unload()
     return INTERRUPTED if part.finish_reason == "cancelled" else 0
 

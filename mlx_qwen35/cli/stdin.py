@@ -13,6 +13,7 @@ import select
 import stat
 import sys
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from mlx_qwen35.errors import PromptError
 
@@ -21,25 +22,42 @@ SOON = 1.0  # seconds in which a pipe has to begin
 PATIENT = 3.0  # seconds without a word about what is waited for
 
 
-def read_prompt(given: Sequence[str]) -> str | None:
+class Asked(NamedTuple):
+    """text: the prompt; None: there is none. unread: standard input is a pipe in which nothing had come."""
+
+    text: str | None
+    unread: bool
+
+
+def read_prompt(given: Sequence[str]) -> Asked:
     """The texts of all -p, in their order, with a blank line between; "-" is standard input. If none is "-", what is
-    piped in comes last. None: there is no text at all.
+    piped in comes last.
 
     Raises PromptError if standard input is no text, or is asked for and empty.
     """
-    if STDIN not in given:
-        piped = _piped()
-        return "\n\n".join([*given, *([piped] if piped else [])]) if given or piped else None
     if given.count(STDIN) > 1:
         raise PromptError("-p - is given twice, and standard input can be read only once; leave one out")
+    if STDIN not in given:
+        piped = _piped()
+        pieces = [*given, *([piped] if piped else [])]
+        return Asked("\n\n".join(pieces) if pieces else None, piped is None)
     text = _text(_everything())
     if not text:
         raise PromptError("standard input is empty; pipe a text into the command, or give one with -p TEXT")
-    return "\n\n".join(text if piece == STDIN else piece for piece in given)
+    return Asked("\n\n".join(text if piece == STDIN else piece for piece in given), False)
 
 
-def _piped() -> str:
-    """What a file or a program gives, "" if there is neither or nothing comes soon."""
+def tell_missed() -> None:
+    """Says so on standard error, if something has come on a pipe that was not waited for."""
+    number = _number()
+    if number is not None and _comes(number, 0) and os.read(number, 1):
+        print(
+            f"What came on standard input after {SOON:.0f} second was not read: -p - waits for it.", file=sys.stderr
+        )
+
+
+def _piped() -> str | None:
+    """What a file or a program gives, "" if there is neither, None if nothing has come yet."""
     number = _number()
     if number is None:
         return "" if sys.stdin is None or sys.stdin.isatty() else _text(_everything())
@@ -49,12 +67,7 @@ def _piped() -> str:
     if not (stat.S_ISFIFO(kind) or stat.S_ISSOCK(kind)):
         return ""
     if not _comes(number, SOON):
-        print(
-            f"Nothing came on standard input within {SOON:.0f} second: going on without. (-p - waits for it, "
-            "</dev/null says that there is none.)",
-            file=sys.stderr,
-        )
-        return ""
+        return None
     pieces, said = [], False
     while True:
         if not said and not _comes(number, PATIENT):

@@ -109,8 +109,9 @@ class Chat:
             checks.some(name, sources, name)
         if not (text.strip() or len(images) or len(videos)):
             raise PromptError("the message is empty; write a text, or give images= or videos=")
+        reading = {name: settings.pop(name) for name in ("fps", "max_pixels", "fetch") if name in settings}
         shown = [
-            self._talk.read(kind, source, f"{name}[{at}]")
+            self._talk.read(kind, source, f"{name}[{at}]", **reading)
             for kind, name, sources in given
             for at, source in enumerate(sources)
         ]

@@ -5,7 +5,7 @@ Knows nothing of tokens: it is fed text, cut anywhere, and the cuts never change
     reasoning            the prompt mostly ends with "<think>\\n"; if not, the reply may open with <think> itself
     </think>
                          white space around reasoning and content is not part of them (the template trims it)
-    content
+    content              a </think> at its beginning or end closes nothing, and is not part of it either
                          tool calls (calls.py), usually last; white space before and between them is not content
 """
 
@@ -93,7 +93,7 @@ class ReplyParser:
         self._schemas = ToolSchemas(tools)
         self._thinking = thinking
         self._text = ""  # fed, not yet decided about
-        self._space = ""  # white space after what was given out: dropped if nothing follows
+        self._space = ""  # white space (and stray tags) after what was given out: dropped if nothing follows
         self._begun = False  # something of the present part (reasoning, content) was given out
         self._call = CallReader()
         self._reasoned: list[tuple[CallReader, str]] = []  # calls inside the reasoning and their text
@@ -153,7 +153,14 @@ class ReplyParser:
         return tag is not None
 
     def _read_content(self) -> bool:
-        at, tag = self._give_until_tag(ContentDelta, OPENING)
+        if not self._begun:
+            text = self._text.lstrip()
+            if text.startswith(_THINK_END):
+                self._text = text[len(_THINK_END) :]
+                return True
+            if _THINK_END.startswith(text):
+                return False
+        at, tag = self._give_until_tag(ContentDelta, OPENING, held=_THINK_END)
         if tag is not None:
             self._start_call(at, self._read_call)
         return tag is not None
@@ -213,14 +220,14 @@ class ReplyParser:
         self._call = CallReader()
         self._read = read
 
-    def _give_until_tag(self, kind: type, *tags: str) -> tuple[int, str | None]:
-        """Gives out the text before the first of `tags`, or, if there is none, all that cannot begin one."""
+    def _give_until_tag(self, kind: type, *tags: str, held: str = "") -> tuple[int, str | None]:
+        """Gives out the text before the first of `tags`, or, if there is none, all that cannot begin one, or `held`."""
         found = [(at, tag) for tag in tags if (at := self._text.find(tag)) >= 0]
         if found:
             at, tag = min(found)
             self._give(kind, self._text[:at])
             return at, tag
-        at = len(self._text) - max(partial_suffix(self._text, tag) for tag in tags)
+        at = len(self._text) - max(partial_suffix(self._text, tag) for tag in (*tags, held))
         self._give(kind, self._text[:at])
         self._text = self._text[at:]
         return 0, None
@@ -230,6 +237,8 @@ class ReplyParser:
         if not self._begun:
             text = text.lstrip()
         shown = text.rstrip()
+        while kind is ContentDelta and shown.endswith(_THINK_END):
+            shown = shown.removesuffix(_THINK_END).rstrip()
         self._space = text[len(shown) :]
         if not shown:
             return

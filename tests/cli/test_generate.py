@@ -241,3 +241,85 @@ def test_usage():
         with pytest.raises(SystemExit) as left:
             main(argv)
         assert left.value.code == 2
+
+
+def test_flags_of_the_template_and_of_thinking(speak, run, monkeypatch):
+    said = speak("why\n</think>\n\nok")
+    calls, stream = [], generation.stream_generate
+    monkeypatch.setattr(generation, "stream_generate", lambda *a, **k: calls.append(k) or stream(*a, **k))
+    told, prompt = [], said.processor.prompt
+    monkeypatch.setattr(said.processor, "prompt", lambda *a, **k: told.append(k) or prompt(*a))
+    flags = ["--system-prompt", "be", "--reasoning-effort", "low", "--preserve-thinking", "--allow-control-tokens"]
+    flags += ["--chat-template-config", '{"a": [1]}', "--thinking-budget", 99, "--prefill-step-size", 7, "-m", 30]
+    assert run("generate", "--model", "x", "-p", "hi", *flags).status == 0
+    assert told[-1] == {
+        "system": "be",
+        "reasoning_effort": "low",
+        "preserve_thinking": True,
+        "chat_template_kwargs": {"a": [1]},
+        "allow_control_tokens": True,
+    }
+    assert (calls[-1]["thinking_budget"], calls[-1]["chunk_size"], calls[-1]["max_tokens"]) == (99, 7, 30)
+    run("chat", "--model", "x", "--chat-template-args", '{"b": 2}', "--no-preserve-thinking", stdin="hi\n")
+    assert told[-1] == {"preserve_thinking": False, "chat_template_kwargs": {"b": 2}}
+
+
+@pytest.mark.parametrize("command", ["generate", "chat"])
+@pytest.mark.parametrize(
+    "flag, says",
+    [
+        (["--chat-template-config", "{"], "--chat-template-config is not valid JSON"),
+        (["--chat-template-config", "[1]"], "--chat-template-config is no JSON object"),
+        (["--thinking-budget", "-1"], "--thinking-budget is -1; it must be 0 or more"),
+        (["--prefill-step-size", "0"], "--prefill-step-size is 0; it must be 1 or more"),
+        (["--reasoning-effort", "very"], "reasoning_effort"),
+        (["--extra-eos-token", "no such token"], "'no such token' is no token of this checkpoint"),
+    ],
+)
+def test_wrong_ones_are_one_line(speak, run, command, flag, says):
+    speak("ok")
+    done = run(command, "--model", "x", *(["-p", "hi"] if command == "generate" else []), *flag, stdin="hi\n")
+    assert says in done.err and done.err.count("\n") == 1 and done.out == ""
+
+
+def test_a_budget_closes_the_reasoning(speak, run):
+    speak("why\n</think>\n\nok")
+    plain = run("generate", "--model", "x", "-p", "hi", "--think", "--thinking-budget", 2, "--json")
+    assert json.loads(plain.out)["reasoning"].endswith("based on the thinking directly now.")
+    cut = run("generate", "--model", "x", "-p", "hi", "--think", "-n", 1)
+    assert "It was still reasoning: --thinking-budget N ends that early" in cut.err
+
+
+def test_thinking_is_hidden_where_it_is_not_wanted(speak, run):
+    speak("why not\n</think>\n\nhello")
+    asked = ("generate", "--model", "x", "-p", "hi", "--think", "--hide-thinking")
+    assert run(*asked).out == "hello\n"
+    record = json.loads(run(*asked, "--json").out)
+    assert record["content"] == "hello" and not {"reasoning", "text"} & set(record)
+    lines = [json.loads(line) for line in run(*asked, "--json", "lines").out.splitlines()]
+    assert [line["content"] for line in lines if "content" in line] and not any("reasoning" in line for line in lines)
+    assert run("chat", "--model", "x", "--think", "--hide-thinking", stdin="hi\n").out == "hello\n"
+    cut = run(*asked, "-n", 2)
+    assert cut.out == "" and "It was still reasoning" in cut.err
+
+
+def test_tokens_that_end_an_answer_too(speak, run):
+    speak("hello</tool_call>the")
+    asked = ("generate", "--model", "x", "-p", "hi", "--no-think")
+    assert run(*asked, "--extra-eos-token", "</tool_call>", "<tool_call>").out == "hello\n"
+
+
+def test_a_prompt_without_the_template(checkpoint, run):
+    asked = ("generate", "--model", checkpoint, "-p", "<|im_start|>hello", "--ignore-chat-template", "-n", 1)
+    count = json.loads(run(*asked, "--json").out)["statistics"]["prompt_tokens"]
+    assert 1 < count < 6 < json.loads(run(*asked[:5], "-n", 1, "--json").out)["statistics"]["prompt_tokens"]
+    refused = run(*asked, "--system", "be")
+    assert refused.status == 2 and "need the template" in refused.err
+
+
+def test_the_prompt_and_what_is_piped_in(speak, run):
+    said = speak("ok")
+    run("generate", "--model", "x", "-p", "Review:", "--no-think", stdin="one\ntwo\n")
+    assert "<|im_start|>user\nReview:\n\none\ntwo<|im_end|>" in said.processor.decode(said.model._seen)
+    run("generate", "--model", "x", "--no-think", stdin="alone\n")
+    assert "<|im_start|>user\nalone<|im_end|>" in said.processor.decode(said.model._seen)

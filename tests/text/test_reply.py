@@ -277,3 +277,35 @@ def test_every_call_given_out_is_a_whole_one(text):
         if isinstance(event, ToolCall):
             assert event.raw.startswith("<tool_call>") and event.raw.endswith("</tool_call>")
             assert parse_reply(event.raw, tools=TOOLS).tool_calls[0].arguments == event.arguments
+
+
+@pytest.mark.parametrize("thinking", [False, True])
+@pytest.mark.parametrize(
+    "written, content",
+    [
+        ("</think>\n\n42", "42"),
+        ("\n</think>\n</think>\n\n42", "42"),
+        ("</think>42", "42"),
+        ("42\n</think>", "42"),
+        ("42</think>\n</think>\n\n", "42"),
+        ("</think>\n\n42\n</think>", "42"),
+        ("</think>", ""),
+        ("It ends with </think>, as a tag.", "It ends with </think>, as a tag."),
+        ("a\n</think>\nb", "a\n</think>\nb"),
+        ("42 </thin", "42 </thin"),
+        ("</thin", "</thin"),
+    ],
+)
+def test_tags_that_close_nothing_are_no_content(thinking, written, content):
+    """Where no reasoning is open; cut anywhere, the same."""
+    said = f"why\n</think>\n\n{written}" if thinking else written
+    for size in range(1, len(said) + 1):
+        parser = ReplyParser(thinking=thinking)
+        events = [event for at in range(0, len(said), size) for event in parser.feed(said[at : at + size])]
+        reply = Reply.from_events(events + parser.finish())
+        assert (reply.reasoning, reply.content) == ("why" if thinking else "", content)
+
+
+def test_a_stray_tag_before_a_call():
+    reply = parse_reply("Let me look.\n</think>\n\n<tool_call>\n<function=f>\n</function>\n</tool_call>")
+    assert reply.content == "Let me look." and [call.name for call in reply.tool_calls] == ["f"]
