@@ -110,10 +110,19 @@ class Conversation:
         self._model, self._processor, self._settings = model, processor, dict(settings)
         self._features, self._session = FeatureStore(), Session(model, processor)
 
-    def save(self, path: str | Path) -> None:
-        """Writes what was said and computed to a file, which `load_session` reads. Raises WriteError."""
+    def save(self, path: str | Path, *, computed: bool = True) -> None:
+        """Writes what was said and computed to a file, which `load_session` reads. Raises WriteError.
+
+        computed False: what was said alone, beside the file, which is there; what was computed since is then computed
+        again by who loads it.
+        """
         self._session.notes = {"exchanges": self.exchanges, "system": self.system}
-        self._session.save(path)
+        self._session.save(path) if computed else self._session.save_notes(path)
+
+    @property
+    def nbytes(self) -> int:
+        """About what a file of it takes."""
+        return self._session.nbytes
 
     @property
     def computed(self) -> int:

@@ -30,7 +30,7 @@ from mlx_qwen35.machine.files import flush_names
 from mlx_qwen35.vision.media import Levels, Media
 
 FORMAT, VERSION = "mlx-qwen35-session", "1"
-_CHECKSUM, _DIGEST = "~checksum", 32  # the last of the narrowest tensors, and so the last in the file
+_CHECKSUM, DIGEST = "~checksum", 32  # bytes; the last of the narrowest tensors, and so the last in the file
 _MEDIUM = "~medium"
 _ADVICE = re.compile(r"[:.,]? (download|finish the download).*", re.IGNORECASE | re.DOTALL)
 
@@ -55,11 +55,11 @@ def write(path: Path, description: Mapping[str, Any], arrays: Mapping[str, mx.ar
     pixels = {f"media.{key}": _rows(value) for key, value in media.items()}
     specs = [TensorSpec(name, TAGS[array.dtype], tuple(array.shape)) for name, array in arrays.items()]
     specs += [TensorSpec(name, "U8" if rows.dtype == np.uint8 else "F32", rows.shape) for name, rows in pixels.items()]
-    specs.append(TensorSpec(_CHECKSUM, "U8", (_DIGEST,)))
+    specs.append(TensorSpec(_CHECKSUM, "U8", (DIGEST,)))
     metadata = {"format": FORMAT, "version": VERSION, "description": text, "media": about}
     _remove_left_over(path)
     made = SafetensorsFile(_partial(path), specs, metadata)
-    digest = hashlib.blake2b(made.header, digest_size=_DIGEST)
+    digest = hashlib.blake2b(made.header, digest_size=DIGEST)
     try:
         made.open()
         for name in made.names:
@@ -108,7 +108,7 @@ def read_all(path: Path) -> tuple[dict[str, Any], dict[str, mx.array]]:
         entries, metadata = read_header(path)
         with open(path, "rb") as file:
             start = min((entry.offset for entry in entries.values()), default=0)
-            digest = hashlib.blake2b(file.read(start), digest_size=_DIGEST)
+            digest = hashlib.blake2b(file.read(start), digest_size=DIGEST)
         arrays, pixels = {}, {}
         for name, entry in entries.items():
             values = read(entry)

@@ -14,7 +14,7 @@ import mlx.core as mx
 from mlx_qwen35.cache import AnyLayer, Cache, DeltaState, KVCache, Snapshot, StretchedKVCache
 from mlx_qwen35.errors import SessionError
 from mlx_qwen35.kv import KVFormat, Stretch
-from mlx_qwen35.session import file
+from mlx_qwen35.session import file, newer
 from mlx_qwen35.session.fingerprint import fingerprint, fingerprint_of_head
 from mlx_qwen35.session.timeline import Session
 from mlx_qwen35.speculative.drafters import HeadDrafter, Taken
@@ -53,6 +53,7 @@ def save_session(session: Session, path: str | Path) -> None:
         "notes": session.notes,
     }
     file.write(Path(path), description, arrays)
+    newer.forget(Path(path))
 
 
 def load_session(
@@ -87,7 +88,7 @@ def load_session(
     if now is not None:
         cache.draft, at_end = now
         cache.draft.go_back(at_end, cache.offset)
-    session.cache, session.notes = cache, description["notes"]
+    session.cache, session.notes = cache, newer.read(path, description["notes"])
     session.shown = [(start, medium) for start, medium in description["shown"]]
     if pool is not None:
         pool.used(session)

@@ -170,6 +170,13 @@ class Session:
 
         save_session(self, path)
 
+    def save_notes(self, path: str | Path) -> None:
+        """Writes the notes alone, to a small file beside the one that `save` wrote to `path`: `load_session` finds
+        them there. Raises WriteError."""
+        from mlx_qwen35.session import newer
+
+        newer.write(Path(path), self.notes)
+
     def branch(self) -> Session:
         """Another session with the same past, which is not copied: both go on from it, each its own way.
 

@@ -45,6 +45,20 @@ def test_ctrl_c_ends_the_answer(checkpoint):
     assert b"Traceback" not in err and b"Generation: " in err
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+def test_a_signal_ends_the_answer_which_a_session_keeps(checkpoint, tmp_path, number):
+    pipe, file = subprocess.PIPE, tmp_path / "kept"
+    argv = ("generate.py", "--model", checkpoint, "-p", "hi", "-n", "-1", "--session", file)
+    process = start(*argv, stdout=pipe, stderr=pipe)
+    process.stdout.read(40)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=SECONDS)
+    assert process.returncode == 128 + number and out.endswith(b"\n") and b"Traceback" not in err
+    process = start(*argv[:5], "-n", 1, *argv[7:], stdout=pipe, stderr=pipe)
+    assert int(process.communicate(timeout=SECONDS)[1].split(b"kept: ")[1].split()[0].replace(b",", b"")) > 20
+    assert [*tmp_path.iterdir()] == [file]
+
+
 def test_a_closed_pipe(checkpoint):
     pipe = subprocess.PIPE
     process = start("generate.py", "--model", checkpoint, "-p", "hi", "-n", "-1", stdout=pipe, stderr=pipe)

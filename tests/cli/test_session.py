@@ -90,3 +90,32 @@ def test_a_number_of_drafts_needs_who_drafts(run):
 def test_how_a_cache_is_quantized_needs_that_it_is(run, option):
     done = run("generate", "-p", "Hello!", option, 32)
     assert done.status == 2 and "add --kv-bits 4 or 8" in done.err
+
+
+def test_a_large_chat_is_mostly_kept_in_words(run, tmp_path, monkeypatch):
+    """Killed after the second answer, it has all that was said, and what was computed for the first."""
+    from mlx_qwen35.cli.chat import keeping
+    from mlx_qwen35.session import Session
+
+    monkeypatch.setattr(keeping, "_LARGE", 0)
+    monkeypatch.setattr(keeping, "_SHARE", 1e9)
+    saves, save = [], Session.save
+    monkeypatch.setattr(Session, "save", lambda *given: (saves.append(1), save(*given))[1])
+    file, flags = tmp_path / "kept", ("chat", "--temp", 0, "--no-think", "-n", 4)
+    copies = []
+
+    def copied(self, path):
+        newer.write(path, self.notes)
+        copies.append((file.read_bytes(), newer._beside(file).read_bytes()))
+
+    from mlx_qwen35.session import newer
+
+    monkeypatch.setattr(Session, "save_notes", copied)
+    done = run(*flags, "--session", file, stdin="What is 2 + 3?\nHello!\nAgain\n")
+    assert done.status == 0 and len(saves) == 2 and len(copies) == 2  # after the first answer, and at the end
+    assert [*tmp_path.iterdir()] == [file]
+    whole, words = copies[-1]
+    file.write_bytes(whole)
+    newer._beside(file).write_bytes(words)
+    done = run(*flags, "--session", file, stdin="")
+    assert "3 questions, " in done.err and "> Again" in done.err

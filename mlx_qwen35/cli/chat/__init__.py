@@ -22,9 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from mlx_qwen35.cli.chat.reader import edits
     from mlx_qwen35.cli.chat.running import converse
 
-    if sys.stdin.isatty():  # while the model is read
+    if edits():  # while the model is read
         threading.Thread(target=_import_editing, daemon=True).start()
     with ending_on_signals() as ending:
         try:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from mlx_qwen35.conversation import Conversation
 
 
+_LARGE = 64 << 20  # bytes
+_SHARE = 20
+
+
 class Keeping:
     """path None: the chat is not kept. Whoever makes one leaves it with `close`."""
 
@@ -27,18 +32,30 @@ class Keeping:
         self._ending = ending
         self._locks = ExitStack()
         self.path: Path | None = None
+        self._whole: tuple[float, float] | None = None  # when all was written last, and how long it took
         if path is not None:
             self._take(Path(path))
 
     def save(self, talk: Conversation) -> None:
-        """Writes it, whole or not at all, whatever signal comes meanwhile. Raises WriteError."""
+        """Writes all of it, whole or not at all, whatever signal comes meanwhile. Raises WriteError."""
         if self.path is not None:
+            begin = time.monotonic()
             with self._ending.deferred():
                 talk.save(self.path)
+            self._whole = time.monotonic(), time.monotonic() - begin
 
     def save_or_say(self, talk: Conversation) -> bool:
-        """The same where the chat can go on without; -> whether it is saved."""
+        """After an answer: writes all of a small one, and of a large one mostly what was said alone, so that it takes
+        a twentieth of the time at most; -> whether all is written. Says it where the disk refuses."""
+        if self.path is None:
+            return True
         try:
+            if talk.nbytes > _LARGE and self._whole is not None:
+                when, took = self._whole
+                if time.monotonic() - when < _SHARE * took:
+                    with self._ending.deferred():
+                        talk.save(self.path, computed=False)
+                    return False
             self.save(talk)
         except Qwen35Error as error:
             print(f"error: the chat is not saved: {error}", file=sys.stderr)
@@ -67,7 +84,7 @@ class Keeping:
     def _take(self, path: Path) -> None:
         check_place(path)
         self._locks.enter_context(SessionLock(path))
-        self.path = path
+        self.path, self._whole = path, None
 
 
 def save_copy(talk: Conversation, path: Path) -> None:

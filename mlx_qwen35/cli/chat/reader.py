@@ -75,11 +75,16 @@ def _closes(text: str) -> bool:
     return text.rstrip().endswith(QUOTES) and len(text.strip()) >= 2 * len(QUOTES)
 
 
+def edits() -> bool:
+    """Whether messages are typed at a terminal that can edit them."""
+    there = sys.stdin.isatty() and (sys.stdout.isatty() or sys.stderr.isatty())
+    return there and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
+
+
 def open_reader(ending: Ending, words: Callable[[str], list[str]]) -> Reader:
     """The reader for what standard input is. words: what Tab offers to a command, see completion.py."""
-    screens = [stream for stream in (sys.stdout, sys.stderr) if stream.isatty()]
-    if sys.stdin.isatty() and screens and os.environ.get("TERM", "dumb") not in ("dumb", "unknown"):
-        from mlx_qwen35.cli.chat.terminal import TerminalReader
+    if not edits():
+        return LineReader()
+    from mlx_qwen35.cli.chat.terminal import TerminalReader
 
-        return TerminalReader(screens[0], ending, words)
-    return LineReader()
+    return TerminalReader(sys.stdout if sys.stdout.isatty() else sys.stderr, ending, words)
