@@ -122,15 +122,15 @@ class AnswerText:
         text, stopped = self._stops.feed(self._characters.add(token))
         events = self._parser.feed(text)
         if stopped or last:
-            rest, final = self.finish()
+            rest, final = self.finish(cut=not stopped)
             text, events = text + rest, [*events, *final]
         return text, events, stopped
 
-    def finish(self) -> tuple[str, list[Event]]:
-        """-> (text, events) of what was held back"""
+    def finish(self, *, cut: bool = False) -> tuple[str, list[Event]]:
+        """-> (text, events) of what was held back; cut: more would have followed"""
         text, _ = self._stops.feed(self._characters.finish())
         text += self._stops.finish()
-        return text, [*self._parser.feed(text), *self._parser.finish()]
+        return text, [*self._parser.feed(text), *self._parser.finish(cut=cut)]
 
 
 class Row:

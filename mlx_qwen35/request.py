@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import wraps
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mlx_qwen35 import checks, speculative
@@ -332,6 +333,11 @@ def _check_cache(name: str, value: Any) -> None:
         raise ArgumentError(f"{name} is {checks.shown(value)}; give what model.make_cache() made")
 
 
+def _check_covered_number(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, Integral):  # `check_covered` knows which numbers there are
+        checks.whole(name, value, 0)
+
+
 def _check_draft_model(name: str, value: Any) -> None:
     if value is not None and not isinstance(value, MTPHead) and not _is_model(value):
         raise ArgumentError(f"{name} is {checks.shown(value)}; give what load_draft_model returns")
@@ -365,7 +371,7 @@ _CHECKS: dict[str, Callable[[str, Any], None]] = {
     "stop": _check_stop,
     "session": _check_session,
     "cache": _check_cache,
-    "covered": lambda name, value: checks.whole(name, value, 0),
+    "covered": _check_covered_number,
     "context_length": lambda name, value: checks.whole(name, value, 2, otherwise="for what was said at loading"),
     "mtp": lambda name, value: checks.flag(name, value, otherwise="for what was loaded"),
     "draft_model": _check_draft_model,

@@ -109,8 +109,9 @@ class ReplyParser:
             pass
         return self._take_events()
 
-    def finish(self) -> list[Event]:
-        """The events of what was held back, now that nothing follows."""
+    def finish(self, *, cut: bool = False) -> list[Event]:
+        """The events of what was held back, now that nothing follows. cut: more would have; then a tag is not known to
+        be the end, and stays."""
         if self._read == self._read_call:
             self._give(ContentDelta, self._text)
             self._events.append(IncompleteCall(self._call.name, self._text))
@@ -124,6 +125,8 @@ class ReplyParser:
             self._give(ReasoningDelta, self._reasoned_text + self._text)
         else:
             self._give(ContentDelta, self._text)
+            if cut and self._begun and self._space.strip():
+                self._add_delta(ContentDelta, self._space.rstrip())
         self._text = ""
         return self._take_events()
 
@@ -243,9 +246,12 @@ class ReplyParser:
         if not shown:
             return
         self._begun = True
+        self._add_delta(kind, shown)
+
+    def _add_delta(self, kind: type, text: str) -> None:
         if self._events and type(self._events[-1]) is kind:
-            shown = self._events.pop().text + shown
-        self._events.append(kind(shown))
+            text = self._events.pop().text + text
+        self._events.append(kind(text))
 
     def _give_reasoned(self, more: str) -> None:
         self._give(ReasoningDelta, self._reasoned_text + more)

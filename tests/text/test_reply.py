@@ -309,3 +309,10 @@ def test_tags_that_close_nothing_are_no_content(thinking, written, content):
 def test_a_stray_tag_before_a_call():
     reply = parse_reply("Let me look.\n</think>\n\n<tool_call>\n<function=f>\n</function>\n</tool_call>")
     assert reply.content == "Let me look." and [call.name for call in reply.tool_calls] == ["f"]
+
+
+def test_a_tag_where_an_answer_is_cut_may_not_be_its_end():
+    for written, content in [("42\n</think>\n", "42\n</think>"), ("</think>\n", ""), ("42\n", "42")]:
+        parser = ReplyParser(thinking=False)
+        reply = Reply.from_events(parser.feed(written) + parser.finish(cut=True))
+        assert reply.content == content
