@@ -18,7 +18,7 @@ def kept(tmp_path):
 def test_notes_alone_are_newer_until_all_is_written(kept):
     model, session, file = kept
     whole = file.read_bytes()
-    picture = some_media("image", 1, 4, 4)
+    picture = some_media("image", 4, 4)
     session.notes = {"exchanges": ["new", picture]}
     session.save_notes(file)
     assert file.read_bytes() == whole
