@@ -18,7 +18,7 @@ from mlx_qwen35.errors import PromptError
 from mlx_qwen35.interrupt import stop_on_ctrl_c
 from mlx_qwen35.request import PromptOptions, check_model_and_processor, check_options, option_names
 from mlx_qwen35.screen import call_record
-from mlx_qwen35.session import Session
+from mlx_qwen35.session import Session, load_session
 from mlx_qwen35.text.messages import MediaPart
 from mlx_qwen35.text.variables import variables_of
 from mlx_qwen35.vision.features import FeatureStore
@@ -84,6 +84,10 @@ class Conversation:
         self.exchanges = [(questions, answer) for questions, answer in notes.get("exchanges", [])]
         self.system, self.shown = notes.get("system"), []
         self._session = session
+
+    def load(self, path: str | Path) -> None:
+        """Goes on with what `save` wrote. Raises SessionError where it is none, or another model's."""
+        self.go_on(load_session(path, self._model, self._processor))
 
     def take(self, exchanges: Sequence[Exchange], system: str | None) -> None:
         """Takes what was said elsewhere, in place of what there is. Raises PromptError where the model cannot read it,

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 import mlx_qwen35
-from mlx_qwen35 import Chat, Completion, PromptError, Reply, Sampling
+from mlx_qwen35 import Chat, Completion, PromptError, Reply, Sampling, load
+from mlx_qwen35.errors import SessionError
 from mlx_qwen35.generation import stream_generate
 from mlx_qwen35.notebook import shell, views
 from mlx_qwen35.notebook.chat import _media, _text
@@ -365,3 +366,20 @@ def plain_signals() -> Iterator[None]:
 
 def test_the_reply_needs_no_chat() -> None:
     assert Reply("hello")._repr_mimebundle_()["text/markdown"] == "hello"
+
+
+def test_a_chat_is_saved_and_goes_on(tmp_path):
+    from mlx_qwen35.session.lock import SessionLock
+
+    file = tmp_path / "kept"
+    first = Chat(*load(), system="be", display="off", sampling=Sampling(), max_tokens=4)
+    first.send("What is 2 + 3?")
+    first.save(file)
+    second = Chat(*load(), display="off", sampling=Sampling(), max_tokens=4)
+    second.send("Hello!")
+    second.load(file)
+    assert second.history == first.history and second.last is None and [*tmp_path.iterdir()] == [file]
+    again = [chat.send("What is 4 + 4?") for chat in (first, second)]
+    assert again[0].content == again[1].content
+    with SessionLock(file), pytest.raises(SessionError, match="in use by another program"):
+        second.save(file)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlx_qwen35 import checks
@@ -18,6 +19,8 @@ from mlx_qwen35.notebook.reply import Reply
 from mlx_qwen35.notebook.thumbnails import thumbnails
 from mlx_qwen35.notebook.views import PLACES, open_view
 from mlx_qwen35.request import PromptOptions, check_model_and_processor
+from mlx_qwen35.session.file import check_place
+from mlx_qwen35.session.lock import SessionLock
 from mlx_qwen35.text.markdown import reply_markdown, safe_markdown
 from mlx_qwen35.text.reply import ToolCall
 from mlx_qwen35.vision.media import Media
@@ -148,6 +151,19 @@ class Chat:
     def undo(self) -> None:
         """Takes back the last question and its answer."""
         self._talk.undo()
+
+    def save(self, path: str | Path) -> None:
+        """Writes what was said and computed to a file, which `load`, `mlx-qwen35 chat --session` and `load_session` go
+        on with. Raises SessionError while another program has the file, WriteError where the disk refuses."""
+        check_place(Path(path))
+        with SessionLock(path):
+            self._talk.save(path)
+
+    def load(self, path: str | Path) -> None:
+        """Goes on with a chat that was saved, in place of what was said here; the settings stay, but the system message
+        is that of the file. Raises SessionError where it is no session of this model."""
+        self._talk.load(path)
+        self.last = None
 
     def reset(self) -> None:
         """Forgets what was said; the system message and the settings stay."""
