@@ -380,6 +380,6 @@ def test_a_chat_is_saved_and_goes_on(tmp_path):
     second.load(file)
     assert second.history == first.history and second.last is None and [*tmp_path.iterdir()] == [file]
     again = [chat.send("What is 4 + 4?") for chat in (first, second)]
-    assert again[0].content == again[1].content
+    assert again[0].text == again[1].text
     with SessionLock(file), pytest.raises(SessionError, match="in use by another program"):
         second.save(file)
