@@ -4,7 +4,6 @@ Mac (`--as-mac`).
 Knows the place of the checkout. Knows nothing of the model.
 """
 
-import os
 import signal
 import sys
 from pathlib import Path
@@ -15,7 +14,7 @@ import pytest
 from tests import figures
 from tests.mac import pretended
 
-AS_MAC = "--as-mac" in sys.argv or pretended.VARIABLE in os.environ
+AS_MAC = "--as-mac" in sys.argv or pretended.is_pretended()
 if AS_MAC:
     pretended.pretend()  # before anything asks what it is on
 

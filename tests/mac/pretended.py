@@ -17,11 +17,13 @@ import importlib.machinery
 import io
 import os
 import platform
+import resource
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -35,7 +37,10 @@ LACKING = (  # of os, on macOS
     "posix_fadvise", "posix_fallocate", "sched_getaffinity", "sched_setaffinity", "O_DIRECT", "RWF_NOWAIT",
     "copy_file_range", "memfd_create", "fdatasync", "pidfd_open", "eventfd",
 )  # fmt: skip
-CANNOT: dict[str, str] = {}  # beginnings of tests' names, and why
+NO_KERNELS = "cannot be pretended: a GPU that computes"
+CANNOT = {  # beginnings of tests' names, and why; who wants kernels to run skips by NO_KERNELS
+    "tests/test_quickstart.py::test_in_a_kernel": "Jupyter's kernel, which asks macOS not to nap",
+}
 _OURS = ("mlx_qwen35", "tests", "benchmarks", "conftest", "__main__")
 _REAL = sys.platform
 _PLATFORM = {
@@ -51,6 +56,11 @@ _SAYS = {
 }  # fmt: skip
 
 
+def is_pretended() -> bool:
+    """Whether this process is on a pretended Mac."""
+    return VARIABLE in os.environ
+
+
 def environment() -> dict[str, str]:
     """Variables by which child processes pretend too."""
     there = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
@@ -62,10 +72,12 @@ def pretend() -> None:
     if sys.platform == "darwin":
         return
     os.environ.update(environment())
+    sysconfig.get_config_vars()  # remembers what it reads from a file that is called like the system
     sys.meta_path.insert(0, _AsOnThisSystem())
     _hide_proc()
     _say_what_macos_says()
     _have_its_fcntl()
+    _count_in_bytes()
     for name in LACKING:
         if hasattr(os, name):
             delattr(os, name)
@@ -95,23 +107,32 @@ class _AsOnThisSystem(importlib.abc.MetaPathFinder):
             spec = finder.find_spec(name, path, target)
             if spec is not None:
                 if hasattr(spec.loader, "exec_module") and not isinstance(spec.loader, type):
-                    spec.loader.exec_module = _as_really(spec.loader.exec_module, name)
+                    spec.loader = _Really(spec.loader)
                 return spec
         return None
 
 
-def _as_really(execute: Callable[[ModuleType], None], name: str) -> Callable[[ModuleType], None]:
-    def exec_module(module: ModuleType) -> None:
+class _Really:
+    """Runs modules as on the system that is there; all else is the loader's in it, which is shared."""
+
+    def __init__(self, loader: Any):
+        self._loader = loader
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
         before = sys.platform
         sys.platform = _REAL
         try:
-            execute(module)
+            self._loader.exec_module(module)
         finally:
             sys.platform = before
-        if name == "mlx.core":
+        if module.__name__ == "mlx.core":
             _pretend_metal(module)
-
-    return exec_module
 
 
 def _pretend_metal(mx: Any) -> None:
@@ -129,7 +150,7 @@ def _pretend_metal(mx: Any) -> None:
         return before
 
     mx.device_info, mx.set_wired_limit = device_info, set_wired_limit
-    mx.metal.is_available = lambda: True
+    mx.metal.is_available = lambda: _asked_by_us()  # others would make kernels
     mx.set_default_device(mx.cpu)
 
 
@@ -174,6 +195,23 @@ def _have_its_fcntl() -> None:
         return 0 if command in (48, 51) else real(handle, command, argument)
 
     fcntl.fcntl = call
+
+
+def _count_in_bytes() -> None:
+    """As macOS does with ru_maxrss, which is in KiB here."""
+
+    def counted(used: Any) -> Any:
+        told = {name: getattr(used, name) for name in dir(used) if name.startswith("ru_")}
+        return SimpleNamespace(**told | {"ru_maxrss": used.ru_maxrss * 1024})
+
+    usage, wait = resource.getrusage, os.wait4
+    resource.getrusage = lambda who: counted(usage(who))
+
+    def wait4(process: int, options: int) -> tuple[int, int, Any]:
+        found, status, used = wait(process, options)
+        return found, status, counted(used)
+
+    os.wait4 = wait4
 
 
 def _say_what_macos_says() -> None:
