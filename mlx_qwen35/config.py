@@ -1,4 +1,4 @@
-"""Geometry of a Qwen3.5 checkpoint, read from config.json and frozen.
+"""Geometry of a checkpoint of the Qwen3.5 family (3.5, 3.6, 3.8), read from config.json and frozen.
 
 Knows the keys of config.json and which values this package can run. Knows no arrays, no weights and no tokenizer.
 A size has no default: a missing, ill-typed or unsupported value is a CheckpointError that names the file and the key.
@@ -11,23 +11,31 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from .errors import CheckpointError
+from .fields import LARGEST_COUNT, LARGEST_SIZE, Fields, kind_of
 from .machine.files import listed
+from .quantization import BITS as BITS
+from .quantization import GROUP_SIZES as GROUP_SIZES
+from .quantization import READ_BITS as READ_BITS
+from .quantization import USUAL as USUAL
+from .quantization import Quantization, read_quantization
+from .quantization import QuantSpec as QuantSpec
 
 DENSE_TYPES = ("qwen3_5", "qwen3_5_text")
 MOE_TYPES = ("qwen3_5_moe", "qwen3_5_moe_text")
+# Flash-Next, under its own name and under that of the first files.
+_FLASH_NEXT = ("qwen4_exp", "qwen4_exp_text", "qwen3_8_flash_next", "qwen3_8_flash_next_text")
 LAYER_KINDS = ("linear_attention", "full_attention")
-GROUP_SIZES = {"affine": (32, 64, 128), "mxfp4": (32,), "mxfp8": (32,), "nvfp4": (16,)}
-USUAL = {"affine": (4, 64), "mxfp4": (4, 32), "mxfp8": (8, 32), "nvfp4": (4, 16)}  # bits, group size
-BITS = {"affine": (2, 3, 4, 5, 6, 8), "mxfp4": (4,), "mxfp8": (8,), "nvfp4": (4,)}
 
-# Far above any published size: a larger number is a damaged file, and arrays of it could not even be described.
-_LARGEST_SIZE = 2**20
-_LARGEST_COUNT = 2**31 - 1
 _MOST_LAYERS = 4096
+# Of rope_parameters, those that may stand straight in text_config; max_position_embeddings is none of them.
+_ROPE_KEYS = (
+    "rope_theta", "partial_rotary_factor", "rope_type", "mrope_section", "mrope_interleaved", "factor",
+    "original_max_position_embeddings", "beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim",
+    "truncate",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -106,23 +114,6 @@ class VisionConfig:
 
 
 @dataclass(frozen=True)
-class QuantSpec:
-    """How one module is quantized, in mx.quantize's terms."""
-
-    bits: int
-    group_size: int
-    mode: str
-
-
-@dataclass(frozen=True)
-class Quantization:
-    """MLX quantization of a checkpoint: `overrides` by module path as the file writes it, None = left unquantized."""
-
-    default: QuantSpec
-    overrides: Mapping[str, QuantSpec | None]
-
-
-@dataclass(frozen=True)
 class ModelConfig:
     """A whole config.json. `source_quantization` holds a quantization_config that is not MLX's (fp8, gptq, ...)."""
 
@@ -156,14 +147,14 @@ class ModelConfig:
     def from_dict(cls, raw: Mapping[str, Any], *, where: str = "config.json") -> ModelConfig:
         """Read a parsed config.json, nested (text_config) or flat; `where` names it in errors (CheckpointError)."""
         if not isinstance(raw, Mapping):
-            raise CheckpointError(f"{where} holds {_kind(raw)} where an object is expected: download the file again")
+            raise CheckpointError(f"{where} holds {kind_of(raw)} where an object is expected: download the file again")
         raw = dict(raw)
-        top = _Reader(raw, where)
+        top = Fields(raw, where)
         model_type = _model_type(top)
         text = top.section("text_config") or top
         vision = top.section("vision_config")
         text_config = _text(text, top, moe=_is_moe(model_type, text), vision=vision is not None)
-        quantization, source = _quantization(top, text)
+        quantization, source = read_quantization(top, text)
         return cls(
             model_type=model_type,
             text=text_config,
@@ -188,92 +179,26 @@ def _advice(folder: Path) -> str:
     return "give the folder that holds a checkpoint's files"
 
 
-def _kind(value: Any) -> str:
-    """The JSON name of a value's type, for errors."""
-    names = {type(None): "null", bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "a list"}
-    return names.get(type(value), "an object")
-
-
-class _Reader:
-    """One object of config.json: typed access that names the file and the full key when something is wrong."""
-
-    def __init__(self, values: Mapping[str, Any], where: str, prefix: str = ""):
-        self.values, self.where, self.prefix = values, where, prefix
-
-    def fail(self, key: str, problem: str) -> CheckpointError:
-        return CheckpointError(f"{self.where}: {self.prefix}{key} {problem}")
-
-    def has(self, key: str) -> bool:
-        return self.values.get(key) is not None
-
-    def section(self, key: str) -> _Reader | None:
-        """The object under `key`; None where it is absent or null."""
-        value = self.values.get(key)
-        if value is None:
-            return None
-        if not isinstance(value, Mapping):
-            raise self.fail(key, f"is {_kind(value)} where an object is expected: restore the published config.json")
-        return _Reader(value, self.where, f"{self.prefix}{key}.")
-
-    def required(self, key: str) -> Any:
-        if not self.has(key):
-            raise self.fail(key, "is missing and has no default: copy it from the published config.json")
-        return self.values[key]
-
-    def size(self, key: str, *, least: int = 1, most: int = _LARGEST_SIZE) -> int:
-        value = self.required(key)
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-            raise self.fail(key, f"is {value!r:.80} where a whole number from {least} to {most} is expected")
-        return value
-
-    def number(self, key: str, *, above: float = 0.0) -> float:
-        value = self.required(key)
-        good = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
-        if not good or not math.isfinite(value) or value <= above:
-            raise self.fail(key, f"is {value!r:.80} where a number above {above:g} is expected")
-        return float(value)
-
-    def flag(self, key: str, default: bool) -> bool:
-        value = self.values.get(key)
-        if value is None:
-            return default
-        if not isinstance(value, bool):
-            raise self.fail(key, f"is {value!r:.80} where true or false is expected")
-        return value
-
-    def token(self, key: str) -> int | None:
-        return self.size(key, least=0, most=_LARGEST_COUNT) if self.has(key) else None
-
-    def tokens(self, key: str) -> tuple[int, ...]:
-        """A token id, a list of them, or nothing."""
-        value = self.values.get(key)
-        if value is None:
-            return ()
-        ids = value if isinstance(value, list) else [value]
-        return tuple(_Reader({key: i}, self.where, self.prefix).size(key, least=0, most=_LARGEST_COUNT) for i in ids)
-
-    def only(self, key: str, *allowed: Any) -> None:
-        """Refuse a value that would be another architecture; absent or null is as published."""
-        value = self.values.get(key)
-        if value is not None and value not in allowed:
-            supported = " or ".join(repr(a) for a in allowed)
-            raise self.fail(key, f"is {value!r:.80}, which this package does not compute (it supports {supported})")
-
-
-def _model_type(top: _Reader) -> str:
+def _model_type(top: Fields) -> str:
     model_type = top.values.get("model_type")
     if model_type is None:
         raise top.fail("model_type", "is missing: this does not look like the config.json of a language model")
+    if model_type in _FLASH_NEXT:
+        raise top.fail(
+            "model_type",
+            f"is {model_type!r}: Qwen3.8-Flash-Next is another architecture than Qwen3.5 to 3.8, which this package "
+            "does not compute; use mlx-vlm for it",
+        )
     if model_type not in DENSE_TYPES + MOE_TYPES:
         raise top.fail(
             "model_type",
-            f"is {model_type!r:.80}: this package runs Qwen3.5 and its successors of the same architecture "
+            f"is {model_type!r:.80}: this package runs Qwen3.5, 3.6 and 3.8 "
             f"({', '.join(DENSE_TYPES + MOE_TYPES)}); use mlx-lm or mlx-vlm for other models",
         )
     return model_type
 
 
-def _is_moe(model_type: str, text: _Reader) -> bool:
+def _is_moe(model_type: str, text: Fields) -> bool:
     inner = text.values.get("model_type", model_type)
     same_family = MOE_TYPES if model_type in MOE_TYPES else DENSE_TYPES
     if inner is not None and inner not in same_family:
@@ -281,7 +206,7 @@ def _is_moe(model_type: str, text: _Reader) -> bool:
     return model_type in MOE_TYPES
 
 
-def _text(text: _Reader, top: _Reader, *, moe: bool, vision: bool) -> TextConfig:
+def _text(text: Fields, top: Fields, *, moe: bool, vision: bool) -> TextConfig:
     text.only("hidden_act", "silu", "swish")
     text.only("output_gate_type", "silu", "swish")
     text.only("attention_bias", False)
@@ -300,7 +225,7 @@ def _text(text: _Reader, top: _Reader, *, moe: bool, vision: bool) -> TextConfig
         linear_value_head_dim=text.size("linear_value_head_dim"),
         linear_conv_kernel_dim=text.size("linear_conv_kernel_dim"),
         rms_norm_eps=text.number("rms_norm_eps"),
-        max_position_embeddings=text.size("max_position_embeddings", most=_LARGEST_COUNT),
+        max_position_embeddings=text.size("max_position_embeddings", most=LARGEST_COUNT),
         rope=_rope(text, vision=vision),
         # transformers ties by the outermost config; text_config speaks where that is silent.
         tie_word_embeddings=top.flag("tie_word_embeddings", text.flag("tie_word_embeddings", False)),
@@ -321,12 +246,12 @@ def _text(text: _Reader, top: _Reader, *, moe: bool, vision: bool) -> TextConfig
         ("linear_num_key_heads", "linear_key_head_dim"),
         ("linear_num_value_heads", "linear_value_head_dim"),
     ):
-        if getattr(config, heads) * getattr(config, dim) > _LARGEST_SIZE:
+        if getattr(config, heads) * getattr(config, dim) > LARGEST_SIZE:
             raise text.fail(heads, f"times {dim} is {getattr(config, heads) * getattr(config, dim)}: a damaged file")
     return config
 
 
-def _layer_types(text: _Reader, layers: int) -> tuple[str, ...]:
+def _layer_types(text: Fields, layers: int) -> tuple[str, ...]:
     kinds = text.values.get("layer_types")
     if kinds is None:
         if not text.has("full_attention_interval"):
@@ -334,7 +259,7 @@ def _layer_types(text: _Reader, layers: int) -> tuple[str, ...]:
         every = text.size("full_attention_interval")
         return tuple(LAYER_KINDS[(n + 1) % every == 0] for n in range(layers))
     if not isinstance(kinds, list) or len(kinds) != layers:
-        found = f"{len(kinds)} entries" if isinstance(kinds, list) else _kind(kinds)
+        found = f"{len(kinds)} entries" if isinstance(kinds, list) else kind_of(kinds)
         raise text.fail("layer_types", f"holds {found} where a list of num_hidden_layers = {layers} is expected")
     for n, kind in enumerate(kinds):
         if kind not in LAYER_KINDS:
@@ -342,18 +267,22 @@ def _layer_types(text: _Reader, layers: int) -> tuple[str, ...]:
     return tuple(kinds)
 
 
-def _rope(text: _Reader, *, vision: bool) -> Rope:
+def _rope(text: Fields, *, vision: bool) -> Rope:
     # rope_parameters is today's key, rope_scaling the older one; a file that has both overrides the first by the
-    # second, as transformers does. theta and the rotary fraction may also stand beside them.
-    merged: dict[str, Any] = {k: text.values.get(k) for k in ("rope_theta", "partial_rotary_factor") if text.has(k)}
-    for key in ("rope_parameters", "rope_scaling"):
-        part = text.section(key)
-        if part is not None:
-            values = {k: v for k, v in part.values.items() if v is not None}
-            if "type" in values:
-                values.setdefault("rope_type", values["type"])
-            merged.update(values)
-    rope = _Reader(merged, text.where, text.prefix + "rope_parameters.")
+    # second, as transformers does. Some writers put the same keys straight into text_config, beside or instead.
+    merged = _rope_section(text, "rope_parameters")
+    for key in _ROPE_KEYS:
+        if not text.has(key):
+            continue
+        if key in merged and merged[key] != text.values[key]:
+            raise text.fail(
+                key,
+                f"is {text.values[key]!r:.80} and rope_parameters.{key} is {merged[key]!r:.80}: keep the one that the "
+                "published config.json has",
+            )
+        merged[key] = text.values[key]
+    merged |= _rope_section(text, "rope_scaling")
+    rope = Fields(merged, text.where, text.prefix + "rope_parameters.")
     rope.only("rope_type", "default", "yarn")
     rope.only("mrope_interleaved", True)
 
@@ -373,7 +302,15 @@ def _rope(text: _Reader, *, vision: bool) -> Rope:
     return Rope(theta, rotary_dim, tuple(section), yarn)
 
 
-def _yarn(rope: _Reader, text: _Reader) -> Yarn:
+def _rope_section(text: Fields, key: str) -> dict[str, Any]:
+    part = text.section(key)
+    values = {k: v for k, v in part.values.items() if v is not None} if part else {}
+    if "type" in values:
+        values.setdefault("rope_type", values["type"])
+    return values
+
+
+def _yarn(rope: Fields, text: Fields) -> Yarn:
     def optional(key: str, default: float | None) -> float | None:
         return rope.number(key) if rope.values.get(key) not in (None, 0) else default  # 0 is "unset" (transformers)
 
@@ -381,7 +318,7 @@ def _yarn(rope: _Reader, text: _Reader) -> Yarn:
     key = "original_max_position_embeddings" if source is rope else "max_position_embeddings"
     return Yarn(
         factor=rope.number("factor"),
-        original_max_position_embeddings=source.size(key, most=_LARGEST_COUNT),
+        original_max_position_embeddings=source.size(key, most=LARGEST_COUNT),
         beta_fast=optional("beta_fast", 32.0),
         beta_slow=optional("beta_slow", 1.0),
         attention_factor=rope.number("attention_factor") if rope.has("attention_factor") else None,
@@ -391,7 +328,7 @@ def _yarn(rope: _Reader, text: _Reader) -> Yarn:
     )
 
 
-def _moe(text: _Reader) -> MoE:
+def _moe(text: Fields) -> MoE:
     moe = MoE(
         num_experts=text.size("num_experts"),
         experts_per_token=text.size("num_experts_per_tok"),
@@ -403,7 +340,7 @@ def _moe(text: _Reader) -> MoE:
     return moe
 
 
-def _vision(vision: _Reader, text: TextConfig) -> VisionConfig:
+def _vision(vision: Fields, text: TextConfig) -> VisionConfig:
     vision.only("model_type", *DENSE_TYPES, *MOE_TYPES, "qwen3_5_vision", "qwen3_5_moe_vision")
     vision.only("hidden_act", "gelu_pytorch_tanh")
     vision.only("deepstack_visual_indexes", [])
@@ -418,48 +355,3 @@ def _vision(vision: _Reader, text: TextConfig) -> VisionConfig:
             "out_hidden_size", f"is {config.out_hidden_size}, but the text's hidden_size is {text.hidden_size}"
         )
     return config
-
-
-def _quantization(top: _Reader, text: _Reader) -> tuple[Quantization | None, dict[str, Any] | None]:
-    """MLX's quantization, or the quantization_config of another tool, or neither."""
-    for reader in (top, text):
-        section = reader.section("quantization")
-        if section is not None:
-            return _mlx_quantization(section), None
-    for reader in (top, text):
-        section = reader.section("quantization_config")
-        if section is not None:
-            if section.has("quant_method"):
-                return None, dict(section.values)
-            return _mlx_quantization(section), None
-    return None, None
-
-
-def _mlx_quantization(section: _Reader) -> Quantization:
-    default = _quant_spec(section)
-    overrides: dict[str, QuantSpec | None] = {}
-    for path, value in section.values.items():
-        if path in ("bits", "group_size", "mode", "quant_method"):
-            continue
-        if isinstance(value, bool):
-            overrides[path] = default if value else None
-        elif isinstance(value, Mapping):
-            overrides[path] = _quant_spec(_Reader(value, section.where, f"{section.prefix}{path}."))
-        else:
-            raise section.fail(path, f"is {_kind(value)} where true, false or an object of bits is expected")
-    return Quantization(default, MappingProxyType(overrides))
-
-
-def _quant_spec(spec: _Reader) -> QuantSpec:
-    # An override that leaves out its mode is affine whatever the default's mode: this is how MLX reads it.
-    mode = spec.values.get("mode") or "affine"
-    if not isinstance(mode, str) or mode not in BITS:
-        raise spec.fail("mode", f"is {mode!r:.80}; MLX knows {', '.join(BITS)}")
-    # mlx-lm's mixed recipes write null where they mean what the mode comes with.
-    bits, group_size = (
-        usual if key in spec.values and not spec.has(key) else spec.size(key)
-        for key, usual in zip(("bits", "group_size"), USUAL[mode], strict=True)
-    )
-    if bits not in BITS[mode] or group_size not in GROUP_SIZES[mode]:
-        raise spec.fail("bits", f"{bits} with group_size {group_size} is no {mode} quantization that MLX has")
-    return QuantSpec(bits, group_size, mode)

@@ -170,9 +170,18 @@ def test_other_layer_types_are_refused(kinds):
     refused(changed(layer_types=kinds), "layer_types")
 
 
-@pytest.mark.parametrize("model_type", ["qwen3_next", "qwen3_vl", "qwen4_exp", "llama", 7, ["qwen3_5"]])
+@pytest.mark.parametrize("model_type", ["qwen3_next", "qwen3_vl", "llama", 7, ["qwen3_5"]])
 def test_other_architectures_are_refused_by_name(model_type):
     refused(changed(model_type=model_type), str(model_type), "mlx-lm")
+
+
+@pytest.mark.parametrize("model_type", ["qwen4_exp", "qwen3_8_flash_next"])
+def test_flash_next_is_another_architecture(model_type):
+    refused(changed(model_type=model_type), "Qwen3.8-Flash-Next is another architecture", "mlx-vlm")
+    try:
+        read(changed(model_type=model_type))
+    except CheckpointError as error:
+        assert "\n" not in str(error)
 
 
 def test_no_model_type():
@@ -252,6 +261,47 @@ def test_mlx_quantization():
         }
 
 
+def test_words_in_quantization_that_are_no_modules():
+    """Writers leave notes there: calibration, versions, settings of a cache."""
+    notes = {"calibration": "x", "version": 2, "imatrix": True, "sizes": [1, 2], "kv": {"bits": 8}, "o.q": {"by": "w"}}
+    found = read(tiny_config() | {"quantization": {"group_size": 32, "bits": 8} | notes}).quantization
+    assert {path: spec for path, spec in found.overrides.items() if spec != found.default} == {}
+
+
+def test_an_entry_may_leave_out_its_groups():
+    entries = {"a.b": {"bits": 6}, "a.c": {"group_size": 32}, "a.d": {"bits": 4, "mode": "nvfp4"}}
+    found = read(tiny_config() | {"quantization": {"group_size": 128, "bits": 8} | entries}).quantization
+    assert found.overrides == {"a.b": QuantSpec(6, 128, "affine"), "a.c": QuantSpec(8, 32, "affine"),
+                               "a.d": QuantSpec(4, 16, "nvfp4")}  # fmt: skip
+    assert found.unsaid == {"a.b": ("group_size",), "a.c": ("bits",), "a.d": ("group_size",)}
+
+
+@pytest.mark.parametrize("beside", [False, True], ids=["alone", "in both places"])
+@pytest.mark.parametrize("vision", [False, True])
+def test_rope_keys_straight_in_the_text(beside, vision):
+    """As auto-round's MLX export writes them."""
+    config, meant = tiny_config(vision=vision), read(tiny_config(vision=vision)).text.rope
+    text = config["text_config"]
+    text |= text["rope_parameters"]
+    if not beside:
+        del text["rope_parameters"]
+    assert read(config).text.rope == meant
+    text["rope_scaling"] = {"type": "yarn", "factor": 2.0}  # goes over both
+    assert read(config).text.rope.yarn == Yarn(2.0, 4096)
+
+
+def test_flat_yarn():
+    text = {**ROPE, "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 99}
+    assert read(changed(rope_parameters=..., **text)).text.rope.yarn == Yarn(4.0, 99)
+
+
+@pytest.mark.parametrize(
+    "key, other", [("rope_theta", 10000), ("mrope_section", [1, 2, 1]), ("partial_rotary_factor", 0.25)]
+)
+def test_rope_said_twice_and_differently(key, other):
+    refused(changed(flat=False, **{key: other}), f"text_config.{key}", "rope_parameters", "keep the one")
+
+
 @pytest.mark.parametrize(
     "quantization",
     [
@@ -261,7 +311,8 @@ def test_mlx_quantization():
         {"group_size": 64, "bits": 4, "mode": "mxfp4"},
         {"group_size": 64, "bits": 4, "mode": "fp5"},
         {"group_size": 64, "bits": 4, "lm_head": 8},
-        {"group_size": 64, "bits": 4, "lm_head": {"bits": 4}},
+        {"group_size": 64, "bits": 4, "lm_head": {"bits": 7}},
+        {"group_size": 64, "bits": 4, "a.b": 8.0},
         4,
     ],
 )

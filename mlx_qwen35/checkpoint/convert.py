@@ -104,6 +104,7 @@ def convert(
     if not container_of(target).exists():
         _check_target(source, target, overwrite)  # at once; below it is looked at again, with the lock
     origin = open_source(source)
+    origin.check_norms()
     _check_companions(origin.folder)
     adapter = None if adapter_path is None else adapters.read_adapter(adapter_path)
     updates = None if adapter is None else adapters.updates(adapter, origin.config)

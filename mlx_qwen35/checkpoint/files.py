@@ -39,6 +39,10 @@ Empty = Callable[[tuple[int, ...], type], np.ndarray]  # memory to read into: sh
 _LONGEST_HEADER = 100_000_000  # the format's own limit
 _HEAD, _BLOCKS, _BLOCK = 1 << 16, 64, 1 << 12  # of a fingerprint
 _LFS = b"version https://git-lfs.github.com/spec/"
+_BESIDE = re.compile(
+    r"(adapter|lora|pytorch_lora|optimizer|scheduler|training|rng_|imatrix|consolidated|mtp|optiq_|vision|visual|mmproj)",
+    re.IGNORECASE,
+)
 _NUMBERED = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.safetensors")
 
 
@@ -73,7 +77,7 @@ class TensorFiles:
 def open_folder(folder: Path) -> TensorFiles:
     """Check the headers of a checkpoint's weight files, and its index if it has one; raises CheckpointError.
 
-    Reads the shards that model.safetensors.index.json names, or else every model*.safetensors.
+    Reads the shards that model.safetensors.index.json names, which may lie in folders below, or else `main_files`.
     """
     weight_map = _read_index(folder / INDEX)
     files = sorted(set(weight_map.values())) if weight_map is not None else _unindexed(folder)
@@ -96,7 +100,7 @@ def open_folder(folder: Path) -> TensorFiles:
                 )
             entries[entry.name] = entry
     if weight_map is not None:
-        _check_index(folder / INDEX, weight_map, entries)
+        _check_index(folder, weight_map, entries)
     return TensorFiles(folder, entries, formats)
 
 
@@ -108,8 +112,30 @@ def missing_shards(folder: Path) -> list[str]:
     weight_map = _read_index(folder / INDEX)
     if weight_map is not None:
         return _absent(folder, sorted(set(weight_map.values())))
-    files = [path.name for path in listed(folder, "model*.safetensors") if path.exists()]
+    files = main_files(path.name for path in listed(folder, "*.safetensors") if path.exists())
     return _gaps(files) if files else ["model.safetensors"]
+
+
+def main_files(names: Iterable[str]) -> list[str]:
+    """Of the files in a folder, those that hold a model's weights where no index says it.
+
+    They are called model*.safetensors, or else anything but what adapters, trainers, and other programs call what they
+    put beside a model.
+    """
+    weights = sorted(n for n in names if n.endswith(".safetensors") and "/" not in n and not is_litter(n))
+    return [n for n in weights if n.startswith("model")] or [n for n in weights if not _BESIDE.match(n)]
+
+
+def indexed_files(index: bytes, where: Path) -> list[str]:
+    """The weight files that the text of an index names; `where` names it in errors (CheckpointError)."""
+    return sorted(set(_weight_map(index, where).values()))
+
+
+def is_below(name: Any) -> bool:
+    """Whether a text of somebody else's names a safetensors file in a folder, or below it, and never outside."""
+    if not isinstance(name, str) or not name.endswith(".safetensors") or set(name) & {"\\", "\0", ":"}:
+        return False
+    return all(part not in ("", ".", "..") for part in name.split("/"))
 
 
 def open_file(path: Path) -> TensorFiles:
@@ -276,20 +302,26 @@ def _read_index(path: Path) -> dict[str, str] | None:
         return None
     except OSError as error:
         raise ReadError(f"{path} cannot be read ({error}): check the path and its permissions") from None
+    return _weight_map(text, path)
+
+
+def _weight_map(text: bytes, path: Path) -> dict[str, str]:
     if text.startswith(_LFS):
         raise CheckpointError(f"{path} is a Git LFS pointer and not the file itself: run `git lfs pull`")
     weight_map = _parse(path, text, "").get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{path} has no weight_map: download it again")
     for name, file in weight_map.items():
-        plain = isinstance(file, str) and file.endswith(".safetensors") and not set(file) & {"/", "\\", "\0"}
-        if not plain:
-            raise CheckpointError(f"{path} puts {name!r:.120} into {file!r:.80}, which is no name of a shard beside it")
+        if not is_below(file):
+            raise CheckpointError(
+                f"{path} puts {name!r:.120} into {file!r:.80}, which is no name of a shard in or below its folder"
+            )
     return weight_map
 
 
-def _check_index(path: Path, weight_map: dict[str, str], entries: dict[str, Entry]) -> None:
-    lies = [n for n, file in weight_map.items() if n not in entries or entries[n].file.name != file]
+def _check_index(folder: Path, weight_map: dict[str, str], entries: dict[str, Entry]) -> None:
+    path = folder / INDEX
+    lies = [n for n, file in weight_map.items() if n not in entries or entries[n].file != folder / file]
     if lies:
         raise CheckpointError(
             f"{path} names {len(lies)} tensors that are not where it says ({_some(lies)}; the first should be in "
@@ -309,7 +341,7 @@ def _unindexed(folder: Path) -> list[str]:
         here = sorted(name for name in os.listdir(folder) if not is_litter(name))
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be listed ({error}): give the folder of a checkpoint") from None
-    files = [name for name in here if name.startswith("model") and name.endswith(".safetensors")]
+    files = main_files(here)
     if not files:
         other = [n for n in here if n.endswith((".safetensors", ".bin", ".gguf", ".pt", ".pth", ".incomplete"))]
         hint = f"; {_some(other)} is not read" if other else ""

@@ -1,7 +1,7 @@
-"""GPTQ checkpoints, whose integers are those of MLX's affine quantization in another order.
+"""GPTQ and AutoRound checkpoints, whose integers are those of MLX's affine quantization in another order.
 
-Knows quantization_config of quant_method "gptq", the four tensors of a GPTQ module, and what they are in MLX's terms.
-Knows no Model. Nothing is quantized again: value = scale * (q - zero) here, and scale * q + bias there.
+Knows quantization_config of quant_method "gptq" and "auto-round", the four tensors of a GPTQ module, and what they are
+in MLX's terms. Knows no Model. Nothing is quantized again: value = scale * (q - zero) here, and scale * q + bias there.
 
     X.qweight  I32 [in * bits / 32, out]           -> weight  U32 [out, in * bits / 32]: the same words, transposed
     X.scales   F16 or BF16 [in / group, out]       -> scales  [out, in / group]
@@ -13,8 +13,9 @@ Only symmetric ones are read: their zero is a power of two, so that a bias has a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
@@ -28,6 +29,10 @@ from mlx_qwen35.checkpoint.part import DTYPES, as_array
 from mlx_qwen35.config import GROUP_SIZES, QuantSpec
 from mlx_qwen35.errors import CheckpointError
 
+_AUTOROUND = ("auto-round", "auto_round", "autoround")
+METHODS = ("gptq", *_AUTOROUND)
+# AutoRound's packings, and how far each stores zeros below themselves.
+_PACKINGS = {"auto_round:auto_gptq": 1, "auto_round:gptq": 1, "auto_gptq": 1, "gptq": 1}
 KINDS = ("qweight", "scales", "qzeros", "g_idx")
 _BITS = (2, 4, 8)  # those whose values do not cross words
 _SCALES = ("F16", "BF16", "F32")
@@ -38,11 +43,22 @@ _LEAST = "take the unquantized checkpoint of the same model, or an MLX conversio
 class Gptq:
     """What config.json says. spec: MLX's of the same grid; lower: how far the files store each zero below itself.
 
-    The older format ("gptq") stores zero - 1, the newer ("gptq_v2") the zero.
+    The older format ("gptq") stores zero - 1, the newer ("gptq_v2") the zero. modules, rules: what AutoRound did with
+    single modules, by published path or by a pattern for it; None: it left them unquantized.
     """
 
     spec: QuantSpec
     lower: int
+    modules: Mapping[str, QuantSpec | None] = field(default_factory=dict, hash=False)
+    rules: tuple[tuple[re.Pattern[str], QuantSpec | None], ...] = ()
+
+    def of(self, path: str) -> Gptq | None:
+        """The same for one published module; None where it is left unquantized."""
+        if not self.modules and not self.rules:
+            return self
+        rest = next((spec for rule, spec in self.rules if rule.fullmatch(path)), self.spec)
+        found = self.modules.get(path, rest)
+        return found and Gptq(found, self.lower)
 
     @property
     def zero(self) -> int:
@@ -139,34 +155,92 @@ class GptqPart:
 
 
 def read_config(section: Mapping[str, Any], where: str) -> Gptq:
-    """What a quantization_config of quant_method "gptq" says; raises CheckpointError for what MLX's grid cannot hold.
+    """What a quantization_config of one of METHODS says; raises CheckpointError for what MLX's grid cannot hold.
 
     where: the file, for errors.
     """
-
-    def fail(key: str, problem: str) -> CheckpointError:
-        return CheckpointError(f"{where}: quantization_config.{key} {problem}: {_LEAST}")
-
-    bits, group_size = section.get("bits"), section.get("group_size")
-    if type(bits) is not int or bits not in _BITS:
-        raise fail("bits", f"is {bits!r:.40}, and GPTQ is read with {', '.join(map(str, _BITS))} bits only")
-    sizes = GROUP_SIZES["affine"]
-    if type(group_size) is not int or group_size not in sizes:
-        raise fail("group_size", f"is {group_size!r:.40}, and MLX has groups of {', '.join(map(str, sizes))} only")
-    if section.get("sym") is not True:
-        raise fail("sym", f"is {section.get('sym')!r:.40}, and only symmetric GPTQ (true) becomes MLX's without loss")
+    spec = _read_spec(section, where, "")
+    if section.get("quant_method") in _AUTOROUND:
+        return _read_autoround(section, spec, where)
     if section.get("desc_act", False) is not False:
-        raise fail("desc_act", f"is {section.get('desc_act')!r:.40}, and groups of scattered columns are not read")
+        raise _fail(where, "desc_act", f"is {section['desc_act']!r:.40}, and groups of scattered columns are not read")
     form = section.get("checkpoint_format", "gptq")
     if form not in ("gptq", "gptq_v2"):
-        raise fail("checkpoint_format", f"is {form!r:.40}, and only 'gptq' and 'gptq_v2' are read")
+        raise _fail(where, "checkpoint_format", f"is {form!r:.40}, and only 'gptq' and 'gptq_v2' are read")
     dynamic = section.get("dynamic") or {}
     if not isinstance(dynamic, Mapping):
-        raise fail("dynamic", "is no object of rules")
+        raise _fail(where, "dynamic", "is no object of rules")
     for rule, changes in dynamic.items():
         if not rule.startswith("-:") and changes:
-            raise fail("dynamic", f"gives {rule!r:.80} settings of its own, which are not read")
-    return Gptq(QuantSpec(bits, group_size, "affine"), 1 if form == "gptq" else 0)
+            raise _fail(where, "dynamic", f"gives {rule!r:.80} settings of its own, which are not read")
+    return Gptq(spec, 1 if form == "gptq" else 0)
+
+
+def _fail(where: str, key: str, problem: str) -> CheckpointError:
+    return CheckpointError(f"{where}: quantization_config.{key} {problem}: {_LEAST}")
+
+
+def _read_spec(section: Mapping[str, Any], where: str, prefix: str) -> QuantSpec:
+    bits, group_size, tool = section.get("bits"), section.get("group_size"), section.get("quant_method", "gptq")
+    name = "AutoRound" if tool in _AUTOROUND else "GPTQ"
+    if type(bits) is not int or bits not in _BITS:
+        raise _fail(
+            where, f"{prefix}bits", f"is {bits!r:.40}, and {name} is read with {', '.join(map(str, _BITS))} bits only"
+        )
+    sizes = GROUP_SIZES["affine"]
+    if type(group_size) is not int or group_size not in sizes:
+        raise _fail(
+            where,
+            f"{prefix}group_size",
+            f"is {group_size!r:.40}, and MLX has groups of {', '.join(map(str, sizes))} only",
+        )
+    if section.get("sym") is not True:
+        raise _fail(
+            where,
+            f"{prefix}sym",
+            f"is {section.get('sym')!r:.40}, and only symmetric {name} (true) becomes MLX's without loss",
+        )
+    return QuantSpec(bits, group_size, "affine")
+
+
+def _read_autoround(section: Mapping[str, Any], spec: QuantSpec, where: str) -> Gptq:
+    """AutoRound's own keys: how words are packed, and what single modules have."""
+    form = section.get("packing_format", "auto_round:auto_gptq")
+    if form not in _PACKINGS:
+        raise _fail(where, "packing_format", f"is {form!r:.40}, and only {' and '.join(list(_PACKINGS)[:2])} are read")
+    if section.get("data_type", "int") != "int":
+        raise _fail(where, "data_type", f"is {section['data_type']!r:.40}, and only integers ('int') are read")
+    activations = section.get("act_bits")
+    if activations is not None and activations != 16 and activations != 32:
+        raise _fail(where, "act_bits", f"is {activations!r:.40}, and quantized activations are not computed")
+    extra = section.get("extra_config") or {}
+    if not isinstance(extra, Mapping):
+        raise _fail(where, "extra_config", "is no object of modules")
+    modules: dict[str, QuantSpec | None] = {}
+    for path, changes in extra.items():
+        if not isinstance(changes, Mapping):
+            raise _fail(where, "extra_config", f"has no object of settings for {path!r:.80}")
+        bits = changes.get("bits", spec.bits)
+        if (isinstance(bits, int) and bits >= 16) or str(changes.get("data_type", "int")).startswith("float"):
+            modules[path] = None
+            continue
+        if changes.get("data_type", "int") != "int":
+            raise _fail(where, f"extra_config.{path}", f"has data_type {changes['data_type']!r:.40}, which is not read")
+        own = {"sym": True, "bits": spec.bits, "group_size": spec.group_size, "quant_method": "auto-round"}
+        said = {key: value for key, value in changes.items() if value is not None}
+        modules[path] = _read_spec(own | said, where, f"extra_config.{path}.")
+    rules = tuple((pattern, modules.pop(path)) for path in [*modules] if (pattern := _pattern(path)))
+    return Gptq(spec, _PACKINGS[form], modules, rules)
+
+
+def _pattern(path: str) -> re.Pattern[str] | None:
+    """A key of extra_config as a regular expression, where it is one and not a module's path."""
+    if not set(path) & set("*+?[](){}|\\^$"):
+        return None
+    try:
+        return re.compile(path)
+    except re.error:
+        return None
 
 
 def stems(ours: str, entries: Mapping[str, Entry], layout: Layout, experts: int) -> tuple[str, ...]:
@@ -186,6 +260,12 @@ def make_parts(
     names: what stems() gave, one for each expert where the weight is [E, out, in].
     """
     *_, height, width = shape
+    own = {gptq.of(name) for name in names}
+    if len(own) > 1:
+        return [f"{names[0]} and the other experts have different quantizations by config.json, which is not read"]
+    if None in own:
+        return [f"{names[0]}.qweight is there, but config.json says that the module is not quantized"]
+    gptq = own.pop()
     bits, group = gptq.spec.bits, gptq.spec.group_size
     stacked = len(shape) == 3
     if width % group or height * bits % 32:

@@ -54,6 +54,7 @@ def load_model(
     config = read_config(folder, context_length, yarn=yarn)
     check_kv_form(kv_form, config)
     source = open_source(folder, config)
+    source.check_norms()
     check_experts(source.parts.values(), source.folder, compute)
     if stream is not None:
         from mlx_qwen35.checkpoint.stream import stream_experts, streamed_layouts

@@ -76,7 +76,7 @@ def make_part(ours: str, entries: dict[str, Entry], layout: Layout, experts: int
             return name
     chosen = tuple(entries[name] for name in origin.names)
     shape = chosen[0].shape
-    axes = layout.axes(ours)
+    axes = layout.axes(ours, shape)
     if origin.half is not None and len(shape) > 1:
         shape = (shape[0], shape[1] // 2, *shape[2:])
     if origin.stacked:

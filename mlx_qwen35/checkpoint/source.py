@@ -1,7 +1,7 @@
 """A checkpoint folder as a source of our tensors: checked whole, then read one tensor at a time.
 
 Knows which published tensors make which of ours, and holds them against config.json. Knows no Model and writes nothing.
-open_source() reads headers only; every complaint about what they say comes from there.
+open_source() reads headers, and no weight where they are clear; every complaint about what they say comes from there.
 """
 
 from __future__ import annotations
@@ -13,12 +13,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mlx_qwen35.checkpoint import files, fp8, gptq
+from mlx_qwen35.checkpoint import files, fp8, gptq, modelopt
+from mlx_qwen35.checkpoint.beside import with_tower
 from mlx_qwen35.checkpoint.files import Entry, TensorFiles
 from mlx_qwen35.checkpoint.fp8 import Fp8, Fp8Part
 from mlx_qwen35.checkpoint.gptq import Gptq, GptqPart
 from mlx_qwen35.checkpoint.inventory import Shape, is_linear, text_tensors, vision_tensors
-from mlx_qwen35.checkpoint.names import HF, MLX, Layout, find_layout
+from mlx_qwen35.checkpoint.names import HF, MLX, MTP_PREFIXES, TOWERS, Layout, find_layout
+from mlx_qwen35.checkpoint.norms import check_norms
+from mlx_qwen35.checkpoint.packing import Told, check_version
+from mlx_qwen35.checkpoint.packing import spec_of as spec_of
 from mlx_qwen35.checkpoint.part import FLOATS, Part, make_part
 from mlx_qwen35.checkpoint.quantize import packed
 from mlx_qwen35.config import ModelConfig, QuantSpec
@@ -33,8 +37,9 @@ _FOREIGN = {
     ".absmax": "bitsandbytes", ".global_scale": "nvfp4 with tensor scales", ".weight_scale_2": "NVIDIA ModelOpt",
 }  # fmt: skip
 _TODAY = (
-    "This package reads BF16, FP16 and FP32 checkpoints, FP8 with scales of 128 x 128 blocks, symmetric GPTQ and MLX "
-    "(affine, mxfp4, mxfp8, nvfp4): take the unquantized checkpoint of the same model, or an MLX conversion of it"
+    "This package reads BF16, FP16 and FP32 checkpoints, FP8 with scales of 128 x 128 blocks, symmetric GPTQ and "
+    "AutoRound, and MLX (affine, mxfp4, mxfp8, nvfp4): take the unquantized checkpoint of the same model, or an MLX "
+    "conversion of it"
 )
 
 
@@ -54,6 +59,10 @@ class Source:
     specs: dict[str, QuantSpec]
     foreign: Fp8 | Gptq | None
 
+    def check_norms(self) -> None:
+        """Raises CheckpointError where norms are not as the layout has them; to be called before weights are read."""
+        check_norms(self.layout, self.files)
+
     def beside(self) -> list[str]:
         """The published names of what is in the files besides the text model: vision and MTP tensors."""
         return [name for name in self.files.entries if self.layout.is_known(name)]
@@ -62,20 +71,22 @@ class Source:
 def open_source(folder: str | Path, config: ModelConfig | None = None) -> Source:
     """Check config.json and every header against each other; raises CheckpointError and reads no weight.
 
-    The exception is a head beside tied embeddings, which must be the embeddings again: those two are compared.
+    The exceptions are some norms, where it is not clear who wrote the values, and a head beside tied embeddings, which
+    must be the embeddings again: those two are compared.
     """
     folder = Path(folder)
     config = config or ModelConfig.from_folder(folder)
     foreign = _foreign(folder, config)
-    found = files.open_folder(folder)
-    layout = find_layout(found.entries, found.formats.values(), str(folder))
+    found = with_tower(files.open_folder(folder), config.raw)
+    layout = _layout(found)
     if not any(name.startswith(layout.vision) for name in found.entries):
         config = replace(config, vision=None)
-    if foreign and layout.kind == MLX:
+    if foreign and (layout.kind == MLX or layout.packed):
         raise CheckpointError(
             f"{folder / 'config.json'} says quant_method {config.source_quantization['quant_method']!r}, but the files "
             "have MLX's layout: restore the config.json that came with them, or convert the original again"
         )
+    modelopt.check(folder, config, found)
     parts, specs, problems = _plan(config, found, layout, foreign)
     used = {entry.name for part in parts.values() for entry in part.entries}
     head = _redundant_head(config, found, layout)
@@ -90,7 +101,19 @@ def open_source(folder: str | Path, config: ModelConfig | None = None) -> Source
             "Download the checkpoint again; if it was converted, convert the original again"
         )
     _check_head(config, found, layout, head)
+    if layout.doubt:
+        check_norms(layout, found)
+    check_version(specs.values(), str(folder))
     return Source(folder, config, found, layout, parts, specs, foreign)
+
+
+def _layout(found: TensorFiles) -> Layout:
+    """Markers count of those files only that hold something of the text model: a tower may be another writer's."""
+    main = [entry for name, entry in found.entries.items() if not name.startswith((*TOWERS, *MTP_PREFIXES))]
+    holding = {entry.file.relative_to(found.folder).as_posix() for entry in main}
+    formats = [found.formats[name] for name in found.formats if name in holding]
+    convolutions = {entry.shape for entry in main if entry.name.endswith("linear_attn.conv1d.weight")}
+    return find_layout(found.entries, formats, str(found.folder), convolutions)
 
 
 def read_parts(parts: Iterable[AnyPart]) -> Iterator[tuple[AnyPart, Any]]:
@@ -113,6 +136,7 @@ def _plan(
     specs: dict[str, QuantSpec] = {}
     problems: list[str] = []
     entries = found.entries
+    told = Told(config.quantization)
     experts = config.text.moe.num_experts if config.text.moe else 0
     for name, shape in (text_tensors(config) | vision_tensors(config)).items():
         linear = is_linear(name, shape)
@@ -125,16 +149,15 @@ def _plan(
                     problems += made
                 else:
                     parts |= made
-                    specs[module] = foreign.spec
+                    specs[module] = made[name].gptq.spec
                 continue
         wanted = {name: (shape, (*FLOATS, fp8.CODES) if isinstance(foreign, Fp8) and linear else FLOATS)}
-        path = layout.source(name).names[0].removesuffix(".weight") if layout.kind == MLX else None
-        if path and linear and f"{path}.scales" in entries:
-            spec = spec_of(config, path)
-            if spec is None:
-                problems.append(
-                    f"{path}.scales is there, but config.json's quantization does not say how {path} is quantized"
-                )
+        path = layout.source(name, 1).names[0].removesuffix(".weight")
+        if linear and layout.packed and f"{path}.scales" in entries and f"{path}.weight" in entries:
+            try:
+                spec = told.packed_as(module, path, shape[-1], entries[f"{path}.weight"], entries[f"{path}.scales"])
+            except ValueError as problem:
+                problems.append(str(problem))
                 continue
             specs[module] = spec
             if shape[-1] % spec.group_size:
@@ -159,17 +182,6 @@ def _plan(
                 problems.append(problem)
             parts[ours] = part
     return parts, specs, problems
-
-
-def spec_of(config: ModelConfig, path: str) -> QuantSpec | None:
-    """How config.json says that the module at `path` (as the file writes it) is quantized."""
-    if config.quantization is None:
-        return None
-    # A text-only file drops the roof that mlx-lm's own paths have.
-    for key in (path, f"language_model.{path}"):
-        if key in config.quantization.overrides:
-            return config.quantization.overrides[key]
-    return config.quantization.default
 
 
 def _missing(name: str, ours: str, shape: Shape, dtypes: tuple[str, ...], layout: Layout) -> str:
@@ -253,9 +265,12 @@ def _foreign(folder: Path, config: ModelConfig) -> Fp8 | Gptq | None:
     if section is None:
         return None
     method = section.get("quant_method")
+    algorithm = modelopt.algorithm(section)
+    if algorithm:
+        raise modelopt.refused(where, algorithm)
     if method == "fp8":
         return fp8.read_config(section, config.raw, where)
-    if method == "gptq":
+    if method in gptq.METHODS:
         return gptq.read_config(section, where)
     raise CheckpointError(f"{where}: quant_method is {method!r:.40}, which is not supported yet. {_TODAY}")
 

@@ -181,9 +181,9 @@ STRICT: dict[str, tuple[Callable[[Tensors], Any], list[str]]] = {
     ),
     "shape of the convolution": (
         lambda t: t.update(
-            {"model.language_model.layers.0.linear_attn.conv1d.weight": np.zeros((104, 4, 1), np.float32)}
+            {"model.language_model.layers.0.linear_attn.conv1d.weight": np.zeros((104, 1, 3), np.float32)}
         ),
-        ["conv1d.weight", "has shape [104, 4, 1], expected [104, 1, 4]"],
+        ["conv1d.weight", "has shape [104, 1, 3], expected [104, 1, 4]"],
     ),
     "shape of fused experts": (
         lambda t: t.update(
@@ -263,19 +263,58 @@ def edit_config(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
-def test_unmarked_mlx_values_under_plain_names_are_refused(tmp_path: Path) -> None:
-    """Without a marker plain names mean HF; the convolution's shape then shows that the norms are shifted already."""
-    folder = make(tmp_path / "a", layout="mlx-text")
-    rewrite(folder, lambda t: None, marker=None)
-    with pytest.raises(CheckpointError, match=r"conv1d.weight.*\[104, 4, 1\], expected \[104, 1, 4\]"):
-        load_model(folder)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("marker", [None, "pt", "mlx"])
+def test_the_convolutions_say_who_wrote_the_values(tmp_path: Path, layout: str, marker: str | None) -> None:
+    """Whatever marker and names say, where the norms' values confirm it: a norm is shifted once, or not at all."""
+    meant = weights(load_model(make(tmp_path / "a", layout=layout)))
+    rewrite(tmp_path / "a", lambda t: None, marker=marker)
+    found = weights(load_model(tmp_path / "a"))
+    assert found.keys() == meant.keys() and all(np.array_equal(found[name], meant[name]) for name in meant)
 
 
-def test_marker_against_names_is_refused(tmp_path: Path) -> None:
-    folder = make(tmp_path / "a", layout="mlx")
-    rewrite(folder, lambda t: None, marker="pt")
-    with pytest.raises(CheckpointError, match="unclear whether the norms are shifted"):
-        load_model(folder)
+def shift(by: float) -> Callable[[Tensors], None]:
+    def change(tensors: Tensors) -> None:
+        for name in tensors:
+            if name.endswith(("layernorm.weight", "q_norm.weight", "k_norm.weight", "model.norm.weight")):
+                tensors[name] = tensors[name] + np.float32(by)
+
+    return change
+
+
+@pytest.mark.parametrize("marker", [None, "pt", "mlx"])
+@pytest.mark.parametrize("layout, by", [("hf", 1), ("mlx", -1), ("mlx-text", -1), ("hf-per-expert", 1)])
+def test_norms_that_contradict_the_convolutions_are_refused(
+    tmp_path: Path, layout: str, by: float, marker: str | None
+) -> None:
+    rewrite(make(tmp_path / "a", layout=layout), shift(by), marker=marker)
+    with pytest.raises(CheckpointError, match="unclear whether the norms are shifted.*but their values are"):
+        load_model(tmp_path / "a")
+
+
+@pytest.mark.parametrize("layout, marker", [("hf", "mlx"), ("mlx", "pt"), ("mlx-text", "pt")])
+def test_norms_that_say_nothing_do_not_confirm(tmp_path: Path, layout: str, marker: str) -> None:
+    rewrite(make(tmp_path / "a", layout=layout), lambda t: [v.fill(0) for n, v in t.items() if "norm" in n], marker)
+    with pytest.raises(CheckpointError, match="unclear whether the norms are shifted.*but the files' metadata speaks"):
+        load_model(tmp_path / "a")
+
+
+def test_two_orders_of_convolutions_are_refused(tmp_path: Path) -> None:
+    def change(tensors: Tensors) -> None:
+        name = "model.language_model.layers.1.linear_attn.conv1d.weight"
+        tensors[name] = tensors[name].transpose(0, 2, 1).copy()
+
+    with pytest.raises(CheckpointError, match=r"mixes two layouts: convolutions are \[104, 1, 4\].*\[104, 4, 1\]"):
+        load_model(make(tmp_path / "a", change=change))
+
+
+def test_a_tower_in_either_order(tmp_path: Path) -> None:
+    """A patch embedding is what its own shape says: some writers leave it alone and turn the rest."""
+    meant = weights(load_model(make(tmp_path / "a", layout="mlx")))
+    name = "vision_tower.patch_embed.proj.weight"
+    rewrite(tmp_path / "a", lambda t: t.update({name: t[name].transpose(0, 4, 1, 2, 3).copy()}), "mlx")
+    found = weights(load_model(tmp_path / "a"))
+    assert all(np.array_equal(found[name], meant[name]) for name in meant)
 
 
 def test_two_checkpoints_in_one_folder_are_refused(tmp_path: Path) -> None:

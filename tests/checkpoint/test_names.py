@@ -101,7 +101,7 @@ REFUSED = {
     "unknown marker": (["model.language_model.norm.weight"], ["mlz"], "'mlz', which is none of"),
     "no witness": (["model.norm.weight"], [None], "neither metadata nor names"),
     "no text model": (["mtp.fc.weight"], ["pt"], "no tensor of a text model"),
-    "nothing": ([], [], "neither metadata nor names"),
+    "nothing": ([], [], "no tensor of a text model"),
 }
 
 

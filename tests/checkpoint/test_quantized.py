@@ -168,7 +168,7 @@ BROKEN: dict[str, tuple[dict[str, Any], Any, str]] = {
     "a mode that the tensors do not have": (
         {UP: {"group_size": 32, "bits": 4, "mode": "mxfp4"}}, None, "up_proj.scales .*dtype F32, expected U8"
     ),
-    "unquantized by config": ({UP: False}, None, "does not say how .*up_proj is quantized"),
+    "unquantized by config": ({UP: False}, None, "up_proj.scales .* is there, but .*up_proj is not quantized"),
     "scales without biases": ({}, lambda t: t.pop(f"{UP}.biases"), "up_proj.biases is in none of the files"),
     "weight without scales": ({}, lambda t: t.pop(f"{UP}.scales"), "up_proj.weight .*dtype U32, expected F32/F16/BF16"),
     "tensor scales": (
