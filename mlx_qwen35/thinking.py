@@ -59,7 +59,7 @@ class ThinkingBudget:
         other = copy(self)
         other._closed = mx.where(forced & ~last, self._closed + 1, 0)
         other._inside = mx.where(forced, ~last, inside)
-        other._spent = self._spent + (self._inside & inside & ~forced)
+        other._spent = self._spent + (self._inside & inside)  # past `tokens` it says no more
         return other
 
     @staticmethod

@@ -8,9 +8,9 @@ import pytest
 
 from mlx_qwen35.cache import Cache
 from mlx_qwen35.errors import PromptError
-from mlx_qwen35.generation import generate, generate_batch, prefill, statistics, stream_generate
+from mlx_qwen35.generation import decode, generate, generate_batch, prefill, statistics, stream_generate
 from mlx_qwen35.model import Model
-from mlx_qwen35.sampling import Sampling
+from mlx_qwen35.sampling import History, Sampler, Sampling
 from tests.talkers import (
     END,
     PROMPT,
@@ -275,3 +275,28 @@ def test_statistics_read_as_mlx_lm_prints_them(capsys):
     cache.offset = 4
     *_, last = stream_generate(Script(len(PROMPT) + 4, [END]), Typist(), PROMPT, cache=cache)
     assert "(4 more from the cache)" in statistics(last)
+
+
+def test_the_next_token_is_on_its_way_before_one_is_read(dense, monkeypatch):
+    """Its graph, and all of the cache with it, is handed to the device before the step is given out."""
+    begun, real = [], mx.async_eval
+
+    def begin(*given):
+        begun.append([array for one in given for array in (one if isinstance(one, list) else [one])])
+        real(*given)
+
+    monkeypatch.setattr(mx, "async_eval", begin)
+    cache = dense.make_cache()
+    logits = prefill(dense, PROMPT, cache)
+    sampler, history = Sampler(Sampling()), History(Sampling(), [PROMPT], VOCAB)
+    tokens = []
+    for number, step in enumerate(decode(dense, cache, logits, sampler, history, max_tokens=4), start=1):
+        tokens += step.tokens
+        assert len(begun) == number + 1  # the first token alone, then one call a step
+        wanted = {id(array) for array in cache.arrays()}
+        assert wanted and wanted <= {id(array) for array in begun[-1]}
+        assert len(begun[-1]) == len(cache.arrays()) + (number < 4)  # no token is drawn that nobody asked for
+        if number < 4:
+            (ahead,) = [array for array in begun[-1] if id(array) not in wanted]
+            assert ahead.tolist() == recomputed(dense, [*PROMPT, *tokens], 1)
+    assert tokens == recomputed(dense, PROMPT, 4)

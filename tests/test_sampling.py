@@ -122,11 +122,12 @@ def test_top_ids_are_the_largest(vocab, k):
         assert set(ids[row].tolist()) == set(np.argsort(-logits[row])[:k].tolist())
 
 
-def test_top_ids_never_leave_the_vocabulary():
-    vocab = 100 * BLOCK + 3
+@pytest.mark.parametrize("vocab, k", [(100 * BLOCK + 3, 10), (100 * BLOCK + 1, 2)])
+def test_top_ids_never_leave_the_vocabulary(vocab, k):
+    """Where fewer than k scores are above -inf, places behind the last one come up, too."""
     logits = np.full((1, vocab), -np.inf, dtype=np.float32)
     logits[0, vocab - 1] = 1.0
-    ids = np.array(top_ids(mx.array(logits), 10))
+    ids = np.array(top_ids(mx.array(logits), k))
     assert ids.max() < vocab and vocab - 1 in ids
     assert set(draw(logits[0], Sampling(temperature=1.0, top_k=10, seed=2), 50).tolist()) == {vocab - 1}
 
@@ -165,6 +166,19 @@ def test_penalties_with_a_history_per_row(settings):
         assert token.tolist() == expected.argmax(axis=-1).tolist()
         for answer, value in zip(answers, token.tolist(), strict=True):
             answer.append(value)
+
+
+def test_a_greedy_guess_is_what_a_call_would_take():
+    """Bias and penalties count for it, and rows are apart."""
+    sampling = Sampling(repetition_penalty=3.0, presence_penalty=2.0, logit_bias={7: 6.0, 9: -math.inf})
+    rows = np.stack([some_logits(seed) for seed in (1, 2, 3)])
+    best = rows.argmax(axis=-1)
+    history = History(sampling, [[int(token)] for token in best], VOCAB)
+    history.append(mx.array([1, 2, 7]))
+    wanted, _ = Sampler(sampling)(mx.array(rows), history)
+    guess, weights = Sampler(sampling).guess(mx.array(rows), history)
+    assert guess.tolist() == wanted.tolist() != best.tolist() and guess.shape == (3,)
+    assert weights is None
 
 
 def test_logprobs_are_before_temperature_and_truncation():

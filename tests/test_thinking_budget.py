@@ -128,6 +128,13 @@ def test_it_waits_for_a_tag_that_the_model_opens():
     assert said["reasoning"] == f"hmm\n\n{SENTENCE}" and said["content"] == "42"
 
 
+def test_reasoning_that_is_opened_again_is_closed_again():
+    said = [*ids("hm"), *CLOSING, OPENING, *CLOSING, *ids("42"), END]
+    plan = [*ids("hm"), *[0] * len(CLOSING), OPENING, *[0] * len(CLOSING), *ids("42"), END]
+    parts = list(stream_generate(Script(len(PROMPT), plan), Thinker(), PROMPT, thinking_budget=2))
+    assert [part.token for part in parts] == said
+
+
 def test_max_tokens_may_end_before_the_budget_and_in_its_words():
     for limit in (3, 5, 9):
         parts = list(stream_generate(Stubborn("hm", "42"), Thinker(), PROMPT, thinking_budget=5, max_tokens=limit))

@@ -62,3 +62,25 @@ def test_going_back():
     assert [mark.offset for mark in marks] == [10, 20]
     marks.add(20, of(5), met=False)  # in place of the old one
     assert marks.nbytes == 6
+
+
+def kept(offsets: list[int], met: set[int] = frozenset()) -> list[int]:
+    """What is left of marks of which there is one too many."""
+    marks = Marks(0, 8)  # four are kept, and 16 tokens between two are no loss in so short a timeline
+    for offset in offsets:
+        marks.add(offset, of(100), met=offset in met)
+    return [mark.offset for mark in marks]
+
+
+def test_where_none_is_to_spare_the_one_goes_that_leaves_the_shortest_stretch():
+    """Neither the first nor the last two, whatever they leave."""
+    assert kept([1, 41, 71, 72, 73]) == [1, 41, 72, 73]  # 41 would leave 70, and 71 only 31
+    assert kept([40, 41, 71, 111, 151]) == [40, 71, 111, 151]  # 41 would leave 31, and 71 leaves 70
+    assert kept([30, 70, 110, 111, 112]) == [30, 70, 111, 112]  # 110 leaves 41; without the last two it would be 2
+    assert kept([1, 2, 90, 170, 250]) == [1, 90, 170, 250]  # 1 would leave 2, and 2 leaves 89
+
+
+def test_of_those_to_spare_the_oldest_on_the_way_goes():
+    assert kept([10, 12, 14, 16, 18], met={12}) == [10, 12, 16, 18]
+    assert kept([10, 12, 14, 16, 18], met={12, 14}) == [10, 14, 16, 18]
+    assert kept([10, 12, 14, 16, 18]) == [10, 14, 16, 18]
