@@ -87,3 +87,13 @@ def test_what_the_command_says(
     assert told["modelled"] and 0 < told["tokens"][0] <= told["tokens"][1] and told["disk"] > 0 < told["device"]
     assert main([*asked, "--no-probe"]) == 0
     assert "Modelled" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("forgets", [True, False])
+def test_it_is_said_where_memory_may_have_answered(monkeypatch: pytest.MonkeyPatch, forgets: bool) -> None:
+    """As on macOS, which lets no program empty the page cache."""
+    monkeypatch.setattr(speed, "can_forget", lambda: forgets)
+    sizes = {"token_bytes": 100, "chunk_bytes": 3000, "active_bytes": 500}
+    told = speed.expected(share=0.5, layers=4, **sizes, disk=50.0, disk_deep=100.0, device=250.0)
+    assert told.as_dict()["from_memory"] is not forgets
+    assert any("system's memory" in line for line in told.lines(64)) is not forgets
