@@ -17,9 +17,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mlx_qwen35.library.listing import LocalModels
 
 PACKAGE = "mlx-qwen35"
 _PACKAGES = ("mlx-lm", "numpy", "safetensors", "tokenizers", "huggingface_hub", "pillow")
@@ -61,6 +65,7 @@ Check = Callable[[], tuple[str, dict[str, Any]]]
 
 def examine(*, demo: bool = True, disk: bool = True) -> Report:
     """Ask everything. demo: let the demo answer, in a process of its own; disk: read from it for a second."""
+    _models.cache_clear()
     checks: dict[str, Check] = {
         "version": _version, "machine": _machine, "memory": _memory, "Python": _python, "MLX": _mlx,
         "packages": _packages, "extras": _extras,
@@ -257,15 +262,20 @@ def _hub_cache() -> tuple[str, dict[str, Any]]:
 
 
 def _models_in(folder: Path, place: str) -> tuple[str, dict[str, Any]]:
-    from mlx_qwen35.library.listing import list_models
-
-    models = [model for model in list_models() if model.place == place]
+    models = [model for model in _models() if model.place == place]
     broken = [model for model in models if not model.complete]
     values = {"folder": str(folder), "there": folder.is_dir(), "models": len(models), "broken": len(broken)}
     if not folder.is_dir():
         return f"{folder} is not there", values
     words = f"{folder}: {len(models)} of this family"
     return words + (f", {len(broken)} of them incomplete or not readable" if broken else ""), values
+
+
+@lru_cache(maxsize=1)
+def _models() -> LocalModels:
+    from mlx_qwen35.library.listing import list_models
+
+    return list_models()
 
 
 def _disk() -> tuple[str, dict[str, Any]]:
@@ -280,10 +290,9 @@ def _disk() -> tuple[str, dict[str, Any]]:
 
 
 def _weight_files() -> Iterator[Path]:
-    from mlx_qwen35.library.listing import list_models
     from mlx_qwen35.machine.files import listed
 
-    for model in list_models():
+    for model in _models():
         yield from (path for path in listed(model.folder, "*.safetensors") if path.is_file())
 
 
