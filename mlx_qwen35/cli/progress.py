@@ -6,6 +6,8 @@ import sys
 import time
 from collections import deque
 
+from mlx_qwen35.screen import columns
+
 REDRAW_SECONDS = 0.1
 _LOOK_BACK = 10.0  # seconds over which a rate is taken: what was fast at first says nothing of the rest
 _SOONEST = 1.0  # seconds before a rate is shown
@@ -38,6 +40,8 @@ class Progress:
         self._drawn = now
         line = f"{self._doing}: {_count(done, self._unit)} of {_count(total, self._unit)}"
         line += self._spent(now, done) if finished else self._left(now, done, total)
+        if live and not finished:  # a line that the terminal breaks could not be taken back
+            line = line[: columns(sys.stderr) - 1]
         begin, end = ("\r\x1b[K", "\n" if finished else "") if live else ("", "\n")
         print(begin + line, end=end, file=sys.stderr, flush=True)
         if finished:

@@ -10,6 +10,7 @@ from mlx_qwen35.cli.chat import history
 from mlx_qwen35.cli.chat.commands import COMMANDS, Command, help_text, read_line
 from mlx_qwen35.cli.chat.completion import candidates
 from mlx_qwen35.errors import CheckpointError, PromptError
+from mlx_qwen35.session.lock import SessionLock
 from tests.checkpoints import random_tensors, tiny_config, write_checkpoint
 from tests.speakers import VOCAB
 from tests.text.folders import write_text_files
@@ -171,6 +172,28 @@ def test_sessions_loaded_and_saved(run, tmp_path):
     (tmp_path / "mine").write_text("not to be lost")
     done = run(*flags, stdin=f"/save {tmp_path / 'mine'}\n")
     assert "is no session: give another name" in done.err and (tmp_path / "mine").read_text() == "not to be lost"
+
+
+def test_a_session_that_another_has_is_not_loaded(run, tmp_path):
+    first, second = tmp_path / "a", tmp_path / "b"
+    flags = ("chat", "--temp", 0, "--no-think", "-n", 4)
+    run(*flags, "--session", first, stdin="What is 2 + 3?\n")
+    kept = first.read_bytes()
+    with SessionLock(first):
+        lines = f"Hello!\n/load {first}\n/save {first}\nWhat is 4 + 4?\n"
+        done = run(*flags, "--session", second, stdin=lines)
+    assert done.err.count(f"error: {first} is in use by another program") == 2 and first.read_bytes() == kept
+    assert "2 questions, " in run(*flags, "--session", second, stdin="").err
+
+
+def test_a_chat_that_says_nothing_writes_nothing(run, tmp_path):
+    file, flags = tmp_path / "a", ("chat", "--temp", 0, "--no-think", "-n", 4)
+    run(*flags, "--session", file, stdin="")
+    before = file.stat()
+    run(*flags, "--session", file, stdin="/help\n")
+    assert file.stat().st_mtime_ns == before.st_mtime_ns and file.stat().st_ino == before.st_ino
+    run(*flags, "--session", file, stdin="/system be\n")
+    assert "System message: be" in run(*flags, "--session", file, stdin="/system\n").err
 
 
 @pytest.fixture

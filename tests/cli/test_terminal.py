@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from mlx_qwen35.text.cells import width
 from tests.conftest import CHECKOUT
+from tests.text.test_drawing import ANSWER, draw
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and terminals of POSIX")
 if os.name == "posix":
@@ -196,6 +198,53 @@ def test_no_colours_and_a_narrow_terminal(chat):
     there.child.setwinsize(40, 60)
     there._pyte.resize(40, 60)
     there.wait(lambda terminal: long in terminal.screen)
+
+
+def test_a_signal_while_lines_are_read_from_a_pipe(checkpoint, tmp_path):
+    command = [*map(str, (*CHAT, "--model", checkpoint, "--session", tmp_path / "kept", "-n", 3))]
+    process = subprocess.Popen(command, cwd=CHECKOUT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process.stdin.write(b"hello\n")
+    process.stdin.flush()
+    process.stdout.readline()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 128 + signal.SIGTERM
+    process.communicate()
+    assert "1 question, " in ask("--model", checkpoint, "--session", tmp_path / "kept", stdin="").stderr
+
+
+DRAW = """
+import sys
+from types import SimpleNamespace
+from mlx_qwen35.screen import Screen
+from mlx_qwen35.text.reply import ContentDelta, ReasoningDelta
+from tests.text.test_drawing import ANSWER
+screen = Screen()
+screen.show(SimpleNamespace(text="", events=[ReasoningDelta("why \x1b[31m not")]))
+for at in range(0, len(ANSWER), 3):
+    screen.show(SimpleNamespace(text=ANSWER[at : at + 3], events=[ContentDelta(ANSWER[at : at + 3])]))
+screen.end()
+print("$", end="")
+"""
+
+
+@pytest.mark.parametrize("columns", [20, 60])
+def test_markdown_is_drawn_once_and_scrolls(columns):
+    there = Terminal(sys.executable, "-c", DRAW, columns=columns, rows=8)  # most of it scrolls away
+    assert there.left() == 0
+    assert there.screen == "why \u241b[31m not\n\n" + wrapped(draw(ANSWER, columns), columns) + "$"
+    assert not re.search(r"\x1b\[[0-9;]*[A-HJKSTfn]|\x1b[78M]|\r(?!\n)|\x08", there.raw)  # no going back
+
+
+def wrapped(text: str, columns: int) -> str:
+    """As a terminal breaks the lines that are too long."""
+    lines = []
+    for line in text.split("\n"):
+        while width(line) > columns:
+            at = max(at for at in range(len(line)) if width(line[:at]) <= columns)
+            lines.append(line[:at].rstrip())
+            line = line[at:]
+        lines.append(line.rstrip())
+    return "\n".join(lines)
 
 
 def test_stopped_and_back_again(chat, tmp_path):

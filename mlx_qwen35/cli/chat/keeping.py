@@ -36,6 +36,11 @@ class Keeping:
         if path is not None:
             self._take(Path(path))
 
+    @property
+    def is_new(self) -> bool:
+        """Whether there is to be a file that is not there yet."""
+        return self.path is not None and not self.path.exists()
+
     def save(self, talk: Conversation) -> None:
         """Writes all of it, whole or not at all, whatever signal comes meanwhile. Raises WriteError."""
         if self.path is not None:

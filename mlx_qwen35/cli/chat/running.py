@@ -92,7 +92,7 @@ class _Chat:
         self._last: Part | None = None
         self._draft: str | None = None  # the question that is being edited
         self._given_up = False  # Ctrl-C was the last thing
-        self.unsaved = True
+        self.unsaved = keeping.is_new
 
     def run(self) -> None:
         """Reads lines and answers them, until the input ends, /exit, or Ctrl-C after something was given up already."""
