@@ -75,5 +75,7 @@ def called(name: str, value: Any) -> None:
 
 def suggestion(name: str, known: Iterable[str]) -> str:
     """What a name that there is not may have meant: a question for the end of an error, or ''."""
-    found = get_close_matches(name, list(known), n=1)
+    known = list(known)
+    longer = [other for other in known if len(name) > 2 and other.startswith(name)]
+    found = longer or get_close_matches(name, known, n=1)
     return f"; did you mean {found[0]}?" if found else ""

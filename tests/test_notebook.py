@@ -103,6 +103,22 @@ class TestAnswers:
         reply._ipython_display_()
         assert len(screen) == 2 and screen[1][0]["text/markdown"] == reply._repr_markdown_()
 
+    def test_an_answer_that_is_cut_says_so(self, talk: Any, screen: Any, capsys: pytest.CaptureFixture[str]) -> None:
+        reply = talk("hello the hello the", max_tokens=3).send("one")
+        assert reply.finish_reason == "length" and "cut after 3 tokens: a larger max_tokens=" in reply.markdown()
+        assert screen[-1][-1]["text/markdown"] == reply.markdown()
+        reply = talk("why the why the", max_tokens=2, enable_thinking=True).send("one")
+        assert "cut after 2 tokens, before an answer: thinking_budget= leaves room for one" in reply.markdown()
+        talk("hello the hello the", max_tokens=3, display="text").send("one")
+        assert "\n(cut after 3 tokens: a larger max_tokens=" in capsys.readouterr().out
+        assert "cut" not in talk("hello").send("one").markdown()
+
+    def test_reasoning_has_a_budget(self, talk: Any) -> None:
+        chat = talk("why\n</think>\n\nhello", "why\n</think>\n\nhello", enable_thinking=True, thinking_budget=1)
+        assert chat.send("one").reasoning.endswith("based on the thinking directly now.")
+        assert chat.send("two", thinking_budget=None).reasoning == "why"
+        assert len(chat.history) == 4
+
     def test_prefill_is_shown(self, talk: Any, screen: Any) -> None:
         talk("hello", chunk_size=4).send("one " * 20)
         assert any(bundle["text/markdown"].startswith("Reading the prompt: 4 of ") for bundle in screen[0])

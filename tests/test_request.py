@@ -11,7 +11,7 @@ from mlx_qwen35.cache import Cache
 from mlx_qwen35.conversation import Conversation
 from mlx_qwen35.errors import ArgumentError, PromptError
 from mlx_qwen35.request import PromptOptions
-from tests.talkers import PROMPT, Endless, Script, Typist, say, spell
+from tests.talkers import PROMPT, Endless, Script, Typist, random_model, say, spell
 
 
 class Untouched(Script):
@@ -289,3 +289,14 @@ def test_answers_go_on_until_the_context_is_full():
     model = Script(len(PROMPT), spell("x" * 6000))
     (answer,) = generate_batch(model, processor, [PROMPT])
     assert (answer.finish_reason, len(answer.tokens)) == ("length", 5000 - len(PROMPT))
+
+
+def test_nothing_is_taken_for_the_whole_context_beforehand():
+    processor, model = Endless(), random_model("dense")
+    processor.context_length = 1_000_000
+    cache = model.make_cache()
+    stream = stream_generate(model, processor, PROMPT, cache=cache, sampling=Sampling())
+    for _ in range(3):
+        next(stream)
+    assert sum(array.nbytes for array in cache.arrays()) < 2_000_000
+    stream.close()

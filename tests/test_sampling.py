@@ -1,12 +1,15 @@
 """Sampling against NumPy: the penalties exactly, the draws by chi-square, and the order in which the steps run."""
 
 import math
+import pickle
+from copy import copy
+from dataclasses import replace
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_qwen35.errors import CheckpointError
+from mlx_qwen35.errors import ArgumentError, CheckpointError
 from mlx_qwen35.sampling import BLOCK, History, Sampler, Sampling, top_ids
 
 VOCAB = 40
@@ -282,3 +285,38 @@ def test_a_bias_outside_the_vocabulary_and_a_missing_history_are_refused():
         Sampler(Sampling(logit_bias={VOCAB: 1.0}))(logits)
     with pytest.raises(ValueError, match="History"):
         Sampler(Sampling(presence_penalty=1.0))(logits)
+
+
+@pytest.mark.parametrize(
+    "values, named, says",
+    [
+        ((0.5,), {}, r"by name: write Sampling\(temperature=0.5\)"),
+        (({"temperature": 1},), {}, "by name"),
+        ((), {"temp": 0.5}, "Sampling has no temp; did you mean temperature"),
+        ((), {"topk": 5}, "Sampling has no topk; did you mean top_k"),
+        ((), {"zzz": 5}, "Sampling has no zzz; there are .*temperature, top_k"),
+        ((), {"temperature": "0.5"}, "temperature is '0.5', of type str; give a number"),
+        ((), {"temperature": True}, "temperature is True; give a number"),
+        ((), {"temperature": None}, "temperature is None; give a number"),
+        ((), {"temperature": math.nan}, "temperature is nan; give a finite number"),
+        ((), {"top_p": [0.9]}, "top_p is .0.9., of type list; give a number"),
+        ((), {"top_k": 5.0}, "top_k is 5.0, of type float; give a whole number"),
+        ((), {"top_k": True}, "top_k is True; give a whole number"),
+        ((), {"seed": "7"}, "seed is '7'"),
+        ((), {"repetition_context_size": 0}, "repetition_context_size is 0; it must be 1 or more, or None for all"),
+        ((), {"logit_bias": [5]}, "logit_bias is .5., of type list; give a dict"),
+        ((), {"logit_bias": {"5": 1.0}}, "logit_bias names token '5'"),
+        ((), {"logit_bias": {5: "1"}}, "logit_bias of token 5 .* is '1'"),
+    ],
+)
+def test_what_is_no_sampling_says_what_is(values, named, says):
+    with pytest.raises(ArgumentError, match=says):
+        Sampling(*values, **named)
+
+
+def test_samplings_are_copied_compared_and_told_from_each_other():
+    sampling = Sampling(temperature=np.float32(0.5), top_k=np.int64(3), seed=5)
+    assert pickle.loads(pickle.dumps(sampling)) == copy(sampling) == sampling != replace(sampling, top_k=4)
+    assert hash(sampling) == hash(copy(sampling)) and "top_k=" in repr(sampling)
+    with pytest.raises(ArgumentError, match="no tok_k; did you mean top_k"):
+        replace(sampling, tok_k=4)

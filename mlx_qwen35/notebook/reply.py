@@ -62,13 +62,23 @@ class Reply:
         calls = [f"{call.name}({json.dumps(call.arguments, ensure_ascii=False)})" for call in self.tool_calls]
         return "\n".join([*([self.text] if self.text else []), *calls])
 
+    @property
+    def cut(self) -> str:
+        """What is to be said of an answer that ended because max_tokens or the context did; "" of any other."""
+        if self.finish_reason != "length":
+            return ""
+        count = f" after {self.statistics['generation_tokens']:,} tokens" if self.statistics else ""
+        if self.text or self.tool_calls:
+            return f"cut{count}: a larger max_tokens= or context_length= gives more room"
+        return f"cut{count}, before an answer: thinking_budget= leaves room for one"
+
     def markdown(self, *, thinking: bool = False) -> str:
         """The answer and the table of its statistics. thinking: it goes on, and is still reasoning."""
         shown = [reply_markdown(self.reasoning, self.text, self.tool_calls, thinking=thinking)]
         if self.finish_reason == "cancelled":
             shown.append("*(interrupted)*")
-        elif self.finish_reason == "length":
-            shown.append("*(no room for more tokens)*")
+        elif self.cut:
+            shown.append(f"*({self.cut})*")
         if self.finish_reason and self.statistics:
             shown.append(_statistics(self.statistics))
         return "\n\n".join(part for part in shown if part)

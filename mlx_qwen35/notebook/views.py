@@ -67,6 +67,8 @@ class TextView(NoView):
 
     def end(self, reply: Reply | None) -> None:
         self._screen.end()
+        if reply is not None and reply.cut:
+            print(f"({reply.cut})")
 
 
 class RichView:
