@@ -55,22 +55,30 @@ class _Limit:
         self._before = 0
 
     def ask(self, nbytes: int) -> Callable[[], None]:
-        """Returns the function that lets go; a second call of it does nothing."""
+        """Returns the function that lets go; a second call of it does nothing. What MLX refuses is as if not asked."""
         key = object()
         with self._lock:
-            first = not self._asked
-            self._asked[key] = nbytes
-            before = getattr(mx, self._setter)(self._choose([*self._asked.values()]))
-            if first:
+            before = self._set(self._choose([*self._asked.values(), nbytes]))
+            if before is None:
+                return lambda: None
+            if not self._asked:
                 self._before = before
+            self._asked[key] = nbytes
 
         def let_go() -> None:
             with self._lock:
                 if self._asked.pop(key, None) is not None:
                     left = [*self._asked.values()]
-                    getattr(mx, self._setter)(self._choose(left) if left else self._before)
+                    self._set(self._choose(left) if left else self._before)
 
         return let_go
+
+    def _set(self, nbytes: int) -> int | None:
+        """The limit before; None where MLX refuses: that may be slow, and is no reason not to answer."""
+        try:
+            return getattr(mx, self._setter)(nbytes)
+        except (ValueError, RuntimeError):
+            return None
 
 
 _CACHE, _WIRED = _Limit("set_cache_limit", min), _Limit("set_wired_limit", max)

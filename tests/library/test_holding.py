@@ -26,6 +26,12 @@ from tests.experts.synthetic import LAYERS, synthetic_config
 FIGURE = r"[\d.]+ (?:B|KB|MB|GB)"
 
 
+@pytest.fixture(autouse=True)
+def no_mac(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which refuses more memory than it has."""
+    monkeypatch.setattr(mx.metal, "is_available", lambda: False)
+
+
 def hollow(folder: Path, config: dict[str, Any]) -> Path:
     """A checkpoint in bfloat16 whose headers are whole and whose weights are a hole in the file."""
     folder.mkdir()
@@ -145,7 +151,6 @@ def test_dense_models_under_a_ceiling(dense: Path) -> None:
 class TestSizes:
     @pytest.fixture(autouse=True)
     def machine(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(mx.metal, "is_available", lambda: False)
         monkeypatch.setattr(memory, "installed_memory", lambda: 50 * 10**9)
         monkeypatch.setattr(memory, "free_memory", lambda: 30 * 10**9)
 

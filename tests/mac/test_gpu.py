@@ -98,6 +98,20 @@ def test_the_last_to_let_go_puts_back_what_was_there(mac: Limits) -> None:
     assert mac.wired == 0
 
 
+def test_what_mlx_refuses_is_not_asked(mac: Limits, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when the limit of the system was lowered meanwhile: there is an answer, and the next may ask again."""
+    one = gpu.keep_wired(30)
+    monkeypatch.setattr(gpu, "working_set", lambda: 2 * MOST)
+    two = gpu.keep_wired()
+    assert mac.wired == 30
+    two()
+    assert mac.wired == 30
+    one()
+    assert mac.wired == 0
+    with gpu.wired():
+        assert mac.wired == 0
+
+
 def test_without_metal_nothing_is_wired(no_metal: Limits) -> None:
     gpu.keep_wired()(), gpu.keep_wired(7)()
     with gpu.wired():
