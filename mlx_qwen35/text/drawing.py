@@ -202,8 +202,9 @@ class Drawing:
 
     def _span(self, text: str) -> tuple[re.Match[str] | None, Style]:
         """The code, formula, link or emphasis that the text begins with, if there is one, and its style."""
+        near = text[:_LONGEST]
         for pattern, more in _SPANS:
-            found = pattern.match(text)
+            found = pattern.match(near)
             if found:
                 beside = self._before + text[found.end() : found.end() + 1]
                 if text[0] != "_" or not any(map(str.isalnum, beside)):

@@ -72,16 +72,16 @@ class Terminal:
     def say(self, text: str) -> None:
         """Types a line at the prompt, and waits until the next is there."""
         self.wait_for_prompt()
-        count = self.raw.count(READS)
+        count = self.raw.count(SENT)
         self.type(text + "\r")
-        self.wait(lambda terminal: terminal.raw.count(READS) > count)
+        self.wait(lambda terminal: terminal.raw.count(SENT) > count)
         self.wait_for_prompt()
 
     def begin(self, text: str, characters: int = 60) -> None:
         """Types a line at the prompt, and waits until the answer has begun."""
         self.wait_for_prompt()
-        self.type(text + "\r")
         count = self.raw.count(SENT)
+        self.type(text + "\r")
         self.wait(lambda terminal: terminal.raw.count(SENT) > count)
         at = self.raw.rfind(SENT)
         self.wait(lambda terminal: len(terminal.raw) > at + characters)
@@ -97,7 +97,7 @@ class Terminal:
         return self.child.exitstatus if self.child.signalstatus is None else 128 + self.child.signalstatus
 
 
-READS, SENT = "\x1b[?2004h", "\x1b[?2004l"  # pastes are told from typing, and no longer: a prompt begins, and ends
+SENT = "\x1b[?2004l"  # pastes are no longer told from typing: a prompt has ended
 
 
 def _line(line, columns: int) -> str:

@@ -16,7 +16,7 @@ from tests.text.test_drawing import ANSWER, draw
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and terminals of POSIX")
 if os.name == "posix":
-    from tests.cli.terminals import CHAT, CTRL_C, CTRL_D, CTRL_Z, PASTE, PASTED, UP, Terminal
+    from tests.cli.terminals import CHAT, CTRL_C, CTRL_D, CTRL_Z, PASTE, PASTED, SENT, UP, Terminal
 
 DEMO = ("--temp", 0, "--no-think", "-n", 40)
 
@@ -47,8 +47,8 @@ def test_several_lines_commands_and_history(chat, tmp_path):
     first.wait("What is 17 + 25?")  # the demo says what to ask
     first.wait_for_prompt()
     first.type(f"{PASTE}Reverse this:\r\nstone \\\r\n/help{PASTED}")
-    first.wait("/help")
-    first.say("")
+    first.wait("stone \\\n  /help")
+    first.type("\r")
     for typed in ("one\\\rtwo", '"""\rthree\r\rfour"""', "/opt/me/x.txt is what?", "// text", " /help me"):
         first.say(typed)
     first.say("/hepl")
@@ -138,6 +138,19 @@ def test_a_terminal_that_is_closed_is_a_hangup(chat, checkpoint, tmp_path):
     assert os.waitstatus_to_exitcode(status) == 128 + signal.SIGHUP and file.exists()
     done = ask("--model", checkpoint, "--session", file, stdin="")
     assert "1 question, " in done.stderr and "> hello" in done.stderr
+
+
+def test_what_is_typed_during_an_answer_waits(chat, checkpoint, tmp_path):
+    there, told = chat("--model", checkpoint, "--no-think", "-n", 150), tmp_path / "told.json"
+    there.begin("hello")
+    there.type(f"{PASTE}first\rsecond{PASTED}")
+    there.wait("first\n  second")  # not before the prompt
+    count = there.raw.count(SENT)
+    assert there.screen.endswith("> first\n  second") and there.screen.count("second") == 1
+    there.type("\r")
+    there.wait(lambda terminal: terminal.raw.count(SENT) > count)
+    there.say(f"/save {told}")
+    assert said(told) == ["hello", "first\nsecond"]
 
 
 def test_a_signal_at_the_prompt(chat, tmp_path):

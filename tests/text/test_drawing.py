@@ -2,6 +2,7 @@
 
 import random
 import re
+import time
 
 import pytest
 
@@ -113,6 +114,15 @@ def test_a_span_that_does_not_end_is_not_held_for_long():
     drawing = Drawing(Pen(written.append, lambda: 80, lambda *styles: ""))
     drawing.feed("begin **not bold " + "word " * 100)
     assert "**not bold word word" in "".join(written).replace("\n", " ")
+
+
+@pytest.mark.parametrize("piece", "[ *a_ ` $x |_[a]( **a* [a](b -_ >_ \\( _a_b ~~ ![[".split())
+@pytest.mark.parametrize("count", [None, 1])
+def test_no_text_takes_long(piece, count):
+    begin = time.perf_counter()
+    draw(piece * 2500, pieces=count)
+    draw("|" + piece * 2500 + "|\n|---|\n", pieces=count)
+    assert time.perf_counter() - begin < 5
 
 
 def test_control_characters_are_shown():

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Protocol
 
 from mlx_qwen35.errors import PromptError
@@ -24,6 +24,10 @@ class Reader(Protocol):
     at_terminal: bool
 
     def read(self, label: str, default: str = "") -> str: ...
+
+    def waiting(self) -> AbstractContextManager[None]:
+        """Inside, an answer is shown, and messages wait."""
+        ...
 
 
 class LineReader:
@@ -50,6 +54,9 @@ class LineReader:
             return unquoted("\n".join(lines), block)
         except UnicodeDecodeError as error:
             raise PromptError(f"the input is no text ({error}); give UTF-8") from error
+
+    def waiting(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
 
 def opens_block(line: str) -> bool:

@@ -160,7 +160,8 @@ class _Chat:
             answered = answered or bool(part.content or part.tool_calls)
 
         try:
-            *_, last = answer(show)
+            with self._reader.waiting():
+                *_, last = answer(show)
         finally:
             below.before()
             screen.end()

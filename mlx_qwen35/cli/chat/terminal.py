@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
+import termios
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -58,6 +61,28 @@ class TerminalReader:
             text = self._session.prompt(shown, default=default, pre_run=lambda: self._wake(app))
         self._ending.check()
         return text
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Inside, what is typed or pasted is not echoed, but waits for the next prompt."""
+        handle = sys.stdin.fileno()
+        try:
+            before = termios.tcgetattr(handle)
+        except (termios.error, OSError):
+            yield
+            return
+        flags = [*before]
+        flags[3] &= ~termios.ECHO
+        try:
+            termios.tcsetattr(handle, termios.TCSADRAIN, flags)
+            self._session.output.enable_bracketed_paste()
+            self._session.output.flush()
+            yield
+        finally:
+            with suppress(termios.error, OSError):  # a terminal that is gone
+                termios.tcsetattr(handle, termios.TCSADRAIN, before)
+                self._session.output.disable_bracketed_paste()
+                self._session.output.flush()
 
     def _wake(self, app: Application[str]) -> None:
         if self._ending.number is not None and app.is_running and app.loop is not None:
