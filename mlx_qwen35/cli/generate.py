@@ -8,7 +8,7 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from mlx_qwen35.cli import options
+from mlx_qwen35.cli import options, prompting
 from mlx_qwen35.cli.cut import tell_cut
 from mlx_qwen35.cli.experts import ExpertLine
 from mlx_qwen35.cli.stdin import read_prompt, tell_missed
@@ -62,14 +62,14 @@ def _answer(args: argparse.Namespace, ending: Ending) -> int:
     text, unread = read_prompt(args.prompt)
     if text is None and (args.model is not None or args.media):
         raise options.OptionError("no prompt: give one with -p TEXT, or -p - to read it from standard input")
-    tools = options.read_tools(args.tools)
+    tools = prompting.read_tools(args.tools)
+    told = prompting.prompt_options(args, tools)
     held = options.hold(args)
-    processor = options.load_processor(held)
+    processor = options.load_processor(args, held)
     if text is None:
         text = DEMO_PROMPT
         print(f"No -p/--prompt: asking it {DEMO_PROMPT!r}", file=sys.stderr)
-    told = options.prompt_options(args, tools)
-    question = processor.encode(text) if args.ignore_chat_template else _question(text, options.media_parts(args))
+    question = processor.encode(text) if args.ignore_chat_template else _question(text, prompting.media_parts(args))
     prompt = processor.prompt(question, **told.said)
     settings = options.answer_options(args, processor)
     model = options.load_model(args, held)

@@ -6,7 +6,6 @@ Knows flag names and how they become arguments of `load` and `stream_generate`. 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -19,14 +18,12 @@ from typing import TYPE_CHECKING, Any
 from mlx_qwen35.cli import experts
 from mlx_qwen35.cli.progress import Progress
 from mlx_qwen35.errors import Qwen35Error
-from mlx_qwen35.text.messages import MediaPart
 
 if TYPE_CHECKING:
     from mlx_qwen35.library import Held
     from mlx_qwen35.model import Model
     from mlx_qwen35.parts import Part
     from mlx_qwen35.processor import Processor
-    from mlx_qwen35.request import PromptOptions
     from mlx_qwen35.session import Session
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -227,11 +224,17 @@ def hold(args: argparse.Namespace) -> Held:
     return held
 
 
-def load_processor(held: Held) -> Processor:
-    """What reads prompts, with the context that the memory allows."""
+def load_processor(args: argparse.Namespace, held: Held) -> Processor:
+    """What reads prompts, with the context that the memory allows, and ends answers at the flags' tokens too."""
     from mlx_qwen35 import library
 
-    return library.load_processor(held.folder, context_length=held.context_length, yarn=held.yarn)
+    processor = library.load_processor(held.folder, context_length=held.context_length, yarn=held.yarn)
+    for token in args.extra_eos_token:
+        number = processor.tokenizer.token_id(token)
+        if number is None:
+            raise OptionError(f"--extra-eos-token: {token!r} is no token of this checkpoint; --stop takes any text")
+        processor.eos_token_ids |= {number}
+    return processor
 
 
 def load_model(args: argparse.Namespace, held: Held) -> Model:
@@ -307,7 +310,6 @@ def check_sampling(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and value < least:
             raise OptionError(f"--{name.replace('_', '-')} is {value}; it must be {rule}")
-    read_variables(args)
 
 
 _WHOLE = (
@@ -318,17 +320,9 @@ _WHOLE = (
 
 
 def answer_options(args: argparse.Namespace, processor: Processor) -> dict[str, Any]:
-    """The arguments of `stream_generate` that the flags give, but for the prompt's own (system, tools, thinking).
-
-    The processor ends answers at the tokens that the flags name, too.
-    """
+    """The arguments of `stream_generate` that the flags give, but for the prompt's own (system, tools, thinking)."""
     from mlx_qwen35.sampling import Sampling
 
-    for token in args.extra_eos_token:
-        number = processor.tokenizer.token_id(token)
-        if number is None:
-            raise OptionError(f"--extra-eos-token: {token!r} is no token of this checkpoint; --stop takes any text")
-        processor.eos_token_ids |= {number}
     return {
         "max_tokens": None if args.max_tokens == -1 else args.max_tokens,
         "thinking_budget": args.thinking_budget,
@@ -337,44 +331,6 @@ def answer_options(args: argparse.Namespace, processor: Processor) -> dict[str, 
         "chunk_size": args.prefill_step_size,
         "on_progress": progress_of(args, "Reading the prompt", "tokens"),
     }
-
-
-def prompt_options(args: argparse.Namespace, tools: list[dict[str, Any]]) -> PromptOptions:
-    """What the template is told, and how pictures and videos are read."""
-    from mlx_qwen35.request import PromptOptions
-
-    return PromptOptions(
-        system=args.system,
-        tools=tools,
-        enable_thinking=args.think,
-        reasoning_effort=args.reasoning_effort,
-        preserve_thinking=args.preserve_thinking,
-        chat_template_kwargs=read_variables(args),
-        allow_control_tokens=args.allow_control_tokens,
-        fps=args.fps,
-        max_pixels=args.max_pixels,
-        fetch=args.fetch,
-    )
-
-
-def read_variables(args: argparse.Namespace) -> dict[str, Any] | None:
-    """The variables of the template that the flags give; None where they give none."""
-    if args.chat_template_config is None:
-        return None
-    try:
-        variables = json.loads(args.chat_template_config)
-    except (ValueError, RecursionError) as error:
-        raise OptionError(
-            f"--chat-template-config is not valid JSON ({error}); write '{{\"preserve_thinking\": true}}', say"
-        ) from error
-    if not isinstance(variables, dict):
-        raise OptionError("--chat-template-config is no JSON object; write '{\"preserve_thinking\": true}', say")
-    return variables
-
-
-def media_parts(args: argparse.Namespace) -> list[MediaPart]:
-    """What the flags show, as parts of a message's content."""
-    return [MediaPart(kind, source, f"--{kind}") for kind, source in args.media]
 
 
 def progress_of(args: argparse.Namespace, doing: str, unit: str) -> Callable[[int, int], None] | None:
@@ -389,21 +345,6 @@ def print_statistics(args: argparse.Namespace, part: Part) -> None:
         print(statistics(part), file=sys.stderr)
     if args.expert_stats:
         print(experts.table(part), file=sys.stderr)
-
-
-def read_tools(path: str | None) -> list[dict[str, Any]]:
-    if path is None:
-        return []
-    try:
-        with open(path, encoding="utf-8") as file:
-            tools = json.load(file)
-    except OSError as error:
-        raise OptionError(f"--tools: {path} cannot be read ({error.strerror}); check the path") from error
-    except (ValueError, RecursionError) as error:
-        raise OptionError(f"--tools: {path} is not valid JSON ({error})") from error
-    if not isinstance(tools, list):
-        raise OptionError(f"--tools: {path} holds no JSON list; write [{{...}}, ...]")
-    return tools
 
 
 def _medium(kind: str, source: str) -> tuple[str, str]:

@@ -6,7 +6,7 @@ import weakref
 
 import pytest
 
-from mlx_qwen35 import generation, screen
+from mlx_qwen35 import generation, library, screen
 from mlx_qwen35.sampling import Sampling
 
 CALL = "<tool_call>\n<function=add>\n<parameter=a>\n3\n</parameter>\n</function>\n</tool_call>"
@@ -276,10 +276,11 @@ def test_flags_of_the_template_and_of_thinking(speak, run, monkeypatch):
         (["--extra-eos-token", "no such token"], "'no such token' is no token of this checkpoint"),
     ],
 )
-def test_wrong_ones_are_one_line(speak, run, command, flag, says):
+def test_wrong_ones_are_one_line_before_weights_are_read(speak, run, monkeypatch, command, flag, says):
     speak("ok")
+    monkeypatch.setattr(library, "load_held", lambda *a, **k: pytest.fail("weights are read"))
     done = run(command, "--model", "x", *(["-p", "hi"] if command == "generate" else []), *flag, stdin="hi\n")
-    assert says in done.err and done.err.count("\n") == 1 and done.out == ""
+    assert says in done.err and done.err.count("\n") == 1 and (done.status, done.out) == (2, "")
 
 
 def test_a_budget_closes_the_reasoning(speak, run):

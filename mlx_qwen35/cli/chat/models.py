@@ -64,7 +64,7 @@ class Models:
             self.model.unload()
         try:
             held = options.hold(args)
-            processor = options.load_processor(held)
+            processor = options.load_processor(args, held)
             model = options.load_model(args, held)
             settings = options.answer_options(args, processor) | options.draft_options(args, model)
         except BaseException:

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from mlx_qwen35.cli import options
+from mlx_qwen35.cli import options, prompting
 from mlx_qwen35.cli.chat import transcript
 from mlx_qwen35.cli.chat.commands import help_text, read_line
 from mlx_qwen35.cli.chat.keeping import Keeping, save_copy
@@ -46,13 +46,14 @@ def converse(args: argparse.Namespace, ending: Ending) -> int:
     """Runs the command `chat`; -> the exit status."""
     from mlx_qwen35.conversation import Conversation
 
-    tools = options.read_tools(args.tools)
+    tools = prompting.read_tools(args.tools)
+    told = prompting.prompt_options(args, tools)
     keeping = Keeping(args.session, ending)
     try:
         held = options.hold(args)
-        processor = options.load_processor(held)
-        told = options.prompt_options(args, tools)
-        question = [{"role": "user", "content": options.media_parts(args)}]
+        processor = options.load_processor(args, held)
+        processor.prompt("?", **told.said)  # raises what the template has against the flags
+        question = [{"role": "user", "content": prompting.media_parts(args)}]
         shown = processor.prepare(question, **told.reading)[0]["content"]
         model = options.load_model(args, held)
         session = options.open_session(args, model, processor)
