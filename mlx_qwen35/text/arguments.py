@@ -1,41 +1,111 @@
 """Types the arguments of a tool call by the tool's JSON schema. Knows schemas; knows nothing of tags or streams.
 
 The family writes every argument as plain text: strings without quotes, other scalars as Python or JSON prints them
-(True, None, 2.5), lists and objects as JSON. Only the schema tells which is meant. A text that its schema cannot
-read stays the text it is: the caller sees what the model wrote.
+(True, None, 2.5), lists and objects as JSON, or as Python prints them. Only the schema tells which is meant. A text
+that its schema cannot read stays the text it is: the caller sees what the model wrote.
 """
 
 from __future__ import annotations
 
 import json
-import math
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+from mlx_qwen35.text.lenient import NoValue, read_number, read_value
 
 _Schema = Mapping[str, Any]
 _MAX_DEPTH = 8  # of $ref and anyOf within one another; a schema that refers to itself ends here
 
+# Names for types that are not JSON Schema's, as tools are described in the wild: Python's, SQL's, other languages'.
+_ALIASES = {
+    **dict.fromkeys(("int", "int8", "int16", "int32", "int64", "uint", "uint32", "uint64", "long", "short"), "integer"),
+    **dict.fromkeys(("float", "float32", "float64", "double", "decimal", "numeric", "real"), "number"),
+    **dict.fromkeys(("str", "text", "char", "varchar"), "string"),
+    **dict.fromkeys(("dict", "map", "mapping", "struct", "json", "record"), "object"),
+    **dict.fromkeys(("list", "tuple", "sequence", "set", "vector"), "array"),
+    **dict.fromkeys(("bool",), "boolean"),
+    **dict.fromkeys(("none", "nil", "nonetype", "void"), "null"),
+}
+_GENERIC = re.compile(r"\s*([\w.]+)\s*(?:[\[<(](.*)[\])>])?\s*", re.DOTALL)
+
 
 class ToolSchemas:
-    """The parameter schemas of some tools, in OpenAI's form ({"type": "function", "function": {...}}) or bare
-    ({"name": ..., "parameters": {...}}). What is in neither form is ignored: its arguments stay text."""
+    """The parameter schemas of some tools: in OpenAI's form ({"type": "function", "function": {...}}), bare ({"name":
+    ..., "parameters": {...}}) or Anthropic's ({"name": ..., "input_schema": {...}}). What is in none of these forms is
+    ignored: its arguments stay text."""
 
     def __init__(self, tools: Iterable[Any] | None):
         self._parameters: dict[str, _Schema] = {}
         for tool in tools or ():
             function = _mapping(_mapping(tool).get("function", tool))
             if isinstance(function.get("name"), str):
-                self._parameters[function["name"]] = _mapping(function.get("parameters"))
+                schema = function.get("parameters", function.get("input_schema", function.get("inputSchema")))
+                self._parameters[function["name"]] = _mapping(schema)
+
+    @property
+    def offers_any(self) -> bool:
+        """Whether there is any tool."""
+        return bool(self._parameters)
+
+    def offers(self, function: str) -> bool:
+        """Whether there is a tool of that name."""
+        return function in self._parameters
+
+    def names(self, function: str) -> frozenset[str] | None:
+        """The parameters that a function may have; None: any, because the tool or its schema is not known, or says
+        so."""
+        root = self._parameters.get(function)
+        if root is None:
+            return None
+        found: set[str] = set()
+        return frozenset(found) if _collect(root, root, found, 0) else None
+
+    def required(self, function: str) -> frozenset[str]:
+        """The parameters that a call has to have."""
+        names = self._parameters.get(function, {}).get("required")
+        return frozenset(name for name in names if isinstance(name, str)) if isinstance(names, list) else frozenset()
 
     def arguments(self, function: str, texts: Mapping[str, str]) -> dict[str, Any]:
         """The arguments of a call to `function`, given as raw texts by parameter name."""
         root = self._parameters.get(function, {})
         return {name: _typed(text, _parameter(root, name), root) for name, text in texts.items()}
 
+    def fitted(self, function: str, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments of a call to `function`, given as a JSON object: texts where the schema has none are read."""
+        root = self._parameters.get(function, {})
+        return {name: _fitted(value, _mapping(_parameter(root, name)), root, 0) for name, value in values.items()}
+
+
+def _collect(schema: _Schema, root: _Schema, found: set[str], depth: int) -> bool:
+    """Adds the names of a schema's properties; returns whether there are no others."""
+    if depth > _MAX_DEPTH:
+        return False
+    if "$ref" in schema:
+        return _collect(_resolve(schema["$ref"], root), root, found, depth + 1)
+    parts = [_mapping(part) for key in ("allOf", "anyOf", "oneOf") for part in _list(schema.get(key))]
+    named = isinstance(schema.get("properties"), Mapping)
+    found.update(name for name in _mapping(schema.get("properties")) if isinstance(name, str))
+    told = [_collect(part, root, found, depth + 1) for part in parts if part.keys() - {"required"}]
+    if schema.get("additionalProperties") not in (None, False) or schema.get("patternProperties"):
+        return False
+    return (named or schema.get("additionalProperties") is False or bool(told)) and all(told)
+
 
 def _parameter(root: _Schema, name: str) -> Any:
-    schema = _mapping(root.get("properties")).get(name)
-    return root.get("additionalProperties") if schema is None else schema
+    found = _property(root, name, root, 0)
+    return root.get("additionalProperties") if found is None else found
+
+
+def _property(schema: _Schema, name: str, root: _Schema, depth: int) -> Any:
+    if depth > _MAX_DEPTH:
+        return None
+    if "$ref" in schema:
+        return _property(_resolve(schema["$ref"], root), name, root, depth + 1)
+    found = _mapping(schema.get("properties")).get(name)
+    for part in (_mapping(part) for key in ("allOf", "anyOf", "oneOf") for part in _list(schema.get(key))):
+        found = _property(part, name, root, depth + 1) if found is None else found
+    return found
 
 
 def _typed(text: str, schema: Any, root: _Schema) -> Any:
@@ -60,8 +130,40 @@ def _readings(text: str, schema: _Schema, root: _Schema, depth: int) -> Iterable
     allowed = [schema["const"]] if "const" in schema else schema.get("enum")
     for kind in _kinds(schema, allowed):
         value, fits = _READERS[kind](text)
-        if fits and (not isinstance(allowed, list) or any(_same(value, other) for other in allowed)):
-            yield value
+        if fits and isinstance(allowed, list):
+            value, fits = _among(value, allowed)
+        if fits:
+            yield _fitted(value, schema, root, depth)
+
+
+def _among(value: Any, allowed: list[Any]) -> tuple[Any, bool]:
+    """One of the values of an enum; a string also as JSON would write it."""
+    if isinstance(value, str) and value not in allowed and len(value) > 1 and value.strip()[:1] in "\"'":
+        value = _json(value)
+    return value, any(_same(value, other) for other in allowed)
+
+
+def _fitted(value: Any, schema: _Schema, root: _Schema, depth: int) -> Any:
+    """A value that JSON typed, with the texts inside it that its schema would have otherwise read by that."""
+    if depth > _MAX_DEPTH or not schema:
+        return value
+    if "$ref" in schema:
+        return _fitted(value, _resolve(schema["$ref"], root), root, depth + 1)
+    if isinstance(value, str):
+        kinds = _kinds(schema, schema.get("enum"))
+        plain = "string" in kinds or not (kinds or any(key in schema for key in ("anyOf", "oneOf", "allOf")))
+        return value if plain else next(iter(_readings(value, schema, root, depth + 1)), value)
+    if isinstance(value, list):
+        items = _mapping(schema.get("items"))
+        return [_fitted(item, items, root, depth + 1) for item in value]
+    if isinstance(value, dict):
+        return {
+            name: _fitted(item, _mapping(_property(schema, name, root, 0)), root, depth + 1)
+            for name, item in value.items()
+        }
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and _kinds(schema, None) == ["string"]:
+        return json.dumps(value)
+    return value
 
 
 def _kinds(schema: _Schema, allowed: Any) -> list[str]:
@@ -74,10 +176,29 @@ def _kinds(schema: _Schema, allowed: Any) -> list[str]:
             declared = "array"
         else:
             declared = list(_READERS) if isinstance(allowed, list) else []
-    names = {str(name).lower() for name in (declared if isinstance(declared, list) else [declared])}
+    names: set[str] = set()
+    for name in declared if isinstance(declared, list) else [declared]:
+        names |= _type_names(str(name), 0)
     if schema.get("nullable") is True:
         names.add("null")
     return [name for name in _READERS if name in names]
+
+
+def _type_names(text: str, depth: int) -> set[str]:
+    """JSON Schema's names for a type, however it is called: "int", "List[str]", "Optional[int]", "str | None"."""
+    if depth > _MAX_DEPTH or len(text) > 200:
+        return set()
+    if "|" in text and not re.search(r"[\[<(].*\|.*[\])>]", text):
+        return set().union(*(_type_names(part, depth + 1) for part in text.split("|")))
+    found = _GENERIC.fullmatch(text)
+    if found is None:
+        return set()
+    name, inner = found.group(1).rpartition(".")[2].lower(), found.group(2)
+    if name == "optional" and inner:
+        return _type_names(inner, depth + 1) | {"null"}
+    if name == "union" and inner:
+        return set().union(*(_type_names(part, depth + 1) for part in re.split(r"[,|]", inner)))
+    return {_ALIASES.get(name, name)}
 
 
 def _resolve(reference: Any, root: _Schema) -> _Schema:
@@ -94,24 +215,20 @@ def _mapping(value: Any) -> _Schema:
     return value if isinstance(value, Mapping) else {}
 
 
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
 def _same(value: Any, other: Any) -> bool:
     return value == other and isinstance(value, bool) == isinstance(other, bool)  # in Python True == 1
 
 
 def _json(text: str) -> Any:
-    """The value of a JSON text, or None: a null never counts as a list, an object or a number anyway. Python's reader
-    would take NaN and 1e999 too, which are no JSON value that could be written back."""
+    """The value of a text, or None: a null never counts as a list or an object anyway."""
     try:
-        return json.loads(text, parse_constant=_finite, parse_float=_finite)
-    except (ValueError, RecursionError):
+        return read_value(text)
+    except NoValue:
         return None
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(text)
-    return value
 
 
 def _null(text: str) -> tuple[Any, bool]:
@@ -124,8 +241,10 @@ def _boolean(text: str) -> tuple[Any, bool]:
 
 
 def _number(text: str) -> tuple[Any, bool]:
-    value = _json(text)
-    return value, type(value) in (int, float)
+    try:
+        return read_number(text), True
+    except NoValue:
+        return None, False
 
 
 def _integer(text: str) -> tuple[Any, bool]:
@@ -136,13 +255,19 @@ def _integer(text: str) -> tuple[Any, bool]:
 
 
 def _array(text: str) -> tuple[Any, bool]:
-    value = _json(text)
+    value = _unwrapped(text)
     return value, isinstance(value, list)
 
 
 def _object(text: str) -> tuple[Any, bool]:
-    value = _json(text)
+    value = _unwrapped(text)
     return value, isinstance(value, dict)
+
+
+def _unwrapped(text: str) -> Any:
+    """A value, also one that is written as JSON in a JSON string."""
+    value = _json(text)
+    return _json(value) if isinstance(value, str) else value
 
 
 def _string(text: str) -> tuple[Any, bool]:

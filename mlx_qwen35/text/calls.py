@@ -1,4 +1,4 @@
-"""One tool call in growing text: where it ends, and what it names. Knows tags; knows no types and no events.
+"""Tool calls in growing text: where they end, what they name and with which arguments.
 
     <tool_call>
     <function=NAME>
@@ -8,127 +8,207 @@
     ...
     </function>
     </tool_call>
+
+A value may hold tags, whole calls too, and models leave tags out, double them and put others in. So the tools that
+were offered decide: inside a value a parameter begins only where its name is one of the function's and was not given
+yet. The text is read in up to four ways, and the first that makes a call of it counts:
+
+    as it is written       calls and parameters inside a value are text together with what closes them; a value ends
+                           where </parameter> is followed by a parameter or by </function></tool_call>
+    with slips             </parameter> or </function> left out, other closing tags, words between parameters, a name
+                           without its >, several functions in one <tool_call>, frames missing at the end of the reply
+    without pairs          as it is written, where a value holds a tag that nothing closes, and that could begin nothing
+    the last two together
+
+Where a call ends is certain only by what follows it: the end of the reply, or another call. Only a call that is read
+as it is written is given out before the reply ends; everything else waits for that. A value that ends in </parameter>
+is read as one with its tag doubled. What cannot be read in any way is no call. Knows tags and names; types are
+arguments.py's.
 """
 
 from __future__ import annotations
 
-import re
+from dataclasses import replace
 from enum import Enum, auto
 
-OPENING = "<tool_call>"
+from mlx_qwen35.text.arguments import ToolSchemas
+from mlx_qwen35.text.call_json import read_json
+from mlx_qwen35.text.call_reading import (
+    CALLABLE,
+    FRAMES,
+    OPENING,
+    PREFIX,
+    SPACE,
+    Reading,
+    Unreadable,
+    Way,
+    WrittenCall,
+    follows,
+)
+from mlx_qwen35.text.tags import Kind, Tags
 
-_SPACE = re.compile(r"\s*")
-_VALUE_END = re.compile(r"</parameter>|</function>")
-_LONGEST_VALUE_END = len("</parameter>")
+__all__ = ["OPENING", "CallReader", "CallState", "WrittenCall"]
+
+_AS_WRITTEN = Way(pairs=True, slips=False)
+_WAYS = (_AS_WRITTEN, Way(pairs=True, slips=True), Way(pairs=False, slips=False), Way(pairs=False, slips=True))
 
 
 class CallState(Enum):
-    OPEN = auto()  # a beginning of a call: more text may complete it
+    OPEN = auto()  # more text may complete it
     WHOLE = auto()
     BROKEN = auto()  # no call, whatever follows
 
 
 class CallReader:
-    """Reads the call that begins with the `<tool_call>` at the start of a text which may still grow.
+    """Reads the calls that stand at the start of a text which may still grow: those of one <tool_call>, or of one
+    <function=...> that has none.
 
-    `advance(text)` gets the whole text every time, and looks only at what it has not passed yet. A `</parameter>` ends
-    a value only where the call goes on as a call does (another parameter, or its end), so that values may quote tags.
+    `advance(text)` gets the whole text every time, and looks only at what it has not passed yet; `finish` once nothing
+    follows. After WHOLE: `calls`, and `end`, where they end in the text. After finish() is BROKEN: `reason`, and
+    `name`, that of the call if it was read.
     """
 
-    def __init__(self) -> None:
-        self.state = CallState.OPEN
-        self.name: str | None = None
-        self.parameters: dict[str, str] = {}
-        self.end = 0  # of the call in the text, once it is WHOLE
-        self._position = len(OPENING)
-        self._value_start = 0
-        self._key = ""
-        self._read = self._read_function
+    def __init__(self, schemas: ToolSchemas) -> None:
+        self._schemas = schemas
+        self._tags = Tags()
+        self._looked = 0  # tags whose surroundings are known
+        self.calls: tuple[WrittenCall, ...] = ()
+        self.end = 0
+        self.reason = ""
+        self.begun = False  # it has begun as a call does
+
+    @property
+    def name(self) -> str | None:
+        first = next((tag for tag in self._tags.found if tag.kind is Kind.FUNCTION), None)
+        return first.name if first else None
 
     def advance(self, text: str) -> CallState:
-        while self.state is CallState.OPEN and self._read(text):
-            pass
-        return self.state
+        state = self._begins(text)
+        if state is not None:
+            return state
+        self._tags.advance(text)
+        if self._has_json(text):
+            return self._advance_json(text, final=False)
+        found = self._tags.found
+        ending = Kind.CALL_END if text.startswith(OPENING) else Kind.FUNCTION_END
+        while self._looked < len(found):
+            tag = found[self._looked]
+            if tag.kind is ending:
+                after = follows(text, tag.end, self._schemas)
+                if after is None:
+                    return CallState.OPEN
+                if after and self._read(text, _AS_WRITTEN, only=tag.end):
+                    return CallState.WHOLE
+            self._looked += 1
+        return CallState.OPEN
 
-    # Each of these handles one place in the grammar. True: passed, go on with the next; False: more text is needed, or
-    # the state has changed.
+    @property
+    def waits(self) -> bool:
+        """Whether the next character, whichever it is, may decide."""
+        return not self.begun or self._looked < len(self._tags.found)
 
-    def _read_function(self, text: str) -> bool:
-        function = _named_tag(text, self._position, "<function=")
-        if isinstance(function, CallState):
-            self.state = function
-            return False
-        self.name, self._position = function
-        self._read = self._read_body
-        return True
+    def ended_before(self, text: str, but: str) -> bool:
+        """Whether a call that is as it should be ends in the text and is followed by something else than `but`, or
+        than a beginning of that."""
+        for tag in self._tags.found:
+            after = text[tag.end :].lstrip() if tag.kind is Kind.CALL_END else ""
+            if after and not but.startswith(after[: len(but)]) and self._read(text, _AS_WRITTEN, only=tag.end):
+                return True
+        return False
 
-    def _read_body(self, text: str) -> bool:
-        parameter = _named_tag(text, self._position, "<parameter=")
-        if isinstance(parameter, CallState):
-            end = _end_of_call(text, self._position)
-            if isinstance(end, int):
-                self.state, self.end = CallState.WHOLE, end
-            elif parameter is end is CallState.BROKEN:
-                self.state = CallState.BROKEN
-            return False
-        self._key, self._position = parameter
-        self._value_start = self._position
-        self._read = self._read_value
-        return True
+    def finish(self, text: str, *, cut: bool) -> CallState:
+        """WHOLE or BROKEN, now that nothing follows. cut: the reply was ended by a limit, not by the model: frames that
+        are missing may have stood for more."""
+        state = self._begins(text, final=True)
+        if state is not None:
+            return state
+        self._tags.advance(text, final=True)
+        if self._has_json(text):
+            return self._advance_json(text, final=True)
+        body = text[: len(text) - _partial_end(text)]
+        for way in _WAYS:
+            if self._read(body, way, cut=cut):
+                if body != text and not body[self.end :].strip():
+                    last = self.calls[-1]
+                    self.calls = (*self.calls[:-1], replace(last, raw=last.raw + text[self.end :]))
+                    self.end = len(text)
+                return CallState.WHOLE
+        return CallState.BROKEN
 
-    def _read_value(self, text: str) -> bool:
-        found = _VALUE_END.search(text, self._position)
-        if found is None:
-            self._position = max(self._position, len(text) - _LONGEST_VALUE_END + 1)
-            return False
-        if found.group() == "</parameter>":
-            rest = found.end()
-            next_up = [_named_tag(text, rest, "<parameter="), _end_of_call(text, rest)]
-        else:  # the model forgot </parameter>
-            rest = found.start()
-            next_up = [_end_of_call(text, rest)]
-        if all(there is CallState.BROKEN for there in next_up):
-            self._position = found.end()  # text of the value that looks like a tag
-            return True
-        if all(isinstance(there, CallState) for there in next_up):
-            return False
-        self.parameters[self._key] = _without_line_ends(text[self._value_start : found.start()])
-        self._position = rest
-        self._read = self._read_body
-        return True
-
-
-def _tag(text: str, position: int, tag: str) -> int | CallState:
-    """Where `tag` ends, if it comes next after white space; OPEN if the text ends before that can be told."""
-    position = _SPACE.match(text, position).end()
-    if text.startswith(tag, position):
-        return position + len(tag)
-    return CallState.OPEN if tag.startswith(text[position : position + len(tag)]) else CallState.BROKEN
-
-
-def _end_of_call(text: str, position: int) -> int | CallState:
-    """Where `</function></tool_call>` ends, if it comes next. A forgotten `</function>` is forgiven."""
-    after = _tag(text, position, "</function>")
-    if isinstance(after, CallState):
-        bare = _tag(text, position, "</tool_call>")
-        return after if bare is CallState.BROKEN else bare
-    return _tag(text, after, "</tool_call>")
-
-
-def _named_tag(text: str, position: int, opening: str) -> tuple[str, int] | CallState:
-    """(name, where the tag ends) of `<function=NAME>` or `<parameter=NAME>`, if it comes next."""
-    start = _tag(text, position, opening)
-    if isinstance(start, CallState):
-        return start
-    for at in range(start, len(text)):
-        if text[at] == ">":
-            name = text[start:at].strip()
-            return (name, at + 1) if name else CallState.BROKEN
-        if text[at] in "<\r\n":
+    def _begins(self, text: str, *, final: bool = False) -> CallState | None:
+        """None: it begins as a call does."""
+        if self.begun:
+            return None
+        wrapped = text.startswith(OPENING)
+        at = SPACE.match(text, len(OPENING) if wrapped else 0).end()
+        if CALLABLE.match(text, at):
+            begun = wrapped or self._bare_begins(text, final)
+            self.begun = bool(begun)
+            return None if begun else CallState.BROKEN if begun is False else CallState.OPEN
+        if not PREFIX.match(text, at):
             return CallState.BROKEN
-    return CallState.OPEN
+        self.begun, self.reason = final and wrapped, "the reply ends before the call names a function"
+        return CallState.BROKEN if final else CallState.OPEN
+
+    def _bare_begins(self, text: str, final: bool) -> bool | None:
+        """A function without <tool_call> is one that is offered, followed by what a call has; None: not known yet."""
+        self._tags.advance(text, final=final)
+        if not self._tags.found:
+            return None if not final and len(text) < 300 and "\n" not in text.strip() else False
+        first = self._tags.found[0]
+        if first.kind is not Kind.FUNCTION or first.start or not self._schemas.offers(first.name):
+            return False
+        rest = text[SPACE.match(text, first.end).end() :]
+        if any(rest.startswith(word) for word in ("<parameter", "</function>", "{")):
+            return True
+        more = any(word.startswith(rest) for word in ("<parameter", "</function>", "{"))
+        return None if more and not final else False
+
+    # A body in JSON
+
+    def _has_json(self, text: str) -> bool:
+        return self._json_start(text) is not None
+
+    def _json_start(self, text: str) -> int | None:
+        """Where JSON begins: behind <tool_call>, or behind the function's tag."""
+        at = SPACE.match(text, len(OPENING) if text.startswith(OPENING) else 0).end()
+        if text.startswith("{", at):
+            return at
+        first = self._tags.found[1:2] if text.startswith(OPENING) else self._tags.found[:1]
+        if not first or first[0].kind is not Kind.FUNCTION:
+            return None
+        at = SPACE.match(text, first[0].end).end()
+        return at if text.startswith("{", at) else None
+
+    def _advance_json(self, text: str, *, final: bool) -> CallState:
+        start = self._json_start(text)
+        found = self._tags.found
+        if final or any(tag.kind in (Kind.CALL_END, Kind.FUNCTION_END) for tag in found[self._looked :]):
+            self._looked = len(found)
+            try:
+                self.calls, self.end = read_json(text, start, found, self._schemas, final)
+                return CallState.WHOLE
+            except Unreadable as error:
+                self.reason = str(error)
+        return CallState.BROKEN if final else CallState.OPEN
+
+    def _read(self, text: str, way: Way, *, only: int | None = None, cut: bool = False) -> bool:
+        """Whether the text is a call when it is read in a way; only: and if it ends there."""
+        try:
+            calls, end = Reading(text, self._tags.found, self._schemas, way, cut=cut, only=only).read()
+        except Unreadable as error:
+            self.reason = str(error)
+            return False
+        if only is not None and end != only:
+            return False
+        self.calls, self.end = calls, end
+        return True
 
 
-def _without_line_ends(value: str) -> str:
-    """The template puts a value on lines of its own: one line end before it and one after belong to the tags."""
-    return value.removeprefix("\n").removesuffix("\n")
+def _partial_end(text: str) -> int:
+    """How many characters at the end of a text begin a tag that would close a call."""
+    at = text.rfind("<", max(0, len(text) - len("</tool_call>") + 1))
+    rest = text[at:] if at >= 0 else ""
+    return len(rest) if rest and any(tag.startswith(rest) and tag != rest for tag in FRAMES) else 0
+
+

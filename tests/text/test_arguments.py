@@ -31,7 +31,8 @@ def same(value, wanted):
         ("true", "boolean", True), ("False", "boolean", False), (" TRUE ", "boolean", True), ("1", "boolean", "1"),
         ("null", "null", None), ("None", "null", None), ("nil", "null", "nil"),
         ("[1, 2]", "array", [1, 2]), ("[]", "array", []), ("1, 2", "array", "1, 2"), ("{}", "array", "{}"),
-        ('{"a": [1]}', "object", {"a": [1]}), ("{'a': 1}", "object", "{'a': 1}"), ("[1e999]", "array", "[1e999]"),
+        ('{"a": [1]}', "object", {"a": [1]}), ("{'a': 1}", "object", {"a": 1}),
+        ("{a: 1}", "object", "{a: 1}"), ("[1e999]", "array", "[1e999]"),
         ("[" * 100_000, "array", "[" * 100_000), ("[NaN]", "array", "[NaN]"),
         ("5", "date", "5"), ("5", 7, "5"), ("5", "INTEGER", 5),
     ],
@@ -117,3 +118,40 @@ def test_what_the_template_writes_is_read_back(arguments):
     reply = parse_reply(text + "</function>\n</tool_call>", tools=tools)
     assert [call.arguments for call in reply.tool_calls] == [arguments]
     assert [type(value) for value in reply.tool_calls[0].arguments.values()] == [*map(type, arguments.values())]
+
+
+@pytest.mark.parametrize(
+    ("text", "schema", "value"),
+    [
+        ("['a', True, None, (1, 2)]", {"type": "array"}, ["a", True, None, [1, 2]]),
+        ('{"a": "x\ny\tz", "b": [1, 2,],}', {"type": "object"}, {"a": "x\ny\tz", "b": [1, 2]}),
+        ("{'it': \"it's\", 'q': 'a\\'b\\n'}", {"type": "object"}, {"it": "it's", "q": "a'b\n"}),
+        ('"{\\"a\\": [1]}"', {"type": "object"}, {"a": [1]}),
+        ('"[1, 2]"', {"type": "List[int]"}, [1, 2]),
+        (".5", {"type": "float"}, 0.5), ("+3", {"type": "int"}, 3), ("5.", {"type": "number"}, 5.0),
+        ("null", {"type": "Optional[str]"}, None), ("5", {"type": "int | None"}, 5), ("x", {"type": "str|null"}, "x"),
+        ("{'a': 1}", {"type": "dict[str, Any]"}, {"a": 1}), ("yes", {"type": "bool"}, "yes"),
+        ('"b"', {"enum": ["a", "b"]}, "b"), ('"b"', {"enum": ['"b"']}, '"b"'),
+        ('["1", "2"]', {"type": "array", "items": {"type": "integer"}}, [1, 2]),
+        ('[{"n": "5", "s": 5}]', {"items": {"properties": {"n": {"type": "integer"}, "s": {"type": "string"}}}},
+         [{"n": 5, "s": "5"}]),
+        ("{'a'}", {"type": "object"}, "{'a'}"), ("[1 2]", {"type": "array"}, "[1 2]"), ("[1", {"type": "array"}, "[1"),
+        ("[x]", {"type": "array"}, "[x]"), ("__import__('os')", {"type": "object"}, "__import__('os')"),
+        ("(" * 5000 + ")" * 5000, {"type": "array"}, "(" * 5000 + ")" * 5000),
+    ],
+)  # fmt: skip
+def test_what_models_make_of_json(text, schema, value):
+    assert same(typed(text, schema), value)
+
+
+def test_names_of_parameters() -> None:
+    """None where any may be given; from references and parts of a schema too; Anthropic's form."""
+    def names(**schema):
+        return ToolSchemas([{"name": "f", "input_schema": schema}]).names("f")
+
+    assert names(properties={"a": {}, "b": {}}) == {"a", "b"} and names(properties={}) == frozenset()
+    assert names() is None and names(type="object") is None
+    assert names(properties={"a": {}}, additionalProperties={}) is None
+    assert names(**{"$ref": "#/$defs/x", "$defs": {"x": {"properties": {"c": {}}}}}) == {"c"}
+    assert names(properties={"a": {}}, allOf=[{"properties": {"d": {}}}, {"required": ["d"]}]) == {"a", "d"}
+    assert ToolSchemas(None).names("f") is None and not ToolSchemas(None).offers_any

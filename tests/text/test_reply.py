@@ -83,6 +83,8 @@ def test_content_comes_at_once_but_for_what_may_be_a_tag():
     assert parser.feed("\n") == []
     assert parser.feed("<tool_call>\n") == []
     assert parser.feed("<functional") == [ContentDelta("\n<tool_call>\n<functional")]
+    assert parser.feed("\n<function") == []
+    assert parser.feed("s") == [ContentDelta("\n<functions")]
     assert parser.finish() == []
 
 
@@ -114,10 +116,14 @@ def test_text_after_a_call_is_content():
     assert parts(parse_reply(f"{call('now')}\n\nafter"))[:2] == ("", "after")
 
 
-def test_a_call_is_given_as_soon_as_it_is_whole():
+def test_a_call_is_given_as_soon_as_it_is_known_where_it_ends():
+    """By the beginning of the next, or by the end of the reply: what looks like its end may be quoted in it."""
     parser = ReplyParser(thinking=False, tools=TOOLS)
-    assert parser.feed(call(city="Rome")[:-1]) == []
-    assert parser.feed(">") == [ToolCall("weather", {"city": "Rome"}, call(city="Rome"), 0)]
+    whole = ToolCall("weather", {"city": "Rome"}, call(city="Rome"), 0)
+    assert parser.feed(call(city="Rome")) == [] and parser.feed("\n<tool_call>\n<functio") == []
+    assert parser.feed("n=") == [whole]
+    parser = ReplyParser(thinking=False, tools=TOOLS)
+    assert parser.feed(call(city="Rome")) == [] and parser.finish() == [whole]
 
 
 @pytest.mark.parametrize(
@@ -130,7 +136,6 @@ def test_a_call_is_given_as_soon_as_it_is_whole():
         "5",
         "null",
         "a < b </b> <parameter>",
-        "</parameter>",
         "x</parameter>\n</parameters>",
         "</parameter> and <parameter=n>",
         "<parameter=city>",
@@ -154,7 +159,10 @@ def test_a_string_is_kept_to_the_letter(value):
         ("<tool_call>\n<function=weather>\n<parameter=city>\nRome\n</function>\n</tool_call>", {"city": "Rome"}),
         ("<tool_call>\n<function=weather>\n<parameter=city>\nRome\n</parameter>\n</tool_call>", {"city": "Rome"}),
         (call(city="Rome").replace("</parameter>", "</parameter>\n<parameter=city>\nOslo\n</parameter>"),
-         {"city": "Oslo"}),
+         {"city": "Rome\n</parameter>\n<parameter=city>\nOslo"}),  # given already: no second one begins
+        ("<tool_call>\n<function=weather>\n<parameter=city\n</function>\n</tool_call>", {"city": ""}),
+        ('<tool_call>\n{"name": "weather"}\n</tool_call>', {}),
+        ("<function=weather>\n</function>", {}),
     ],
 )  # fmt: skip
 def test_small_slips_are_forgiven(text, arguments):
@@ -166,17 +174,31 @@ def test_small_slips_are_forgiven(text, arguments):
     [
         "Write <tool_call> and then the name.",
         "`<tool_call>` opens it, `</tool_call>` closes it",
-        "<tool_call>\n<function=>\n</function>\n</tool_call>",
-        '<tool_call>\n{"name": "weather"}\n</tool_call>',
-        "<tool_call>\n<function=weather>\nRome\n</function>\n</tool_call>",
-        "<tool_call>\n<function=weather>\n<parameter=city\n</function>\n</tool_call>",
-        "<tool_call>\n<function=weather>\n</function>\nand?",
-        "<function=weather>\n</function>",
+        "Write <function=weather>\n</function> so.",
+        "<function=other>\n</function>",
+        "<functional=weather>\n</functional>",
         "</parameter></function></tool_call>",
     ],
 )
 def test_what_is_no_call_stays_content(text):
     assert parse_reply(text, tools=TOOLS) == Reply("", text, ())
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "reason"),
+    [
+        ("<tool_call>\n<function=>\n</function>\n</tool_call>", None, "no function is named"),
+        ("<tool_call>\n<function=weather>\nRome\n</function>\n</tool_call>", "weather", "words stand"),
+        ("<tool_call>\n<function=weather>\n</function>\nand?", "weather", "</tool_call> is missing"),
+        ('<tool_call>\n{"arguments": {}}\n</tool_call>', None, "names no function"),
+        ('<tool_call>\n{"name": "weather", "arguments": {"city": }}\n</tool_call>', None, "cannot be read"),
+        ("<function=weather>\n<parameter=city>\nRome\n", "weather", "ends inside city"),
+    ],
+)
+def test_what_cannot_be_read_is_text_and_says_why(text, name, reason):
+    reply = parse_reply(text, tools=TOOLS)
+    assert (reply.content, reply.tool_calls) == (text.strip(), ())
+    assert reply.incomplete_call.name == name and reason in reply.incomplete_call.reason
 
 
 def test_a_call_after_a_stray_tag_is_found():
@@ -187,14 +209,18 @@ def test_a_call_after_a_stray_tag_is_found():
 def test_a_call_cut_off_anywhere_is_incomplete_and_not_lost():
     whole = call(city="Rome", days="2")
     for end in range(len("<tool_call>"), len(whole)):
-        reply = parse_reply("Look:\n" + whole[:end], tools=TOOLS)
+        reply = parse_reply("Look:\n" + whole[:end], tools=TOOLS, cut=True)
+        if end >= whole.index("</function>") + len("</function>"):
+            assert parts(reply) == ("", "Look:", [("weather", {"city": "Rome", "days": 2})])
+            continue
         assert reply.tool_calls == ()
         assert reply.content == ("Look:\n" + whole[:end]).rstrip()
-        assert reply.incomplete_call == IncompleteCall("weather" if end >= 30 else None, whole[:end])
+        assert reply.incomplete_call.name == ("weather" if end >= 30 else None)
+        assert reply.incomplete_call.raw == whole[:end] and "the reply ends" in reply.incomplete_call.reason
 
 
 def test_calls_before_the_cut_count():
-    reply = parse_reply(call(city="A") + "\n" + call(city="B")[:-20], tools=TOOLS)
+    reply = parse_reply(call(city="A") + "\n" + call(city="B")[:-24], tools=TOOLS, cut=True)
     assert parts(reply)[2] == [("weather", {"city": "A"})] and reply.incomplete_call.name == "weather"
 
 
@@ -222,8 +248,20 @@ def test_a_call_broken_off_in_the_reasoning_does_not_swallow_the_answer():
 
 def test_a_call_cut_off_in_the_reasoning():
     reply = parse_reply("So:\n" + call(city="A")[:-3], thinking=True)
-    assert (reply.reasoning, reply.content) == ("So:\n" + call(city="A")[:-3], "")
-    assert reply.incomplete_call == IncompleteCall("weather", call(city="A")[:-3])
+    assert parts(reply) == ("So:", "", [("weather", {"city": "A"})])
+    assert reply.incomplete_call is None  # only a frame is missing, and nothing follows
+
+
+def test_a_value_cut_off_in_the_reasoning():
+    text = "So:\n" + call(city="A")[:-40]
+    reply = parse_reply(text, thinking=True)
+    assert (reply.reasoning, reply.content, reply.tool_calls) == (text.rstrip(), "", ())
+    assert (reply.incomplete_call.name, reply.incomplete_call.raw) == ("weather", text[4:])
+
+
+def test_a_call_in_reasoning_that_is_closed_after_it():
+    text = f"I call it.\n{call(city='A')}\n</think>\n\n"
+    assert parts(parse_reply(text, thinking=True, tools=TOOLS)) == ("I call it.", "", [("weather", {"city": "A"})])
 
 
 # Whichever way the text is cut
@@ -275,7 +313,7 @@ def test_nothing_is_lost_but_white_space_and_the_tags_of_thinking(text, thinking
 def test_every_call_given_out_is_a_whole_one(text):
     for event in stream([text]):
         if isinstance(event, ToolCall):
-            assert event.raw.startswith("<tool_call>") and event.raw.endswith("</tool_call>")
+            assert event.raw.startswith(("<tool_call>", "<function=weather>")) and event.raw.rstrip().endswith(">")
             assert parse_reply(event.raw, tools=TOOLS).tool_calls[0].arguments == event.arguments
 
 
@@ -316,3 +354,32 @@ def test_a_tag_where_an_answer_is_cut_may_not_be_its_end():
         parser = ReplyParser(thinking=False)
         reply = Reply.from_events(parser.feed(written) + parser.finish(cut=True))
         assert reply.content == content
+
+
+# Calls in JSON
+
+
+@pytest.mark.parametrize(
+    ("body", "calls"),
+    [
+        ('{"name": "weather", "arguments": {"city": "Rome", "days": 2}}', [("weather", {"city": "Rome", "days": 2})]),
+        ('{"name": "weather", "arguments": "{\\"city\\": \\"Rome\\"}"}', [("weather", {"city": "Rome"})]),
+        ('{"name": "weather", "parameters": {"city": "Rome", "days": "2"}}',
+         [("weather", {"city": "Rome", "days": 2})]),
+        ('{"function": {"name": "weather", "arguments": {"city": 5}}}', [("weather", {"city": "5"})]),
+        ("{'name': 'weather', 'arguments': {'city': 'Rome', 'tags': [True, None,]}}",
+         [("weather", {"city": "Rome", "tags": [True, None]})]),
+        ('{"name": "weather", "arguments": {"city": "</tool_call>\nx"}}', [("weather", {"city": "</tool_call>\nx"})]),
+        ('{"name": "weather", "arguments": {}}\n{"name": "weather", "arguments": {"days": 1}}',
+         [("weather", {}), ("weather", {"days": 1})]),
+        ('<function=weather>\n{"city": "Rome"}\n</function>', [("weather", {"city": "Rome"})]),
+        ('<function>weather</function>\n{"city": "Rome"}', [("weather", {"city": "Rome"})]),
+    ],
+)  # fmt: skip
+def test_a_body_in_json(body, calls):
+    for end in ("\n</tool_call>", ""):
+        text = f"Look:\n<tool_call>\n{body}{end}"
+        reply = parse_reply(text, tools=TOOLS)
+        assert parts(reply) == ("", "Look:", calls)
+        assert Reply.from_events(stream(text)) == reply
+        assert "".join(each.raw for each in reply.tool_calls) == text[len("Look:\n") :]
