@@ -2,7 +2,10 @@
 
 import sys
 
-from mlx_qwen35.cli.main import main
+try:
+    from mlx_qwen35.cli.main import main
+except ImportError as error:  # of a Python that is too old
+    sys.exit("error: %s" % error)  # noqa: UP031  - which knows no other way
 
 if __name__ == "__main__":
-    sys.exit(main(["convert", *sys.argv[1:]]))
+    sys.exit(main(["convert"] + sys.argv[1:]))

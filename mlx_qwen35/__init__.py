@@ -4,6 +4,7 @@ Knows names and modules. Loads none of them: a name is imported when it is first
 `import mlx_qwen35` costs next to nothing and a user of the tokenizer alone never waits for the model.
 """
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,13 @@ if TYPE_CHECKING:
     from mlx_qwen35.processor import Processor, Prompt
     from mlx_qwen35.sampling import Sampling
     from mlx_qwen35.session import Session, Sessions, load_session
+
+if sys.version_info < (3, 10):  # noqa: UP036  - a clone is imported by whatever Python there is
+    _told = "mlx-qwen35 needs Python 3.10 or newer, and this is %d.%d (%s): in its clone `make demo` looks for one"
+    _told %= (sys.version_info[0], sys.version_info[1], sys.executable)
+    if sys.argv[:1] == ["-m"]:  # which would print where it was raised
+        sys.exit("error: " + _told)
+    raise ImportError(_told)
 
 __version__ = "0.1.0"
 

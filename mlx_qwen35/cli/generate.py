@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlx_qwen35.cli import options, prompting
 from mlx_qwen35.cli.cut import tell_cut
+from mlx_qwen35.cli.demo import DEMO_PROMPT
 from mlx_qwen35.cli.experts import ExpertLine
 from mlx_qwen35.cli.stdin import read_prompt, tell_missed
 from mlx_qwen35.interrupt import Ending, Terminated, ending_on_signals, stop_on_ctrl_c
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from mlx_qwen35.text.messages import MediaPart
 
 DESCRIPTION = "Answer one prompt."
-DEMO_PROMPT = "What is 17 + 25?"
 INTERRUPTED = 130
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlx_qwen35.cli import experts
+from mlx_qwen35.cli.demo import DEMO_HINT
 from mlx_qwen35.cli.progress import Progress
 from mlx_qwen35.errors import Qwen35Error
 
@@ -198,7 +199,7 @@ def hold(args: argparse.Namespace) -> Held:
     from mlx_qwen35.kv import KVFormat
 
     if args.model is None:
-        print("No --model: this is the demo, a tiny model inside the package.", file=sys.stderr)
+        print(f"No --model: this is the demo, a tiny model inside the package. {DEMO_HINT}", file=sys.stderr)
     folder = library.find(args.model, on_progress=Progress("Downloading", "bytes"))
     beside = None
     if args.mtp or args.draft_model is not None:

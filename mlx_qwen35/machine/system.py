@@ -43,6 +43,20 @@ def system_name() -> str:
     return f"{platform.system()} {platform.release()} {platform.machine()}"
 
 
+def without_mlx() -> str | None:
+    """Why MLX has no files for this machine, in words and with what to do; None where it has some."""
+    if is_mac() and platform.machine() == "x86_64":
+        rosetta = sysctl("sysctl.proc_translated") == "1"
+        return (
+            "a Python that runs under Rosetta: install one for Apple silicon (arm64)"
+            if rosetta
+            else "Macs with Intel processors: it takes Apple silicon, or Linux"
+        )
+    if sys.platform in ("win32", "cygwin"):
+        return "Windows as this package needs it: use Linux, under WSL for instance"
+    return None
+
+
 def model_name() -> str | None:
     """Of a Mac, such as "Mac16,5"; None elsewhere."""
     return sysctl("hw.model") if is_mac() else None

@@ -33,7 +33,7 @@ def show(bundle: dict[str, str], *, updatable: bool = False) -> Any:
         from IPython.display import display
     except ImportError as error:
         raise DisplayError(
-            "IPython is not installed, so nothing can be shown as in a notebook: pip install 'mlx-qwen35[notebook]', "
+            "IPython is not installed, so nothing can be shown as in a notebook: pip install ipython, "
             'or display="text"'
         ) from error
     return display(bundle, raw=True, display_id=True if updatable else None)

@@ -217,6 +217,6 @@ def _import_av() -> ModuleType:
         import av
     except ImportError as error:
         raise PromptError(
-            f"a video file needs PyAV ({error}): pip install 'mlx-qwen35[video]', or give a list of frames"
+            f"a video file needs PyAV ({error}): pip install av, or give a list of frames"
         ) from None
     return av

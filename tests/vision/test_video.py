@@ -137,7 +137,7 @@ def test_wrong_config(change: dict, message: str) -> None:
 
 def test_without_pyav(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(PromptError, match=r"pip install 'mlx-qwen35\[video\]'"):
+    with pytest.raises(PromptError, match=r"pip install av"):
         prepare_video(b"whatever", LIMITS)
 
 

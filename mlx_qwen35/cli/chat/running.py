@@ -22,6 +22,7 @@ from mlx_qwen35.cli.chat.keeping import Keeping, save_copy
 from mlx_qwen35.cli.chat.models import Models
 from mlx_qwen35.cli.chat.reader import Reader, open_reader
 from mlx_qwen35.cli.cut import tell_cut
+from mlx_qwen35.cli.demo import DEMO_HINT
 from mlx_qwen35.cli.experts import ExpertLine
 from mlx_qwen35.errors import PromptError, Qwen35Error
 from mlx_qwen35.interrupt import Ending
@@ -35,10 +36,6 @@ if TYPE_CHECKING:
     OnPart = Callable[[Part], None]
 
 WELCOME = "/help lists the commands; Ctrl-C ends an answer, Ctrl-D leaves."
-DEMO_HINT = (
-    'Ask the demo what it was trained for, such as "What is 17 + 25?", "Sort these words: queen, jacket, violin", '
-    '"Reverse this: stone", or what is in a picture of coloured shapes; it knows nothing else.'
-)
 _THINK = {"on": True, "off": False, "auto": None}
 
 

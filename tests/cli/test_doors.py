@@ -1,0 +1,77 @@
+"""The doors where something is missing: an old Python, packages that are not installed, machines without MLX."""
+
+import ast
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mlx_qwen35.cli import main as door
+from mlx_qwen35.machine import system
+from tests.conftest import CHECKOUT
+
+DOORS = (("generate.py", "-p", "hi"), ("convert.py", "a", "b"), ("-m", "mlx_qwen35", "chat"))
+OLD = """
+import sys, runpy
+class Version(tuple):
+    major, minor, micro = 3, 9, 6
+sys.version_info = Version((3, 9, 6, "final", 0))
+sys.argv = [%r]
+runpy.run_path(%r, run_name="__main__")
+"""
+
+
+def run(*argv: str, cwd: Path = CHECKOUT, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *argv], cwd=cwd, env={**os.environ, **variables}, capture_output=True, text=True, timeout=60,
+        stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("door", DOORS, ids=lambda door: door[0])
+def test_without_packages(door: tuple[str, ...], tmp_path: Path) -> None:
+    done = run("-S", *door, PYTHONPATH=str(CHECKOUT), XDG_STATE_HOME=str(tmp_path))
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
+    assert "is not installed" in done.stderr and "pip install" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["generate.py", "convert.py"])
+def test_an_old_python(name: str) -> None:
+    done = run("-c", OLD % (name, name))
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: mlx-qwen35 needs Python 3.10 or newer, and this is 3.9")
+    code = OLD.replace("runpy.run_path(%r, run_name=\"__main__\")", "import mlx_qwen35") % "-m"
+    done = run("-c", code)
+    assert done.returncode == 1 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+def test_an_old_python_reads_as_far_as_the_message() -> None:
+    for name in ("generate.py", "convert.py", "mlx_qwen35/__init__.py"):
+        ast.parse((CHECKOUT / name).read_text(), feature_version=(3, 6))
+
+
+def test_the_module_is_a_door() -> None:
+    done = run("-m", "mlx_qwen35", "--version", PYTHONPATH=str(CHECKOUT))
+    assert done.returncode == 0 and done.stdout.startswith("mlx-qwen35 ")
+
+
+@pytest.mark.parametrize(
+    "machine, translated, says",
+    [("x86_64", None, "Intel processors"), ("x86_64", "1", "under Rosetta"), ("win32", None, "under WSL")],
+)
+def test_machines_without_mlx(monkeypatch: pytest.MonkeyPatch, machine: str, translated: str, says: str) -> None:
+    monkeypatch.setattr(sys, "platform", "win32" if machine == "win32" else "darwin")
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    monkeypatch.setattr(system, "sysctl", lambda name: translated)
+    monkeypatch.setattr(door, "find_spec", lambda name: None)
+    told = door._what_to_install(ModuleNotFoundError("no", name="numpy"))
+    assert told.startswith("MLX is not installed, and is not made for ") and says in told
+
+
+def test_other_errors_are_not_hidden() -> None:
+    assert door._what_to_install(ImportError("cannot import name 'x'", name="mlx_qwen35.cli")) is None
+    assert "does not start" in door._what_to_install(ImportError("libjpeg.so", name="PIL._imaging"))
+    assert "pillow is not installed" in door._what_to_install(ModuleNotFoundError("no", name="PIL"))
