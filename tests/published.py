@@ -1,13 +1,17 @@
-"""A folder with the small files of a published checkpoint, from the reference material beside the checkout.
+"""Published configs, and a folder with the small files of a published checkpoint, from the reference material beside
+the checkout.
 
-Knows where the reference material keeps them. The tokenizer there is rebuilt and not exact everywhere, and large, so it
-is no part of this project.
+Knows where both lie. The tokenizer of the reference material is rebuilt and not exact everywhere, and large, so it is
+no part of this project.
 """
 
 import gzip
 import json
 import shutil
 from pathlib import Path
+from typing import Any
+
+CONFIGS = Path(__file__).parent / "facts/configs"
 
 _FILES = (
     ("hf/tokenizer_config.rebuilt.json", "tokenizer_config.json"),
@@ -17,6 +21,11 @@ _FILES = (
     ("hf/video_preprocessor_config.json", "video_preprocessor_config.json"),
     ("configs/Qwen3.5-27B.json", "config.json"),
 )
+
+
+def published_config(name: str) -> dict[str, Any]:
+    """config.json of a model that is called so on the Hub ("Qwen3.5-27B"); tests/facts/README.md has the sources."""
+    return json.loads((CONFIGS / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def write_published_files(model_data: Path, folder: Path) -> Path:

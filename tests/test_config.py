@@ -13,6 +13,7 @@ from mlx_qwen35.config import ModelConfig, MoE, QuantSpec, Rope, VisionConfig, Y
 from mlx_qwen35.errors import CheckpointError
 
 from .checkpoints import tiny_config
+from .published import published_config
 
 ROPE = {"mrope_interleaved": True, "mrope_section": [2, 1, 1], "partial_rotary_factor": 0.5, "rope_theta": 10000000}
 TEXT_SIZES = [
@@ -68,8 +69,8 @@ def refused(config, *words):
         ("397B-A17B", 4096, 60, (32, 2), 64, False, MoE(512, 10, 1024, 1024)),
     ],
 )
-def test_published_sizes(shared_dir, name, hidden, layers, heads, values, tied, ffn):
-    config = read(json.loads((shared_dir / "model_data/configs" / f"Qwen3.5-{name}.json").read_text()))
+def test_published_sizes(name, hidden, layers, heads, values, tied, ffn):
+    config = read(published_config(f"Qwen3.5-{name}"))
     text = config.text
     assert (text.hidden_size, text.num_hidden_layers, text.vocab_size) == (hidden, layers, 248320)
     assert (text.num_attention_heads, text.num_key_value_heads) == heads

@@ -1,12 +1,12 @@
 """What is made of figures: sums, turns, the bounds modelled from counts, and the table."""
 
-import json
 from pathlib import Path
 
 import pytest
 
 from benchmarks import bench, geometry, measuring, report, roofline
 from benchmarks.launches import Count
+from tests.published import published_config
 
 
 def test_sides_take_turns_and_the_first_changes() -> None:
@@ -83,9 +83,9 @@ def test_a_benchmark_that_does_not_end_is_stopped(tmp_path: Path, monkeypatch: p
     assert bench.run(bench.Step("good", (), 60), out) is None and bench.read(out) == [{}]
 
 
-def test_sizes_are_the_published_ones(shared_dir: Path) -> None:
+def test_sizes_are_the_published_ones() -> None:
     for size in geometry.SIZES:
-        published = json.loads((shared_dir / f"model_data/configs/Qwen3.5-{size}.json").read_text())["text_config"]
+        published = published_config(f"Qwen3.5-{size}")["text_config"]
         ours = geometry.config(size)["text_config"]
         differing = {key for key in published if key in ours and published[key] != ours[key]}
         assert not differing - {"rope_parameters", "mtp_num_hidden_layers"}, f"{size}: {differing}"

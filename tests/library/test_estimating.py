@@ -23,6 +23,7 @@ from mlx_qwen35.model import PREFILL_CHUNK
 from tests.checkpoint.foreign import write_fp8, write_gptq
 from tests.fake_hub import Hub
 from tests.machine import Machine, checkpoint, gguf
+from tests.published import published_config
 
 QUANTIZABLE = {
     "hidden_size": 256, "intermediate_size": 512, "linear_num_value_heads": 8, "linear_value_head_dim": 32,
@@ -95,9 +96,9 @@ def test_sizes_that_belong_to_others() -> None:
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_published_sizes(shared_dir: Path, tmp_path: Path, name: str) -> None:
+def test_published_sizes(tmp_path: Path, name: str) -> None:
     """From config.json alone: the parameters that the name says, and 4 bits in a quarter and a bit."""
-    config = json.loads((shared_dir / "model_data" / "configs" / f"Qwen3.5-{name}.json").read_text())
+    config = published_config(f"Qwen3.5-{name}")
     (tmp_path / "config.json").write_text(json.dumps(config))
     plan = estimate(tmp_path, "600GB", dtype="bfloat16")
     billions = float(name.split("B")[0])
