@@ -21,7 +21,6 @@ from mlx_qwen35.errors import ArgumentError
 from mlx_qwen35.machine.gpu import wired
 from mlx_qwen35.parts import Clock, Completion, Part, Row, statistics
 from mlx_qwen35.request import PromptOptions, Request, check_covered, checked, one_each, read_drafting, read_prompt
-from mlx_qwen35.screen import Screen
 from mlx_qwen35.vision.sight import Sight
 
 if TYPE_CHECKING:
@@ -303,7 +302,11 @@ def generate(
     content_only: without reasoning and tool calls. verbose: show the answer as it comes, and the statistics.
     options: those of `stream_generate`.
     """
-    pieces, part, screen = [], None, Screen() if verbose else None
+    pieces, part, screen = [], None, None
+    if verbose:
+        from mlx_qwen35.screen import Screen
+
+        screen = Screen()
     for part in stream_generate(model, processor, prompt, **options):
         pieces.append(part.content if content_only else part.text)
         if screen:

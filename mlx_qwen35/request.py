@@ -214,6 +214,8 @@ def checked(*, options_of: Callable[..., Any] | None = None) -> Callable[[_Funct
             for name in named:
                 if name not in names and name not in signature.parameters:
                     raise ArgumentError(_unknown(name, names, function.__name__))
+            if values:
+                _check_pair(values[0], function.__name__)
             try:
                 bound = signature.bind(*values, **named)
             except TypeError as error:
@@ -270,14 +272,18 @@ def _check_values(given: Mapping[str, Any]) -> None:
 
 
 def _check_model_and_processor(model: Any, processor: Any, owner: str) -> None:
-    if isinstance(model, (tuple, list)):
-        raise ArgumentError(f"{owner}: model is a {type(model).__name__}; load gives two: model, processor = load(...)")
+    _check_pair(model, owner)
     if _is_processor(model) and not _is_model(model):
         raise ArgumentError(f"{owner}: the model comes first, then the processor: {owner}(model, processor, ...)")
     if not _is_model(model):
         raise ArgumentError(f"{owner}: model is {checks.shown(model)}; give the model that load returns")
     if not _is_processor(processor):
         raise ArgumentError(f"{owner}: processor is {checks.shown(processor)}; give the processor that load returns")
+
+
+def _check_pair(model: Any, owner: str) -> None:
+    if isinstance(model, (tuple, list)):
+        raise ArgumentError(f"{owner}: model is a {type(model).__name__}; load gives two: model, processor = load(...)")
 
 
 def _is_model(value: Any) -> bool:

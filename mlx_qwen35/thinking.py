@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-# What this family was made to go on from (Qwen3 Technical Report, arXiv 2505.09388, section 4.3, "Thinking Budget").
+# What Qwen puts in to halt the thinking: Qwen3 Technical Report (arXiv 2505.09388), section 4.3, "Thinking Budget".
 _SENTENCE = "Considering the limited time by the user, I have to give the solution based on the thinking directly now."
 WORDS = f"\n\n{_SENTENCE}\n"
 NO_WORDS = "\n"  # nothing was reasoned: what a template writes where thinking is off

@@ -163,6 +163,8 @@ def test_model_and_processor_in_their_places(call):
 
 def test_arguments_that_are_missing_or_too_many():
     for call in (stream_generate, generate, generate_batch):
+        with pytest.raises(ArgumentError, match=r"load gives two: model, processor = load\(...\)"):
+            call((MODEL, PROCESSOR), "hi")
         with pytest.raises(ArgumentError, match=f"{call.__name__}: missing a required argument: 'prompt"):
             call(MODEL, PROCESSOR)
         with pytest.raises(ArgumentError, match=f"{call.__name__}: too many positional arguments"):
