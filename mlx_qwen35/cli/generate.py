@@ -31,8 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="TEXT",
-        help="what to answer; what is piped in or redirected follows it after a blank line. - is standard input, and "
-        "waits for it: otherwise a pipe in which nothing comes within a second is left alone. May be repeated",
+        help="what to answer; what is piped in follows it after a blank line (</dev/null keeps it out). - "
+        "is standard input, and waits for it: otherwise a pipe in which nothing comes within a second is left alone. "
+        "May be repeated",
     )
     options.add_model_arguments(parser)
     options.add_answer_arguments(parser)
