@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 import errno
-import importlib
 import os
 import sys
-import threading
 
 from mlx_qwen35.cli import options
 from mlx_qwen35.interrupt import Terminated, ending_on_signals
@@ -22,11 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from mlx_qwen35.cli.chat.reader import edits
     from mlx_qwen35.cli.chat.running import converse
 
-    if edits():  # while the model is read
-        threading.Thread(target=_import_editing, daemon=True).start()
     with ending_on_signals() as ending:
         try:
             return converse(args, ending)
@@ -38,10 +33,6 @@ def run(args: argparse.Namespace) -> int:
             status = HUNG_UP  # the terminal is gone, whether or not its signal has come
         _flush_or_drop()
         return status
-
-
-def _import_editing() -> None:
-    importlib.import_module("mlx_qwen35.cli.chat.terminal")
 
 
 def _flush_or_drop() -> None:

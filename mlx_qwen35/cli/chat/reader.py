@@ -82,16 +82,11 @@ def _closes(text: str) -> bool:
     return text.rstrip().endswith(QUOTES) and len(text.strip()) >= 2 * len(QUOTES)
 
 
-def edits() -> bool:
-    """Whether messages are typed at a terminal that can edit them."""
-    there = sys.stdin.isatty() and (sys.stdout.isatty() or sys.stderr.isatty())
-    return there and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
-
-
 def open_reader(ending: Ending, words: Callable[[str], list[str]]) -> Reader:
     """The reader for what standard input is. words: what Tab offers to a command, see completion.py."""
-    if not edits():
+    screens = [stream for stream in (sys.stdout, sys.stderr) if stream.isatty()]
+    if not (sys.stdin.isatty() and screens) or os.environ.get("TERM", "dumb") in ("dumb", "unknown"):
         return LineReader()
     from mlx_qwen35.cli.chat.terminal import TerminalReader
 
-    return TerminalReader(sys.stdout if sys.stdout.isatty() else sys.stderr, ending, words)
+    return TerminalReader(screens[0], ending, words)
