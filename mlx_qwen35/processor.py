@@ -7,7 +7,7 @@ Knows nothing of weights, caches or sampling.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,13 @@ from mlx_qwen35.text.messages import (
     Messages,
     check_messages,
     each_part,
+    in_order,
     media_parts,
     with_media,
     with_system,
 )
 from mlx_qwen35.text.placeholders import Placeholders
+from mlx_qwen35.text.rendering import render
 from mlx_qwen35.text.template import ChatTemplate
 from mlx_qwen35.text.tokenizer import Tokenizer
 from mlx_qwen35.text.tokenizer_face import TokenizerFace
@@ -36,7 +38,7 @@ from mlx_qwen35.vision.media import Media
 from mlx_qwen35.vision.positions import place
 from mlx_qwen35.vision.video import VideoLimits, prepare_video
 
-TURN_START = "<|im_start|>"
+TURN_START, THINK = "<|im_start|>", "<think>"
 
 
 @dataclass(frozen=True)
@@ -125,9 +127,10 @@ class Processor(TokenizerFace):
         (text.messages has the forms). fps, max_pixels: see `prepare_image` and `prepare_video`. fetch: read http(s)
         URLs from the network.
         enable_thinking, reasoning_effort, preserve_thinking, chat_template_kwargs: variables of the checkpoint's
-        template, as text.variables has them; None leaves them to it. Raises PromptError if the prompt is empty, is
-        not such a list, is refused by the template, shows what cannot be read or this model cannot see, or is longer
-        than the context.
+        template, as text.variables has them; None leaves them to it. A control token that a message, a tool or a
+        variable spells is text, unless allow_control_tokens: then "<|im_start|>" opens a turn whoever wrote it.
+        Raises PromptError if the prompt is empty, is not such a list, is refused by the template, shows what cannot be
+        read or this model cannot see, or is longer than the context.
         """
         if hasattr(prompt, "tolist"):
             prompt = prompt.tolist()
@@ -147,22 +150,27 @@ class Processor(TokenizerFace):
             shown = with_media([{"role": "user", "content": []}], images=images, videos=videos)
             media = tuple(self._read(part, **reading) for part in media_parts(shown))
             self._check_places(tokens, media)
+            thinking = _ends_in_thinking(self._control_text(tokens))
         else:
             messages = check_messages([{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt)
-            messages = with_media(with_system(messages, system), images=images, videos=videos)
+            messages = in_order(with_media(with_system(messages, system), images=images, videos=videos))
             parts = media_parts(messages)
             placeholders = self._placeholders(parts) if parts else None
-            text = self.template.render(
+            rendered = render(
+                self.template,
+                self.tokenizer,
                 each_part(messages, lambda part: {"type": part.kind}),
                 tools=_tools(tools),
-                **variables,
+                variables=variables,
+                allow_control_tokens=allow_control_tokens,
             )
             media = ()
             if placeholders:
-                placeholders.check(text, [part.kind for part in parts])
+                placeholders.check(rendered.text, [part.kind for part in parts])
                 media = tuple(self._read(part, **reading) for part in parts)
-                text = placeholders.expanded(text, media)
-            tokens = self.encode(text)
+                rendered = replace(rendered, text=placeholders.expanded(rendered.text, media))
+            tokens, text = rendered.tokens(self.tokenizer), rendered.readable()
+            thinking = _ends_in_thinking(rendered.text)
         if not tokens:
             raise PromptError("the chat template made an empty prompt of these messages; check the template")
         if len(tokens) > self.context_length:
@@ -172,7 +180,6 @@ class Processor(TokenizerFace):
                 f"the prompt has {len(tokens)} tokens{shown}, the context {self.context_length}; shorten it or load "
                 f"the model with a larger context_length"
             )
-        thinking = _ends_in_thinking(self.decode(tokens) if text is None else text)
         turn = self.tokenizer.token_id(TURN_START)
         turns = tuple(at for at, token in enumerate(tokens) if token == turn)
         return Prompt(tokens, text, thinking, media, turns)
@@ -234,6 +241,14 @@ class Processor(TokenizerFace):
             )
         return Placeholders(*texts)
 
+    def _control_text(self, tokens: list[int]) -> str:
+        """The text of ids without what is only spelled in it, if this tokenizer has tokens for reasoning."""
+        control = self.tokenizer.control_tokens
+        if THINK not in control:
+            return self.decode(tokens)
+        kept = {*control.values()}
+        return self.decode(token for token in tokens if token in kept)
+
     def _check_places(self, tokens: list[int], media: tuple[Media, ...]) -> None:
         """Raises PromptError where the placeholders among the ids are not those of the media."""
         if media:
@@ -266,7 +281,7 @@ def _eos_ids(generation_config: Mapping[str, Any], path: Path) -> frozenset[int]
 def _ends_in_thinking(text: str) -> bool:
     """Whether the last turn opened <think> and left it open."""
     turn = text[text.rfind(TURN_START) + 1 :]
-    return turn.rfind("<think>") > turn.rfind("</think>")
+    return turn.rfind(THINK) > turn.rfind("</think>")
 
 
 def _tools(tools: Sequence[Mapping[str, Any]] | None) -> list[Mapping[str, Any]] | None:

@@ -97,7 +97,7 @@ def test_reasoning_has_two_names(processor):
         ([{"role": "user", "content": 5}], r"messages\[0\]\.content is a int"),
         ([{"role": "user", "content": {"a": 1}}], "json.dumps"),
         ([{"role": "robot", "content": "x"}], "Unexpected message role"),
-        ([{"role": "user", "content": ["x"]}], r"messages\[0\]\.content\[0\] is no part"),
+        ([{"role": "user", "content": [5]}], r"messages\[0\]\.content\[0\] is no part"),
         ([{"role": "user", "content": [{"type": "text"}]}], "has no text"),
         ([{"role": "user", "content": [{"type": "image", "image": "a.png"}]}], "no vision tower"),
         ([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}], "no vision tower"),

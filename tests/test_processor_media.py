@@ -182,7 +182,7 @@ def test_what_cannot_be_seen(processor, picture, tmp_path):
         with pytest.raises(PromptError, match=match):
             processor.prompt("?", **given)
     with pytest.raises(PromptError, match="1 images and 0 videos, and the chat template made .* 2 images"):
-        processor.prompt(f"What is {PAD}?", images=[picture])
+        processor.prompt(f"What is {PAD}?", images=[picture], allow_control_tokens=True)
     with pytest.raises(PromptError, match="message of the user"):
         processor.prompt([{"role": "system", "content": "x"}], images=[picture])
 

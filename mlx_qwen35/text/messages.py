@@ -1,49 +1,55 @@
-"""Messages, as OpenAI's API and Hugging Face's templates write them, checked and in one form.
+"""Messages as clients of OpenAI's and Anthropic's interfaces send them, checked and in the form that templates read.
 
-Knows roles, parts of a content, tool calls. Knows nothing of templates, and passes what stands for a picture or a
-video on without looking at it.
+Knows roles, tool calls and results, and where reasoning is kept; text/contents.py knows the parts of a content. Knows
+nothing of templates, but for what Qwen3.5's take out of an answer that holds its own reasoning.
 
-A part that shows something becomes a MediaPart, whatever form it was written in:
-
-    {"type": "image", "image": X}  {"type": "image", "url" | "path" | "base64": X}  {"type": "image"}, filled later
-    {"type": "image_url", "image_url": {"url": X} | X}  {"type": "input_image", "image_url": X}, and so for video
-
-and a MediaPart is left as it is.
+    developer       a system message                    function         a tool's result
+    several system messages at the beginning            one, joined by blank lines
+    a system message later on                           a user's, where it stands: the beginning stays as it was
+    reasoning, thinking, parts of type thinking         reasoning_content; redacted_thinking is left out
+    parts of type tool_use, function_call               tool_calls
+    parts of type tool_result                           messages of role tool
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import takewhile
 from typing import Any
 
 from mlx_qwen35.errors import PromptError
+from mlx_qwen35.text.contents import KINDS, MediaPart, content_part
 
 Messages = Sequence[Mapping[str, Any]]
 
-KINDS = ("image", "video")
-
-
-@dataclass(frozen=True, eq=False)
-class MediaPart:
-    """A picture or video in a message. source: what stands for it, None where it is given beside the messages; fps,
-    max_pixels: how to read this one, None: like all. where: its place, for errors."""
-
-    kind: str
-    source: Any
-    where: str
-    fps: float | None = None
-    max_pixels: int | None = None
-
-    def __str__(self) -> str:
-        return f"{self.where} ({'an image' if self.kind == 'image' else 'a video'})"
+_ROLES = {"developer": "system", "function": "tool"}
+_REASONING = ("reasoning_content", "reasoning", "thinking")
+_THINKING_PARTS = ("thinking", "reasoning", "reasoning_text", "redacted_thinking")
 
 
 def check_messages(messages: Messages) -> list[dict[str, Any]]:
-    """Copies in the form that chat templates read, but for the MediaParts in their contents. The caller's messages are
-    left as they are. Raises PromptError that names the message and says what to write."""
-    return [_message(message, f"messages[{at}]") for at, message in enumerate(messages)]
+    """Copies in the form that chat templates read, but for the MediaParts in their contents and for system messages
+    that stand where `in_order` puts none. The caller's messages are left as they are. Raises PromptError that names
+    the message and says what to write."""
+    return [made for at, message in enumerate(messages) for made in _messages(message, f"messages[{at}]")]
+
+
+def in_order(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Checked messages with at most one system message, the first: several there are joined by blank lines, and later
+    ones become messages of the user where they stand (an empty one is left out), so that what comes before them makes
+    the same prompt with them and without."""
+    leading = list(takewhile(lambda message: message["role"] == "system", messages))
+    joined = [{**leading[0], "content": _joined([m["content"] for m in leading])}] if len(leading) > 1 else leading
+    made = [dict(message) for message in joined]
+    for message in messages[len(leading) :]:
+        if message["role"] != "system":
+            made.append(dict(message))
+        elif message["content"]:
+            made.append({**message, "role": "user"})
+    return made
 
 
 def with_system(messages: list[dict[str, Any]], system: str | None) -> list[dict[str, Any]]:
@@ -103,59 +109,123 @@ def each_part(messages: Sequence[Mapping[str, Any]], change: Callable[[MediaPart
     return copies
 
 
-def _message(message: Any, where: str) -> dict[str, Any]:
+def split_reasoning(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Checked messages, with the reasoning of answers that hold it in their content ("<think>...</think>So", as a
+    model wrote them) as their reasoning_content. All else that these tags are spelled in stays text."""
+    copies = [dict(message) for message in messages]
+    for message in copies:
+        if message["role"] != "assistant" or isinstance(message.get("reasoning_content"), str):
+            continue
+        content = message["content"]
+        first = list(takewhile(lambda part: part.get("type") == "text", content)) if isinstance(content, list) else []
+        text = content if isinstance(content, str) else "".join(part["text"] for part in first)
+        if (found := _split(text.strip())) is None:
+            continue
+        message["reasoning_content"], answer = found
+        rest = content[len(first) :] if isinstance(content, list) else []
+        message["content"] = [{"type": "text", "text": answer}, *rest] if rest else answer
+    return copies
+
+
+def _split(text: str) -> tuple[str, str] | None:
+    """The reasoning that a reply begins with, and its answer; None if it begins with none. Either it opens <think>, or
+    the prompt did: then it is closed as models close it, on a line of its own before a blank line or the end."""
+    if text.startswith("<think>"):
+        end = re.search(r"</think>(?=\n|$)", text) or re.search("</think>", text)
+    else:
+        end = re.search(r"(?:^|(?<=\n))</think>(?=\n\n)|(?<=\n)</think>$", text)
+        if end and "<think>" in text[: end.start()]:
+            return None
+    if end is None:
+        return None
+    return text[: end.start()].removeprefix("<think>").strip("\n"), text[end.end() :].lstrip("\n")
+
+
+def _messages(message: Any, where: str) -> list[dict[str, Any]]:
+    """One message, or the results of tools and the rest of a user's message that holds both."""
     if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
         raise PromptError(f'{where} is no message; write {{"role": "user", "content": "..."}}')
-    message = dict(message)
+    message = {**message, "role": _ROLES.get(message["role"], message["role"])}
     content = message.get("content")
-    if isinstance(content, (list, tuple)):
-        message["content"] = [_part(part, f"{where}.content[{at}]") for at, part in enumerate(content)]
-    elif content is not None and not isinstance(content, str):
+    if not content and isinstance(message.get("refusal"), str):
+        content = message["refusal"]
+    if not (content is None or isinstance(content, (str, list, tuple))):
         raise PromptError(f"{where}.content is a {type(content).__name__}; write text (json.dumps for a tool's result)")
-    if isinstance(message.get("reasoning"), str) and message.get("reasoning_content") is None:
-        message["reasoning_content"] = message["reasoning"]
-    calls = message.get("tool_calls")
-    if calls is not None:
-        if not isinstance(calls, (list, tuple)):
-            raise PromptError(f"{where}.tool_calls is a {type(calls).__name__}; it must be a list")
-        message["tool_calls"] = [_tool_call(call, f"{where}.tool_calls[{at}]") for at, call in enumerate(calls)]
-    return message
+    parts = [] if isinstance(content, str) else [(p, f"{where}.content[{at}]") for at, p in enumerate(content or ())]
+    if message["role"] == "assistant":
+        return [_answer(message, content, parts, where)]
+    if not any(_type(part) == "tool_result" for part, _ in parts):
+        return [{**message, "content": content if isinstance(content, str) else _parts(parts)}]
+    made: list[dict[str, Any]] = []
+    for part, place in parts:
+        if _type(part) == "tool_result":
+            result = {"role": "tool", "tool_call_id": part.get("tool_use_id"), "content": part.get("content")}
+            made += _messages(result, place)
+        elif made and made[-1]["role"] == message["role"]:
+            made[-1]["content"].append(content_part(part, place))
+        else:
+            made.append({**message, "content": [content_part(part, place)]})
+    return made
 
 
-def _part(part: Any, where: str) -> dict[str, Any] | MediaPart:
-    if isinstance(part, MediaPart):
-        return part
-    if not isinstance(part, Mapping):
-        raise PromptError(f'{where} is no part of a message; write {{"type": "text", "text": "..."}}')
-    named = str(part.get("type", ""))
-    for kind in KINDS:
-        if named in (kind, f"{kind}_url", f"input_{kind}") or (not named and {kind, f"{kind}_url"} & {*part}):
-            return _media_part(part, kind, where)
-    if not isinstance(part.get("text"), str):
-        of_type = f" and is of type {named!r}" if named not in ("", "text") else ""
-        raise PromptError(
-            f'{where} has no text{of_type}; write {{"type": "text", "text": "..."}}, or an image or video'
-        )
-    return {**part, "type": "text"}
+def _answer(message: dict[str, Any], content: Any, parts: list[tuple[Any, str]], where: str) -> dict[str, Any]:
+    """An assistant's message: what it thought, said and called."""
+    thought = [_thought(part, place) for part, place in parts if _type(part) in _THINKING_PARTS]
+    calls = message.pop("tool_calls", None)
+    if calls is None and message.get("function_call") is not None:
+        calls = [message.pop("function_call")]
+    if calls is not None and not isinstance(calls, (list, tuple)):
+        raise PromptError(f"{where}.tool_calls is a {type(calls).__name__}; it must be a list")
+    made = [_tool_call(call, f"{where}.tool_calls[{at}]") for at, call in enumerate(calls or ())]
+    made += [_tool_use(part, place) for part, place in parts if _type(part) == "tool_use"]
+    said = [(p, place) for p, place in parts if _type(p) not in (*_THINKING_PARTS, "tool_use")]
+    message["content"] = content if isinstance(content, str) else _parts(said)
+    if made:
+        message["tool_calls"] = made
+    reasoning = _reasoning(message, "\n\n".join(filter(None, thought)) if thought else None, where)
+    message.pop("reasoning_content", None)
+    return message if reasoning is None else {**message, "reasoning_content": reasoning}
 
 
-def _media_part(part: Mapping[str, Any], kind: str, where: str) -> MediaPart:
-    keys = (kind, f"{kind}_url", "url", "path", "base64", "data")
-    found = [(key, part[key]) for key in keys if part.get(key) is not None]
-    if len(found) > 1:
-        raise PromptError(f"{where} has a source in {found[0][0]!r} and in {found[1][0]!r}; give one")
-    key, source = found[0] if found else ("", None)
-    if isinstance(source, Mapping):  # {"image_url": {"url": ...}}
-        if not isinstance(source.get("url"), str):
-            raise PromptError(f'{where}.{key} has no url; write {{"{kind}_url": {{"url": "..."}}}}')
-        source = source["url"]
-    if key in ("base64", "data") and isinstance(source, str) and not source.startswith("data:"):
-        source = f"data:{kind}/*;base64,{source}"
-    for name in ("fps", "max_pixels"):
-        value = part.get(name)
-        if value is not None and (not isinstance(value, (int, float)) or isinstance(value, bool) or value <= 0):
-            raise PromptError(f"{where}.{name} is {value!r}; a number above 0 is due")
-    return MediaPart(kind, source, where, part.get("fps"), part.get("max_pixels"))
+def _reasoning(message: Mapping[str, Any], thought: str | None, where: str) -> str | None:
+    """The first that is not empty, else the first that is there."""
+    own = message.get("reasoning_content")
+    if own is not None and not isinstance(own, str):
+        raise PromptError(f"{where}.reasoning_content is a {type(own).__name__}; write text")
+    found = [value for value in (*map(message.get, _REASONING), thought) if isinstance(value, str)]
+    return next(filter(None, found), found[0] if found else None)
+
+
+def _type(part: Any) -> str | None:
+    return part.get("type") if isinstance(part, Mapping) else None
+
+
+def _parts(parts: Iterable[tuple[Any, str]]) -> list[dict[str, str] | MediaPart] | str:
+    return [content_part(part, place) for part, place in parts] or ""
+
+
+def _thought(part: Mapping[str, Any], where: str) -> str:
+    if part["type"] == "redacted_thinking":
+        return ""
+    text = next((part[key] for key in ("thinking", "reasoning", "text") if isinstance(part.get(key), str)), None)
+    if text is None:
+        raise PromptError(f'{where} has no reasoning; write {{"type": "thinking", "thinking": "..."}}')
+    return text
+
+
+def _joined(contents: Sequence[Any]) -> Any:
+    """Contents with blank lines between those that are not empty; text, unless one shows something."""
+    lists = [[{"type": "text", "text": c}] if isinstance(c, str) else c for c in contents if c]
+    if any(isinstance(part, MediaPart) for parts in lists for part in parts):
+        return [part for parts in lists for part in ({"type": "text", "text": "\n\n"}, *parts)][1:]
+    texts = ("".join(part["text"] for part in parts).strip() for parts in lists)
+    return "\n\n".join(filter(None, texts))
+
+
+def _tool_use(part: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A call as Anthropic's API has it."""
+    function = {"name": part.get("name"), "arguments": part.get("input")}
+    return _tool_call({"id": part.get("id"), "type": "function", "function": function}, where)
 
 
 def _tool_call(call: Any, where: str) -> dict[str, Any]:

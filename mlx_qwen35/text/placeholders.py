@@ -1,7 +1,7 @@
 """The tokens that stand for pictures and videos in a prompt's text: one from the template becomes as many as are due.
 
 Knows how placeholders are spelled and how the times of a video are written between them. Knows nothing of ids, pixels
-or messages.
+or messages; that people spelled none in the texts it gets is the business of text/rendering.py.
 
     image       <|vision_start|><|image_pad|><|vision_end|>
             ->  <|vision_start|><|image_pad|><|image_pad|>...<|vision_end|>
@@ -51,7 +51,8 @@ class Placeholders:
         if found != list(kinds):
             raise PromptError(
                 f"the messages show {_counted(kinds)}, and the chat template made placeholders for {_counted(found)}; "
-                f"let no text hold {self.image} or {self.video}, and use the template that came with the model"
+                f"use the template that came with the model, and with allow_control_tokens let no text hold "
+                f"{self.image} or {self.video}"
             )
 
     def expanded(self, text: str, media: Sequence[Shown]) -> str:

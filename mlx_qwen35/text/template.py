@@ -62,11 +62,34 @@ class ChatTemplate:
         """The names that the template reads and does not set itself."""
         from jinja2 import meta
 
-        parse = _environment().parse
-        return frozenset().union(*(meta.find_undeclared_variables(parse(text)) for text in self._sources.values()))
+        return frozenset().union(*map(meta.find_undeclared_variables, self._parsed))
+
+    @cached_property
+    def words(self) -> frozenset[str]:
+        """The texts that the template writes or looks for."""
+        from jinja2 import nodes
+
+        constants = (constant.value for tree in self._parsed for constant in tree.find_all(nodes.Const))
+        return frozenset(value for value in constants if isinstance(value, str) and value)
+
+    @cached_property
+    def splits_reasoning(self) -> bool:
+        """Whether it takes reasoning out of an answer's content (3.5 and 3.6 do, 3.8 does not)."""
+        answers = ({"content": "<think>\nWhy\n</think>\n\nSo"}, {"content": "So", "reasoning_content": "Why"})
+        chats = ([{"role": "user", "content": "Hello"}, {"role": "assistant", **answer}] for answer in answers)
+        try:
+            inside, beside = (self.render(chat, add_generation_prompt=False) for chat in chats)
+        except PromptError:
+            return False
+        return inside == beside
+
+    @property
+    def _parsed(self) -> list[jinja2.nodes.Template]:
+        return [_environment().parse(source) for source in self._sources.values()]
 
     def render(
         self,
+        /,
         messages: Sequence[Mapping[str, Any]],
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,

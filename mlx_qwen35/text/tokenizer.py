@@ -6,6 +6,7 @@ Knows the byte-level BPE of the family and its added tokens. Knows nothing of ch
 from __future__ import annotations
 
 import codecs
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,13 +22,19 @@ _PROBE = "Hello, it's 12 o'clock:\n\n\tdéjà 日本 😀  ok"
 
 
 class Tokenizer:
-    """The tokenizer of one checkpoint; immutable. Made by `Tokenizer.from_folder`."""
+    """The tokenizer of one checkpoint; immutable. Made by `Tokenizer.from_folder`.
+
+    control_tokens: the added tokens, which are one id each in a text that spells them, and their ids; control_pattern:
+    finds them in a text, as the group "token"."""
 
     def __init__(self, rust: tokenizers.Tokenizer, *, eos_token_ids: frozenset[int], vocab_size: int):
         self.eos_token_ids = eos_token_ids
         self.vocab_size = vocab_size
         self._rust = rust
-        self._special_ids = {i for i, token in rust.get_added_tokens_decoder().items() if token.special}
+        added = rust.get_added_tokens_decoder()
+        self._special_ids = {i for i, token in added.items() if token.special}
+        self.control_tokens = {token.content: i for i, token in added.items()}
+        self.control_pattern = _pattern(added.values())
         self._token_bytes: dict[int, bytes] = {}
 
     @classmethod
@@ -50,14 +57,23 @@ class Tokenizer:
             raise CheckpointError(f"{path} does not give a text back as it was; download it again")
         return tokenizer
 
-    def encode(self, text: str) -> list[int]:
-        """The ids of `text`; added tokens written out in it ("<|im_start|>") become their one id, nothing is put
-        before or after. Raises PromptError for text that is not Unicode (a lone surrogate)."""
+    def encode(self, text: str, *, plain: bool = False) -> list[int]:
+        """The ids of `text`; added tokens written out in it ("<|im_start|>") become their one id, or, with `plain`,
+        the ids of their characters. Nothing is put before or after. Raises PromptError for text that is not Unicode
+        (a lone surrogate)."""
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
             raise PromptError(f"the text holds a lone surrogate at character {error.start}; remove it") from None
-        return _guard(lambda: self._rust.encode(text, add_special_tokens=False).ids, "tokenizer.json")
+        encode = self._plain_ids if plain else lambda text: self._rust.encode(text, add_special_tokens=False).ids
+        return _guard(lambda: encode(text), "tokenizer.json")
+
+    def _plain_ids(self, text: str) -> list[int]:
+        """The steps of the Rust library behind the one that looks for added tokens."""
+        normalizer, tokenize = self._rust.normalizer, self._rust.model.tokenize
+        composed = text if normalizer is None else normalizer.normalize_str(text)
+        pieces = self._rust.pre_tokenizer.pre_tokenize_str(composed)
+        return [token.id for piece, _ in pieces for token in tokenize(piece)]
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
         """The text of `ids`. Bytes that are no UTF-8 become U+FFFD; ids without a token are left out."""
@@ -107,6 +123,12 @@ class Detokenizer:
         rest = self._utf8.decode(b"", final=True)
         self._utf8.reset()
         return rest
+
+
+def _pattern(tokens: Iterable[tokenizers.AddedToken]) -> re.Pattern[str]:
+    """As the Rust library finds them: the first in a text, and the longest of several that begin there."""
+    spelled = sorted((token.content for token in tokens), key=len, reverse=True)
+    return re.compile("(?P<token>" + ("|".join(map(re.escape, spelled)) or "(?!)") + ")")
 
 
 def _byte_alphabet() -> dict[str, int]:

@@ -6,11 +6,14 @@ Knows those names, and mlx-lm's wrapper around them. Everything else is the toke
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from mlx_qwen35.text.messages import check_messages
+from mlx_qwen35.text.messages import check_messages, each_part, in_order
+from mlx_qwen35.text.rendering import render
 from mlx_qwen35.text.template import ChatTemplate
 from mlx_qwen35.text.tokenizer import TURN_END, Tokenizer
+from mlx_qwen35.text.variables import variables_of
 
 
 class TokenizerFace:
@@ -89,20 +92,25 @@ class TokenizerFace:
         continue_final_message: bool = False,
         enable_thinking: bool | None = None,
         return_dict: bool = False,
+        allow_control_tokens: bool = False,
         **variables: Any,
     ) -> str | list[int] | dict[str, list[int]]:
-        """Messages (text only) as the template writes them. continue_final_message: without the end of the last turn.
-        Raises PromptError if the template refuses them."""
-        text = self.template.render(
-            check_messages(conversation),
+        """Messages as the template writes them, with one placeholder for a picture or a video. variables: further ones
+        of the template, as text.variables has them. continue_final_message: without the end of the last turn.
+        allow_control_tokens: as `Processor.prompt` has it. Raises PromptError if the template refuses them."""
+        asked = variables_of(self.template).of(enable_thinking=enable_thinking, chat_template_kwargs=variables)
+        rendered = render(
+            self.template,
+            self.tokenizer,
+            each_part(in_order(check_messages(conversation)), lambda part: {"type": part.kind}),
             tools=tools,
-            enable_thinking=enable_thinking,
+            variables=asked,
             add_generation_prompt=add_generation_prompt,
-            **variables,
+            allow_control_tokens=allow_control_tokens,
         )
-        if continue_final_message:
-            text = text[: text.rfind(TURN_END)] if TURN_END in text else text
+        if continue_final_message and TURN_END in rendered.text:
+            rendered = replace(rendered, text=rendered.text[: rendered.text.rfind(TURN_END)])
         if not tokenize:
-            return text
-        ids = self.encode(text)
+            return rendered.readable()
+        ids = rendered.tokens(self.tokenizer)
         return {"input_ids": ids, "attention_mask": [1] * len(ids)} if return_dict else ids
