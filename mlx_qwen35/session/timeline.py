@@ -5,7 +5,6 @@ Knows token ids, what stands behind placeholders, the cache and its snapshots. K
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import zip_longest
@@ -57,7 +56,7 @@ class Session:
         self.model, self.processor = model, processor
         self._snapshot_bytes = model.snapshot_bytes if snapshot_bytes is None else snapshot_bytes
         self._pool = pool
-        self._in_use = threading.Lock()
+        self._answers: dict[str, object] = {}  # the one that is being made, if any
         self.notes: Any = None
         self.forget()
 
@@ -91,17 +90,25 @@ class Session:
     @property
     def in_use(self) -> bool:
         """Whether an answer is being made."""
-        return self._in_use.locked()
+        return bool(self._answers)
 
     @contextmanager
     def answering(self) -> Iterator[None]:
         """Inside, an answer is made, by one at a time: raises SessionError if another is not done."""
-        if not self._in_use.acquire(blocking=False):
-            self._refuse("begin another")
+        mine = object()
         try:
-            yield
+            try:
+                if self._answers.setdefault("answer", mine) is not mine:  # one operation: threads cannot both have it
+                    self._refuse("begin another")
+                yield
+            finally:
+                self._done(mine)
         finally:
-            self._in_use.release()
+            self._done(mine)  # where an interrupt came in place of the first
+
+    def _done(self, answer: object) -> None:
+        if self._answers.get("answer") is answer:
+            self._answers.clear()
 
     def _refuse(self, wanted: str) -> NoReturn:
         raise SessionError(

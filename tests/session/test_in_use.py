@@ -1,5 +1,6 @@
 """A session makes one answer at a time: what would disturb it is refused, and neither it nor the session is harmed."""
 
+import sys
 import threading
 
 import pytest
@@ -101,3 +102,39 @@ def test_one_that_is_answering_is_not_evicted():
 def test_a_session_of_another_model_is_refused():
     with pytest.raises(ValueError, match="another model's"):
         stream_generate(DRAFTER, Endless(), PROMPT, session=begun()[0])
+
+
+def test_an_interrupt_anywhere_in_it_leaves_the_session_free():
+    """Before each line of the guard, also of those that end it."""
+    guard, session = Session.answering.__wrapped__, Session(MODEL)
+    codes = (guard.__code__, Session._done.__code__)
+
+    def interrupted(stop: int) -> bool:
+        count = -1
+
+        def trace(frame, event, value):
+            nonlocal count
+            if frame.f_code in codes and event == "line":
+                count += 1
+                if count == stop:
+                    sys.settrace(None)
+                    raise KeyboardInterrupt
+            return trace
+
+        sys.settrace(trace)
+        try:
+            for _ in guard(session):
+                pass
+        except KeyboardInterrupt:
+            return True
+        finally:
+            sys.settrace(None)
+        return False
+
+    stops = 0
+    while interrupted(stops):
+        assert not session.in_use, stops
+        with session.answering():
+            assert session.in_use
+        stops += 1
+    assert 8 < stops < 40
