@@ -124,7 +124,7 @@ def _go_on(args: argparse.Namespace) -> str:
     words = ["mlx-qwen35", "convert"]
     for name, value in vars(args).items():
         flag = ["-q"] if name == "quantize" else [f"--{name.replace('_', '-')}"]
-        if name in ("run", "resume") or value in (None, False):
+        if name in ("run", "parser", "resume") or value in (None, False):
             continue
         words += [value] if name in ("source", "target") else flag if value is True else [*flag, str(value)]
     return shlex.join([*words, "--resume"])
