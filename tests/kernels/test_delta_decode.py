@@ -4,7 +4,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_qwen35.kernels.delta_decode import delta_decode
+from mlx_qwen35.kernels.delta_decode import SIMDS, delta_decode
 from mlx_qwen35.kernels.delta_decode.reference import delta_decode as reference
 from tests.metal_emulator import check, compile_for_cuda, poisoned_outputs
 
@@ -94,6 +94,27 @@ def test_a_token_has_the_same_bits_alone(dtype):
             y, window, state = delta_decode(mixed[:, token], gates[:, token], window, *weights, state, **how)
             assert mx.array_equal(y, together[0][:, token])
             assert mx.array_equal(window, together[1][:, t]) and mx.array_equal(state, together[2][:, t])
+
+
+def test_fewer_simd_groups_give_the_same_bits():
+    """For a GPU that does not give so many threads so many registers."""
+    size = SIZES[2]
+    how = {"key_heads": size[2], "eps": EPS}
+    arrays = inputs(size)
+    made = [check(lambda *a: delta_decode(*a, **how, each=True, most_simds=n),  # noqa: B023
+                  lambda *a: reference(*a, **how), arrays) for n in SIMDS]  # fmt: skip
+    for others in zip(*made, strict=True):
+        assert all(mx.array_equal(others[0], other) for other in others[1:])
+
+
+def test_one_kernel_for_any_number_of_tokens():
+    """Decoded alone or verified with others, wanted after each or not: not a text that is compiled for each."""
+    with poisoned_outputs() as emulator:
+        for tokens, each in [(1, False), (1, True), (3, True), (5, False)]:
+            arrays = inputs((2, tokens, *SIZES[1][2:]))
+            mx.eval(delta_decode(*arrays, key_heads=3, eps=EPS, each=each))
+    if emulator is not None:
+        assert len({id(launch.program) for launch in emulator.launches}) == 1
 
 
 @pytest.mark.parametrize("dtype", [F32, BF16])

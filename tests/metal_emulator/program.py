@@ -103,8 +103,13 @@ class Program:
         self._cpp = kernel.cpp
         self._library: ctypes.CDLL | None = None
 
-    def run(self, addresses: Sequence[int], grid: Sequence[int], threadgroup: Sequence[int], order: int) -> None:
-        """addresses: of the buffers. order: of threads, 0, 1 or 2. Raises KernelFault."""
+    def run(
+        self, addresses: Sequence[int], grid: Sequence[int], threadgroup: Sequence[int], order: int, first: int = 0
+    ) -> None:
+        """addresses: of the buffers. order: of threads, 0, 1 or 2. first: the threadgroups from this number on.
+
+        Raises KernelFault.
+        """
         if self._library is None:
             source = self._source(_PLAIN)
             runtime = _runtime(tuple(_PLAIN), "runtime.cpp")
@@ -115,7 +120,8 @@ class Program:
         error = ctypes.create_string_buffer(2048)
         buffers = (ctypes.c_void_p * len(addresses))(*addresses)
         kernel = ctypes.cast(self._library.emu_kernel, ctypes.c_void_p)
-        if self._library.emu_dispatch(kernel, buffers, sizes(*grid), sizes(*threadgroup), order, error, 2048):
+        given = kernel, buffers, sizes(*grid), sizes(*threadgroup), ctypes.c_uint64(first)
+        if self._library.emu_dispatch(*given, order, error, 2048):
             raise KernelFault(error.value.decode())
 
     def watch(

@@ -418,7 +418,7 @@ void emu_fail(const char* format, ...) {
 }
 
 int emu_dispatch(emu_kernel_function kernel, void** buffers, const uint32_t grid[3], const uint32_t threadgroup[3],
-                 int order, char* error, size_t error_size) {
+                 uint64_t first, int order, char* error, size_t error_size) {
   uint32_t size[3];
   for (int i = 0; i < 3; i++) size[i] = std::min(threadgroup[i], grid[i]);
   if ((uint64_t)size[0] * size[1] * size[2] > MOST_THREADS) {
@@ -438,8 +438,8 @@ int emu_dispatch(emu_kernel_function kernel, void** buffers, const uint32_t grid
   groups.y = (grid[1] + size[1] - 1) / size[1];
   groups.z = (grid[2] + size[2] - 1) / size[2];
   uint64_t total = (uint64_t)groups.x * groups.y * groups.z;
-  for (uint64_t i = 0; i < total && !run->failed; i++) {
-    uint64_t number = order == 1 ? total - 1 - i : i;
+  for (uint64_t i = first; i < total && !run->failed; i++) {
+    uint64_t number = order == 1 ? total - 1 - (i - first) : i;
     emu_uint3 position;
     position.x = number % groups.x;
     position.y = number / groups.x % groups.y;

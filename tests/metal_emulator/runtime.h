@@ -34,8 +34,9 @@ void emu_threadgroup_barrier(int line);
 void* emu_threadgroup_memory(int site, size_t bytes, const char* name);
 void emu_fail(const char* format, ...);
 
-// Runs all threads; order 0: ascending, 1: descending, 2: shuffled. -> 0, or not, and `error` says why.
+// Runs all threads of threadgroup number `first` and those after it; order 0: ascending, 1: descending, 2: shuffled.
+// -> 0, or not, and `error` says why.
 typedef void (*emu_kernel_function)(void** buffers);
 int emu_dispatch(emu_kernel_function kernel, void** buffers, const uint32_t grid[3], const uint32_t threadgroup[3],
-                 int order, char* error, size_t error_size);
+                 uint64_t first, int order, char* error, size_t error_size);
 }

@@ -26,7 +26,7 @@ int main(int, char** arguments) {
     threadgroup[i] = atoi(arguments[6 + i]);
   }
   char error[2048] = "";
-  if (emu_dispatch(emu_kernel, buffers.data(), grid, threadgroup, atoi(arguments[9]), error, sizeof error)) {
+  if (emu_dispatch(emu_kernel, buffers.data(), grid, threadgroup, 0, atoi(arguments[9]), error, sizeof error)) {
     fprintf(stderr, "emulator: %s\n", error);
     return 3;
   }

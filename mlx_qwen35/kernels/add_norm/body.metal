@@ -3,15 +3,15 @@
 // group by SIMD group.
 threadgroup float parts[SIMDS];
 const int mine = thread_position_in_threadgroup.x, threads = SIMDS * 32;
-const int row = threadgroup_position_in_grid.x;
+const size_t start = static_cast<size_t>(threadgroup_position_in_grid.x) * H;  // of the row
 float sums[PER];
 float squares = 0.0f;
 for (int n = 0; n < PER; ++n) {
   const int i = mine + n * threads;
   sums[n] = 0.0f;
   if (i < H) {
-    sums[n] = static_cast<float>(x[row * H + i]) + static_cast<float>(added[row * H + i]);
-    total[row * H + i] = static_cast<T>(sums[n]);
+    sums[n] = static_cast<float>(x[start + i]) + static_cast<float>(added[start + i]);
+    total[start + i] = static_cast<T>(sums[n]);
   }
   squares += sums[n] * sums[n];
 }
@@ -28,6 +28,6 @@ const float scale = metal::precise::rsqrt(squares / static_cast<float>(H) + eps[
 for (int n = 0; n < PER; ++n) {
   const int i = mine + n * threads;
   if (i < H) {
-    normed[row * H + i] = static_cast<T>(sums[n] * scale * static_cast<float>(weight[i]));
+    normed[start + i] = static_cast<T>(sums[n] * scale * static_cast<float>(weight[i]));
   }
 }

@@ -3,14 +3,15 @@
 // gate; keys: rows of KEYS values, the heads from FIRST on. cos, sin: SAME rows for all sequences or not.
 // Squares: each thread its own, 32 apart, in order, then simd_sum.
 const int lane = thread_index_in_simdgroup;
-const int number = threadgroup_position_in_grid.x * SIMDS + simdgroup_index_in_threadgroup;
-const int row = number / (HQ + HKV), head = number % (HQ + HKV);
-const int tokens = queries_shape[1];  // no constant: a kernel for each length of a prompt would be compiled
+const uint number = threadgroup_position_in_grid.x * SIMDS + simdgroup_index_in_threadgroup;
+const size_t row = number / (HQ + HKV);
+const int head = number % (HQ + HKV);
+const uint tokens = queries_shape[1];  // no constant: a kernel for each length of a prompt would be compiled
 if (row < queries_shape[0] * tokens) {  // the same for all threads of a SIMD group
   const bool query = head < HQ;
-  const int from = query ? row * QUERIES + head * 2 * D : row * KEYS + FIRST + (head - HQ) * D;
-  const int batch = row / tokens, t = row % tokens;
-  const int turn = ((SAME ? 0 : batch) * tokens + t) * HALF;
+  const size_t from = query ? row * QUERIES + head * 2 * D : row * KEYS + FIRST + (head - HQ) * D;
+  const size_t batch = number / (HQ + HKV) / tokens, t = number / (HQ + HKV) % tokens;
+  const size_t turn = ((SAME ? 0 : batch) * tokens + t) * HALF;
   float squares = 0.0f;
   for (int i = lane; i < D; i += 32) {
     const float value = query ? static_cast<float>(queries[from + i]) : static_cast<float>(keys[from + i]);

@@ -11,11 +11,13 @@ import mlx.core as mx
 from ..backend import Kernel
 
 MOST_TOKENS = 8  # of a sequence in one launch; a prompt goes through the chunked rule
-_MOST_SIMDS = 16  # SIMD groups a head: with 128 x 128 states, 32 values a thread
+# SIMD groups a head: with 128 x 128 states, 32 values a thread; and fewer, for a GPU that does not give so many threads
+# so many registers. The bits are the same.
+SIMDS = (16, 8, 4)
 
 _KERNEL = Kernel(
     "delta_decode",
-    ["mixed", "gates", "window", "taps", "A_log", "dt_bias", "norm", "state", "eps"],
+    ["mixed", "gates", "window", "taps", "A_log", "dt_bias", "norm", "state", "settings"],
     ["y", "windows", "states"],
     "delta_decode/body.metal",
 )
@@ -35,27 +37,28 @@ def delta_decode(
     eps: float,
     gates_at: int = 0,
     each: bool = False,
+    most_simds: int = SIMDS[0],
 ) -> tuple[mx.array, mx.array, mx.array]:
     """Arguments as in reference.py, where `backend.on_gpu()` and for at most MOST_TOKENS tokens.
 
     mixed may have more columns than it needs, gates more before and behind: b begins at column `gates_at`. So both may
     be one array, the product of projections that were joined.
     each: windows and states after each token, as in the reference; else those after the last, [B, K-1, C] and
-    [B, Hv, Dv, Dk].
+    [B, Hv, Dv, Dk]. most_simds: one of SIMDS.
     """
     batch, length, width = mixed.shape
     heads, value_dim, key_dim = state.shape[1:]
     channels, count = taps.shape[:2]
-    simds = max(1, min(_MOST_SIMDS, value_dim // 4))
+    simds = max(1, min(most_simds, value_dim // 4))
     tokens = (batch, length) if each else (batch,)
     constants = {
         "T": mixed.dtype, "TAP": taps.dtype, "RATE": A_log.dtype, "BIAS": dt_bias.dtype, "NORM": norm.dtype,
-        "TOKENS": length, "EACH": each, "MIXED": width, "GATES": gates.shape[-1], "FIRST": gates_at,
+        "MIXED": width, "GATES": gates.shape[-1], "FIRST": gates_at,
         "HK": key_heads, "HV": heads, "DK": key_dim, "DV": value_dim, "TAPS": count,
         "SIMDS": simds, "ROWS": -(-value_dim // simds), "COLUMNS": -(-key_dim // 32),
     }  # fmt: skip
     y, windows, states = _KERNEL(
-        [mixed, gates, window, taps, A_log, dt_bias, norm, state, mx.array([eps], mx.float32)],
+        [mixed, gates, window, taps, A_log, dt_bias, norm, state, mx.array([eps, each], mx.float32)],
         [
             ((batch, length, heads * value_dim), mixed.dtype),
             ((*tokens, count - 1, channels), window.dtype),

@@ -1,23 +1,31 @@
-// A delta net between its projections, for TOKENS tokens: convolution, SiLU, unit length, decay, write strength,
+// A delta net between its projections, for some tokens: convolution, SiLU, unit length, decay, write strength,
 // recurrence, gated norm. A threadgroup of SIMDS SIMD groups has one value head of one sequence. Its state [DV, DK] stays
-// in registers: rows go to SIMD groups in turn, a row's columns to the 32 threads, COLUMNS neighbours each.
+// in registers, for which loops over it have to be unrolled: rows go to SIMD groups in turn, a row's columns to the 32
+// threads, COLUMNS neighbours each.
 // mixed: rows of MIXED values: q, k, v, z. gates: rows of GATES values, of which b begin at FIRST, then a.
-// Sums over columns: each thread its own in order, then simd_sum. The order does not depend on TOKENS, so a token has
-// the same bits whether it comes alone or with others.
+// settings: eps of the norm, and whether windows and states are wanted after each token (1) or after the last (0).
+// How many tokens there are, and what is wanted of them, are no constants: a token has the same bits alone and with
+// others because the very same kernel computes it. Sums over columns: each thread its own in order, then simd_sum; the
+// order does not depend on SIMDS either.
 threadgroup float queries[DK];
 threadgroup float keys[DK];
 threadgroup float values[DV];
 threadgroup float made[DV];
 const int mine = thread_position_in_threadgroup.x, lane = thread_index_in_simdgroup;
 const int simd = simdgroup_index_in_threadgroup, threads = SIMDS * 32;
-const int head = threadgroup_position_in_grid.x, batch = threadgroup_position_in_grid.y;
+const int head = threadgroup_position_in_grid.x;
+const size_t batch = threadgroup_position_in_grid.y;
+const int tokens = mixed_shape[1];
+const bool each = settings[1] != 0.0f;
 const int key_head = head / (HV / HK);
 const int channels = 2 * HK * DK + HV * DV;
 const bool first_of_key_head = head % (HV / HK) == 0;  // of the heads that read these keys, the one to write windows
 
 float s[ROWS][COLUMNS];
+#pragma unroll
 for (int r = 0; r < ROWS; ++r) {
   const int row = simd + r * SIMDS;
+  #pragma unroll
   for (int c = 0; c < COLUMNS; ++c) {
     const int column = lane * COLUMNS + c;
     s[r][c] = row < DV && column < DK ? state[((batch * HV + head) * DV + row) * DK + column] : 0.0f;
@@ -25,8 +33,10 @@ for (int r = 0; r < ROWS; ++r) {
 }
 const float rate = metal::precise::exp(static_cast<float>(A_log[head]));
 
-for (int t = 0; t < TOKENS; ++t) {
-  const int token = batch * TOKENS + t;
+for (int t = 0; t < tokens; ++t) {
+  const size_t token = batch * tokens + t;
+  const bool wanted = each || t == tokens - 1;
+  const size_t to = each ? token : batch;  // of windows and states
   for (int i = mine; i < 2 * DK + DV; i += threads) {
     const int channel = i < DK ? key_head * DK + i
                         : i < 2 * DK ? HK * DK + key_head * DK + i - DK
@@ -36,13 +46,13 @@ for (int t = 0; t < TOKENS; ++t) {
       const int at = t + k - (TAPS - 1);  // in mixed; before it, in the window
       T input;
       if (at < 0) {
-        input = window[(batch * (TAPS - 1) + at + TAPS - 1) * channels + channel];
+        input = window[(batch * (TAPS - 1) + (at + TAPS - 1)) * channels + channel];
       } else {
-        input = mixed[(batch * TOKENS + at) * MIXED + channel];
+        input = mixed[(batch * tokens + at) * MIXED + channel];
       }
       u += static_cast<float>(input) * static_cast<float>(taps[channel * TAPS + k]);
-      if (k > 0 && (EACH || t == TOKENS - 1) && (i >= 2 * DK || first_of_key_head)) {
-        windows[((EACH ? token : batch) * (TAPS - 1) + k - 1) * channels + channel] = input;
+      if (k > 0 && wanted && (i >= 2 * DK || first_of_key_head)) {
+        windows[(to * (TAPS - 1) + k - 1) * channels + channel] = input;
       }
     }
     const float active = u / (1.0f + metal::precise::exp(-u));
@@ -57,6 +67,7 @@ for (int t = 0; t < TOKENS; ++t) {
   threadgroup_barrier(mem_flags::mem_threadgroup);  // queries, keys, values are there; made was read
 
   float q[COLUMNS], k[COLUMNS], of_q = 0.0f, of_k = 0.0f;
+  #pragma unroll
   for (int c = 0; c < COLUMNS; ++c) {
     const int column = lane * COLUMNS + c;
     q[c] = column < DK ? queries[column] : 0.0f;
@@ -66,6 +77,7 @@ for (int t = 0; t < TOKENS; ++t) {
   }
   const float scale_q = metal::precise::rsqrt((simd_sum(of_q) + 1e-6f) * static_cast<float>(DK));
   const float scale_k = metal::precise::rsqrt(simd_sum(of_k) + 1e-6f);
+  #pragma unroll
   for (int c = 0; c < COLUMNS; ++c) {
     q[c] *= scale_q;
     k[c] *= scale_k;
@@ -75,9 +87,11 @@ for (int t = 0; t < TOKENS; ++t) {
   const float decay = metal::precise::exp(-rate * softplus);
   const float beta = 1.0f / (1.0f + metal::precise::exp(-static_cast<float>(gates[token * GATES + FIRST + head])));
 
+  #pragma unroll
   for (int r = 0; r < ROWS; ++r) {
     const int row = simd + r * SIMDS;
     float known = 0.0f;
+    #pragma unroll
     for (int c = 0; c < COLUMNS; ++c) {
       s[r][c] *= decay;
       known += s[r][c] * k[c];
@@ -85,6 +99,7 @@ for (int t = 0; t < TOKENS; ++t) {
     known = simd_sum(known);
     const float change = row < DV ? (values[row < DV ? row : 0] - known) * beta : 0.0f;
     float out = 0.0f;
+    #pragma unroll
     for (int c = 0; c < COLUMNS; ++c) {
       s[r][c] += change * k[c];
       out += s[r][c] * q[c];
@@ -93,11 +108,12 @@ for (int t = 0; t < TOKENS; ++t) {
     if (row < DV && lane == 0) {
       made[row] = out;
     }
-    if (row < DV && (EACH || t == TOKENS - 1)) {
+    if (row < DV && wanted) {
+      #pragma unroll
       for (int c = 0; c < COLUMNS; ++c) {
         const int column = lane * COLUMNS + c;
         if (column < DK) {
-          states[(((EACH ? token : batch) * HV + head) * DV + row) * DK + column] = s[r][c];
+          states[((to * HV + head) * DV + row) * DK + column] = s[r][c];
         }
       }
     }
@@ -108,7 +124,7 @@ for (int t = 0; t < TOKENS; ++t) {
   for (int i = lane; i < DV; i += 32) {
     squares += made[i] * made[i];
   }
-  const float scale = metal::precise::rsqrt(simd_sum(squares) / static_cast<float>(DV) + eps[0]);
+  const float scale = metal::precise::rsqrt(simd_sum(squares) / static_cast<float>(DV) + settings[0]);
   for (int i = mine; i < DV; i += threads) {
     const float z = static_cast<float>(mixed[token * MIXED + channels + head * DV + i]);
     const float gate = z / (1.0f + metal::precise::exp(-z));

@@ -7,7 +7,7 @@
 const int ROWS = 4;
 uint lane = thread_index_in_simdgroup;
 uint first = (threadgroup_position_in_grid.x * simdgroups_per_threadgroup + simdgroup_index_in_threadgroup) * ROWS;
-uint row = threadgroup_position_in_grid.y;
+size_t row = threadgroup_position_in_grid.y;
 if (first < H) {  // the same for all threads of a SIMD group
   float sums[ROWS], values[BLOCK];
   for (int r = 0; r < ROWS; ++r) {

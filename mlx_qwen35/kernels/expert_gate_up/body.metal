@@ -6,7 +6,7 @@ const int ROWS = 4;
 uint lane = thread_index_in_simdgroup;
 uint first = (threadgroup_position_in_grid.x * simdgroups_per_threadgroup + simdgroup_index_in_threadgroup) * ROWS;
 uint slot = threadgroup_position_in_grid.y;
-uint row = threadgroup_position_in_grid.z;
+size_t row = threadgroup_position_in_grid.z;
 uint rows = slot < K ? I : J;
 if (first < rows) {  // the same for all threads of a SIMD group
   size_t start = slot < K ? static_cast<size_t>(ids[row * K + slot]) * I : 0;

@@ -5,7 +5,7 @@
 // Weights are exp(logit - largest) divided by their sum, which is taken in this order. The dot product: thread t adds
 // blocks t, t + 32, ... of 16 values, simd_sum adds the threads. A row with a NaN among its logits has NaN weights.
 uint lane = thread_index_in_simdgroup;
-uint row = threadgroup_position_in_grid.x;
+size_t row = threadgroup_position_in_grid.x;
 if (simdgroup_index_in_threadgroup == 0) {
   const int EACH = (E + 31) / 32;  // logits of a thread: number i is expert 32 i + lane
   const float LEAST = as_type<float>(0xff800000u);
