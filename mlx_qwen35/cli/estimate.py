@@ -12,11 +12,20 @@ DESCRIPTION = "Say what a model takes in memory, how long a context fits and wha
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("ref", nargs="?", metavar="NAME", help="a folder or a name, as for --model (default: the demo)")
-    parser.add_argument("--memory", metavar="SIZE", help="what there is, such as 24GB (default: that of this machine)")
+    parser.add_argument(
+        "--memory",
+        metavar="SIZE",
+        help="the most that the process may take, such as 24GB or 60%% (default: what this machine has for it)",
+    )
+    parser.add_argument(
+        "--mac", metavar="SIZE", help="on a Mac with so much memory, such as 24GB, of which the system keeps its share"
+    )
     parser.add_argument("--context-length", type=int, metavar="N", help="tokens to plan for (default: all that fit)")
     parser.add_argument("--q-bits", type=int, metavar="N", help="as a conversion to N bits would have it")
     parser.add_argument("--dtype", choices=DTYPES, help="compute in it (default: float32 on a CPU, bfloat16 on a GPU)")
     add_kv_arguments(parser)
+    parser.add_argument("--mtp", action="store_true", help="with the model's own multi-token-prediction head")
+    parser.add_argument("--draft-model", metavar="NAME", help="with a small model that drafts tokens")
     parser.add_argument(
         "--probe",
         action=argparse.BooleanOptionalAction,
@@ -31,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
 
     try:
         options = {"bits": args.q_bits, "dtype": args.dtype, "probe": args.probe, **kv_options(args)}
+        options |= {"mtp": args.mtp, "draft_model": args.draft_model, "mac": args.mac}
         plan = estimate(args.ref, args.memory, args.context_length, **options)
     except OSError as error:
         raise OptionError(f"the files cannot be read ({error}): give --no-probe, or mend them") from error

@@ -205,8 +205,9 @@ def hold(args: argparse.Namespace) -> Held:
     if args.mtp or args.draft_model is not None:
         from mlx_qwen35.library.drafting import drafting_bytes
 
-        draft = None if args.draft_model is None else library.find(args.draft_model)
-        beside = drafting_bytes(folder, args.mtp, draft, args.dtype)
+        if args.draft_model is not None:
+            library.find(args.draft_model, on_progress=Progress("Downloading", "bytes"))
+        beside = drafting_bytes(folder, args.mtp, args.draft_model, args.dtype)
     try:
         form = None if args.kv_bits is None else KVFormat(args.kv_bits, args.kv_group_size, args.quantized_kv_start)
         options = {"dtype": args.dtype, "context_length": args.context_length, "yarn": args.yarn, "kv_form": form}

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
-from mlx_qwen35.checkpoint.inventory import mtp_tensors
 from mlx_qwen35.checkpoint.load import compute_dtype, load_model, read_config
 from mlx_qwen35.checkpoint.mtp import is_drafter, load_mtp, mtp_specs
 from mlx_qwen35.checkpoint.source import open_source
 from mlx_qwen35.config import ModelConfig
 from mlx_qwen35.errors import CheckpointError
-from mlx_qwen35.library.finding import find
-from mlx_qwen35.library.footprint import cache_at, cache_bytes, feeding_bytes, mixing_bytes, tensor_bytes
-from mlx_qwen35.library.holding import of_source
-from mlx_qwen35.mtp import PRIME_AT_ONCE
+from mlx_qwen35.library import hub
+from mlx_qwen35.library.finding import find, look_up
+from mlx_qwen35.library.holding import Demand, of_source
+from mlx_qwen35.library.stored import Stored
+from mlx_qwen35.library.told import head_bytes, told_demand, told_head, told_specs
 
 if TYPE_CHECKING:
     from mlx_qwen35.model import Model
@@ -41,12 +41,7 @@ def load_draft_model(
     if is_drafter(folder):
         return load_mtp(folder, model.config, dtype=dtype, on_progress=on_progress)
     small = load_model(folder, dtype=dtype, on_progress=on_progress)
-    sizes = [each.config.text.vocab_size for each in (small, model)]
-    if sizes[0] != sizes[1]:
-        raise CheckpointError(
-            f"{folder} has {sizes[0]} tokens, the model it is to draft for {sizes[1]}: take a smaller model of the "
-            "same release, whose tokenizer is the same"
-        )
+    check_vocabulary(small.config, model.config, folder)
     return small
 
 
@@ -55,34 +50,51 @@ def drafting_bytes(
 ) -> Callable[[int], int] | None:
     """Tokens of context -> bytes of what drafts for the model in `folder`; None where nothing does.
 
-    mtp: its own head does. draft: the folder of a drafter or of a small model. Raises CheckpointError where `load`
-    would.
+    mtp: its own head does. draft: the name of a drafter or of a small model, of which nothing is downloaded. Raises
+    CheckpointError where `load` would.
     """
-    compute, config = compute_dtype(dtype), read_config(folder)
-    heads = [Path(folder)] if mtp else []
-    if draft is not None and is_drafter(draft):
-        heads.append(Path(draft))
-    parts = [_head_bytes(head, config, compute.size) for head in heads]
-    if draft is not None and not is_drafter(draft):
-        small = replace(of_source(open_source(draft, read_config(draft)), compute), reserve=0)
-        parts.append(small.resident())
+    return told_drafting(read_config(folder), mtp, draft, dtype, where=str(folder), folder=Path(folder))
+
+
+def told_drafting(
+    config: ModelConfig,
+    mtp: bool,
+    draft: str | Path | None,
+    dtype: mx.Dtype | str | None = None,
+    *,
+    where: str,
+    folder: Path | None = None,
+) -> Callable[[int], int] | None:
+    """The same for a model of which only the config is here, or, in `folder`, all of it. where: for errors."""
+    compute = compute_dtype(dtype)
+    found = None if draft is None else look_up(draft)
+    heads = [folder] if mtp and folder is not None else []
+    parts = [told_head(config, compute, where)] if mtp and folder is None else []
+    if isinstance(found, Stored) and is_drafter(found.folder):
+        heads.append(found.folder)
+    elif isinstance(found, Stored):
+        small = read_config(found.folder)
+        check_vocabulary(small, config, found.folder)
+        parts.append(_small(of_source(open_source(found.folder, small), compute)))
+    elif found is not None:
+        small = hub.look(found.name, found.revision).config
+        check_vocabulary(small, config, found.name)
+        parts.append(_small(told_demand(small, told_specs(small), compute)))
+    for head in heads:
+        layers, specs = mtp_specs(head, config)
+        parts.append(head_bytes(config, layers, specs, compute.size))
     return (lambda tokens: sum(part(tokens) for part in parts)) if parts else None
 
 
-def _head_bytes(folder: Path, config: ModelConfig, itemsize: int) -> Callable[[int], int]:
-    layers, specs = mtp_specs(folder, config)
-    gpu = mx.default_device().type == mx.gpu
-    weights = sum(
-        tensor_bytes(name, shape, specs.get(name.removesuffix(".weight")), itemsize)
-        for name, shape in mtp_tensors(config, layers).items()
-    )
-    head = replace(config, vision=None, text=replace(config.text, layer_types=("full_attention",) * layers))
-    named = {name.removeprefix("mtp."): spec for name, spec in specs.items()}
-    per_token, _ = cache_bytes(head, itemsize)
+def check_vocabulary(small: ModelConfig, large: ModelConfig, where: str | Path) -> None:
+    """Raises CheckpointError if a small model, that of `where`, has other tokens than the one it is to draft for."""
+    if small.text.vocab_size != large.text.vocab_size:
+        raise CheckpointError(
+            f"{where} has {small.text.vocab_size} tokens, the model it is to draft for {large.text.vocab_size}: take a "
+            "smaller model of the same release, whose tokenizer is the same"
+        )
 
-    def needed(tokens: int) -> int:
-        how = (head, named, PRIME_AT_ONCE, tokens, itemsize)
-        working = mixing_bytes(*how, gpu=gpu) + feeding_bytes(*how, gpu=gpu)
-        return weights + cache_at(tokens, per_token, 0) + working
 
-    return needed
+def _small(demand: Demand) -> Callable[[int], int]:
+    """What a whole model takes beside another one, in the same process."""
+    return replace(demand, reserve=0).resident()

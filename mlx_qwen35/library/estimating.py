@@ -6,35 +6,39 @@ is holding.py's, the arithmetic footprint.py's.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
 
-from mlx_qwen35.checkpoint import gptq
 from mlx_qwen35.checkpoint.context import with_context
-from mlx_qwen35.checkpoint.inventory import is_linear, text_tensors, vision_tensors
+from mlx_qwen35.checkpoint.inventory import text_tensors
 from mlx_qwen35.checkpoint.load import check_kv_form, compute_dtype
-from mlx_qwen35.checkpoint.names import TARGET
 from mlx_qwen35.checkpoint.quantize import default_spec
-from mlx_qwen35.checkpoint.recipes import assign, role
-from mlx_qwen35.checkpoint.source import Source, spec_of
+from mlx_qwen35.checkpoint.recipes import assign
+from mlx_qwen35.checkpoint.source import Source
 from mlx_qwen35.checkpoint.stream import streamed_layouts
 from mlx_qwen35.config import ModelConfig
-from mlx_qwen35.errors import CheckpointError
+from mlx_qwen35.errors import ArgumentError, CheckpointError
 from mlx_qwen35.experts.budget import least
 from mlx_qwen35.kv import KVFormat
 from mlx_qwen35.library import hub
+from mlx_qwen35.library.drafting import told_drafting
 from mlx_qwen35.library.finding import look_up
-from mlx_qwen35.library.footprint import Specs, cache_bytes, tensor_bytes, weight_bytes
-from mlx_qwen35.library.holding import USEFUL_CONTEXT, Demand, longest_resident, of_source, process_bytes, streamed
+from mlx_qwen35.library.footprint import cache_bytes, weight_bytes
+from mlx_qwen35.library.holding import USEFUL_CONTEXT, Demand, longest_resident, of_source, streamed
+from mlx_qwen35.library.macs import mac_memory
 from mlx_qwen35.library.memory import memory_size
 from mlx_qwen35.library.plan import Plan, Streaming
 from mlx_qwen35.library.speed import device_speed, disk_speed, expected
 from mlx_qwen35.library.stored import Stored
 from mlx_qwen35.library.survey import Survey, parameters, survey
+from mlx_qwen35.library.told import told_demand, told_head, told_specs
 
 CONVERTED_BITS = 4
+
+Beside = Callable[[int], int] | None
 
 
 def estimate(
@@ -48,6 +52,9 @@ def estimate(
     kv_group_size: int = 64,
     quantized_kv_start: int = 0,
     dtype: mx.Dtype | str | None = None,
+    mtp: bool = False,
+    draft_model: str | Path | None = None,
+    mac: int | str | None = None,
     probe: bool = False,
 ) -> Plan:
     """What a model takes in memory and how long a context fits; with which experts streamed, if not all of it does.
@@ -55,13 +62,19 @@ def estimate(
     ref: a name or a folder, as `find` understands it; of a name on the Hub only config.json is fetched, and of an
     incomplete download it has to do. memory: bytes, or a text such as "24GB" or "60%"; None: what MLX recommends on
     this Mac, or the memory that is free. context_length: tokens to plan for; None: as many as fit, and 32,768 or fewer
-    where experts are streamed. bits: as a conversion to so many bits would have it. probe: where experts would be
+    where experts are streamed. bits: as a conversion to so many bits would have it. mtp, draft_model: with what drafts
+    tokens, the model's own MTP head or another model (a name, of which no weight is read either). mac: in place of
+    memory, that of a Mac, such as "24GB", of which the system leaves a part to models. probe: where experts would be
     streamed from files that are here, read from them for a second, compute for half of one, and model how fast answers
     will come. The others as in `load`.
     Exact for weights and cache; what a prompt takes while it is read is modelled (footprint.py), without pictures.
     Raises CheckpointError where `find` does, ValueError for a memory or context_length that makes no sense.
     """
-    size, source = memory_size(memory)
+    if mac is not None and memory is not None:
+        raise ArgumentError("memory and mac both say how much there is: give one of them")
+    if mtp and draft_model is not None:
+        raise ArgumentError("mtp and draft_model: only one can draft; leave one out")
+    size, source = memory_size(memory) if mac is None else mac_memory(mac)
     compute = compute_dtype(dtype)
     name, config, found = _described(ref)
     read = with_context(config, context_length, yarn=yarn, where=name)
@@ -69,27 +82,33 @@ def estimate(
     form = None if kv_bits is None else KVFormat(kv_bits, kv_group_size, quantized_kv_start)
     check_kv_form(form, config)
 
-    def plan(demand: Demand, words: str, converted: Plan | None = None) -> Plan:
-        demand = replace(demand, config=config, kv_form=form)
-        mtp = found.mtp_bytes if found else 0
+    folder = found.folder if found else None
+    whole_here = folder if found and found.source is not None else None
+    drafts = told_drafting(config, mtp, draft_model, compute, where=name, folder=whole_here)
+    as_converted = drafts  # which leaves the head unquantized
+    if mtp and config.text.mtp_num_hidden_layers:
+        as_converted = told_head(config, compute, name)
+
+    def plan(demand: Demand, words: str, beside: Beside, converted: Plan | None = None) -> Plan:
+        demand = replace(demand, config=config, kv_form=form, beside=beside)
+        on_disk = found.mtp_bytes if found else 0
         return _plan(
-            demand, mtp, size, context_length,
+            demand, on_disk, size, context_length,
             name=name, quantization=words, memory_source=source, converted=converted, dtype=_name(compute),
         )  # fmt: skip
 
     made = assign(None, text_tensors(config), default_spec(bits or CONVERTED_BITS, 64, "affine"), config)
-    folder = found.folder if found else None
-    small = plan(_told_demand(config, made, compute, folder), f"converted to {bits or CONVERTED_BITS}-bit")
+    small = plan(told_demand(config, made, compute, folder), f"converted to {bits or CONVERTED_BITS}-bit", as_converted)
     if bits is not None:
         return small
-    if found is not None and found.source is not None:
+    if whole_here:
         demand, words = of_source(found.source, compute), found.quantization
     else:
-        demand = _told_demand(config, _told_specs(config), compute, folder)
+        demand = told_demand(config, told_specs(config), compute, folder)
         words = Survey(Path(name), config, None, None).quantization
         words = words if words != "?" else "not quantized"
-    whole = plan(demand, words, small if config.quantization is None else None)
-    if probe and whole.streaming is not None and found is not None and found.source is not None:
+    whole = plan(demand, words, drafts, small if config.quantization is None else None)
+    if probe and whole.streaming is not None and whole_here:
         whole = replace(whole, streaming=_with_speed(whole, found.source))
     return whole
 
@@ -123,30 +142,12 @@ def _described(ref: str | Path | None) -> tuple[str, ModelConfig, Survey | None]
     return stored.name, found.source.config if found.source else found.config, found
 
 
-def _told_specs(config: ModelConfig) -> Specs:
-    """How config.json alone says that modules are quantized."""
-    linear = {n: s for n, s in text_tensors(config).items() if is_linear(n, s)}
-    if config.quantization is not None:
-        told = {n.removesuffix(".weight"): spec_of(config, _path(n)) for n in linear}
-        return {m: s for m, s in told.items() if s and linear[f"{m}.weight"][-1] % s.group_size == 0}
-    section = config.source_quantization
-    if section is not None and section.get("quant_method") == "gptq":
-        spec = gptq.read_config(section, "config.json").spec
-        # Which modules are packed only the files know; the official ones leave all but these as they were.
-        return {m: spec for m in (n.removesuffix(".weight") for n in linear) if role(m) in ("experts", "mlp")}
-    return {}
-
-
-def _path(name: str) -> str:
-    return TARGET.source(name).names[0].removesuffix(".weight")
-
-
 def _plan(demand: Demand, mtp: int, memory: int, context_length: int | None, **words: object) -> Plan:
     per_token, constant = cache_bytes(demand.config, demand.itemsize, demand.kv_form)
     longest = longest_resident(demand, memory, context_length)
     tokens = context_length or longest or min(USEFUL_CONTEXT, demand.most)
     streaming = None
-    if demand.config.text.moe and (not longest or longest < (context_length or 0)):
+    if demand.streams and (not longest or longest < (context_length or 0)):
         streaming = _streaming(demand, memory, context_length)
     return Plan(
         parameters=parameters(demand.config),
@@ -162,6 +163,8 @@ def _plan(demand: Demand, mtp: int, memory: int, context_length: int | None, **w
         most_context=demand.most,
         memory=memory,
         streaming=streaming,
+        drafting=demand.beside(tokens) if demand.beside else 0,
+        streamable=demand.config.text.moe is None or demand.streams,
         **words,
     )
 
@@ -171,19 +174,6 @@ def _streaming(demand: Demand, memory: int, context_length: int | None) -> Strea
     needs = demand.streamed(tokens)
     needed = sum(least(needs).values())
     return Streaming(tokens, needs.num_experts, needs.experts_per_token, needs.experts, needed, plan)
-
-
-def _told_demand(config: ModelConfig, specs: Specs, compute: mx.Dtype, folder: Path | None) -> Demand:
-    """The demand of a checkpoint of which no weights are here: two of the largest tensor, as memory has it, at once."""
-    loading, loading_layer = 0, 0
-    for name, shape in (text_tensors(config) | vision_tensors(config)).items():
-        taken = 2 * tensor_bytes(name, shape, specs.get(name.removesuffix(".weight")), compute.size)
-        if ".mlp.experts." in name:
-            loading_layer = max(loading_layer, taken)
-        else:
-            loading = max(loading, taken)
-    gpu = mx.default_device().type == mx.gpu
-    return Demand(config, specs, compute.size, loading, loading_layer, process_bytes(folder), gpu)
 
 
 def _name(dtype: mx.Dtype) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from mlx_qwen35.checkpoint.load import check_kv_form, compute_dtype, read_config
-from mlx_qwen35.checkpoint.part import DTYPES
+from mlx_qwen35.checkpoint.part import DTYPES, Part
 from mlx_qwen35.checkpoint.source import AnyPart, Source, open_source
 from mlx_qwen35.config import ModelConfig
 from mlx_qwen35.errors import CheckpointError
@@ -31,7 +31,7 @@ from mlx_qwen35.library.footprint import (
     working_bytes,
 )
 from mlx_qwen35.library.memory import check_ceiling, check_weights, memory_size
-from mlx_qwen35.library.plan import shown_size
+from mlx_qwen35.library.plan import how_streamed, shown_size
 from mlx_qwen35.machine.gpu import has_metal
 
 STREAMED_CONTEXT = 32768  # tokens planned for where experts are streamed and no context is asked for
@@ -65,7 +65,7 @@ class Held:
         slots = self.stream.slots
         count = f"{min(slots)}" if min(slots) == max(slots) else f"{min(slots)} to {max(slots)}"
         return (
-            f"Experts are streamed from the disk: {count} of a layer in memory at once, which with all else takes up "
+            f"{how_streamed(self.stream)}: {count} of a layer in memory at once, which with all else takes up "
             f"to {shown_size(self.stream.memory)}; up to {self.context_length:,} tokens of context, "
             f"{self.stream.chunk:,} of a prompt at a time."
         )
@@ -77,6 +77,7 @@ class Demand:
 
     itemsize: of the dtype computed in. loading: what reading all weights but experts takes besides, for a moment;
     loading_layer: what reading a layer's experts does. reserve: the process. beside: tokens -> what else is there.
+    streamable: whether experts, where there are any, can be read as the files have them.
     """
 
     config: ModelConfig
@@ -88,6 +89,7 @@ class Demand:
     gpu: bool
     beside: Callable[[int], int] | None = None
     kv_form: KVFormat | None = None
+    streamable: bool = True
 
     @property
     def most(self) -> int:
@@ -112,6 +114,12 @@ class Demand:
         fixed = self.reserve + self.snapshots + weight_bytes(self.config, self.specs, self.itemsize).total
         loading = max(self.loading, self.loading_layer)
         return lambda tokens: fixed + max(loading, self.cache(tokens) + self.working(tokens))
+
+    @property
+    def streams(self) -> bool:
+        """Whether some experts may stay on the disk: there are any, in a form to be read, and a token takes not all."""
+        moe = self.config.text.moe
+        return moe is not None and self.streamable and moe.experts_per_token < moe.num_experts
 
     def streamed(self, tokens: int) -> Needs:
         """What is needed for them with experts streamed."""
@@ -166,25 +174,42 @@ def hold(
         return held
     demand = of_source(open_source(folder, config), compute_dtype(dtype))
     demand = replace(demand, kv_form=kv_form, beside=beside)
-    longest = longest_resident(demand, size, context_length)
-    if (memory is None and config.text.moe is None) or (longest and longest >= (context_length or 0)):
-        check_weights(folder.name, weight_bytes(config, demand.specs, demand.itemsize).total)
-        return held if context_length or memory is None else replace(held, context_length=longest)
-    tokens, plan = streamed(demand, size, context_length)
+    there = "given as memory" if memory is not None else f"of memory ({where})"
+    tokens, plan = decide(demand, size, context_length, there, folder.name, bounded=memory is not None)
     if plan is not None:
         return replace(held, context_length=tokens, stream=plan, bounded=True)
-    there = f"the {shown_size(size)} {'given as memory' if memory is not None else f'of memory ({where})'}"
-    if config.text.moe is None:
-        needed, why = demand.resident()(tokens), f"with {tokens:,} tokens of context"
-    else:
+    check_weights(folder.name, weight_bytes(config, demand.specs, demand.itemsize).total)
+    return replace(held, context_length=tokens)
+
+
+def decide(
+    demand: Demand, size: int, context_length: int | None, there: str, name: str, *, bounded: bool
+) -> tuple[int | None, StreamPlan | None]:
+    """(the most tokens, None for all that the model has; how experts are streamed, None if all weights are in memory).
+
+    size: bytes there are, `there`: what bytes, in words. bounded: they are a ceiling; otherwise a dense model is loaded
+    whatever there is. Raises CheckpointError, with figures, for what does not fit; name: of the model, for that.
+    """
+    longest = longest_resident(demand, size, context_length)
+    if (not bounded and demand.config.text.moe is None) or (longest and longest >= (context_length or 0)):
+        return context_length if context_length or not bounded else longest, None
+    tokens, plan = streamed(demand, size, context_length)
+    if plan is not None:
+        return tokens, plan
+    why, more = f"with {tokens:,} tokens of context", ""
+    if demand.streams:
         parts = least(demand.streamed(tokens))
         needed = sum(parts.values())
         figures = (f"{what} {shown_size(n)}" for what, n in sorted(parts.items(), key=lambda part: -part[1]))
         why = f"even with the fewest experts in memory and {tokens:,} tokens of context ({', '.join(figures)})"
+    else:
+        needed = demand.resident()(tokens)
+        if not demand.streamable:
+            more = ", whose experts can stay on the disk, which those of this form cannot"
     raise CheckpointError(
-        f"{folder.name} does not fit into {there}: {shown_size(needed)} are needed {why}, "
+        f"{name} does not fit into the {shown_size(size)} {there}: {shown_size(needed)} are needed {why}, "
         f"{shown_size(needed - size)} more. Give more memory or a smaller context_length, or take a conversion "
-        "to fewer bits"
+        f"to fewer bits{more}"
     )
 
 
@@ -192,12 +217,20 @@ def streamed(demand: Demand, size: int, context_length: int | None) -> tuple[int
     """(tokens of context, how experts are streamed within `size` bytes: None if not at all, or if there are none)."""
     tokens = context_length or min(STREAMED_CONTEXT, demand.most)
     while True:
-        needs = demand.streamed(tokens) if demand.config.text.moe else None
+        needs = demand.streamed(tokens) if demand.streams else None
         if needs and sum(least(needs).values()) <= size:
-            return tokens, share_out(size, needs)
+            return tokens, _with_a_pool(share_out(size, needs), needs.num_experts)
         if context_length is not None or tokens <= USEFUL_CONTEXT:
             return tokens, None
         tokens = max(tokens // 2, USEFUL_CONTEXT)
+
+
+def _with_a_pool(plan: StreamPlan, num_experts: int) -> StreamPlan:
+    """The plan, with one expert left on the disk where all would fit: prompts go in a plan's steps only through a model
+    that has a pool, and it is in larger ones that all does not fit."""
+    if min(plan.slots) < num_experts:
+        return plan
+    return replace(plan, slots=(*plan.slots[:-1], num_experts - 1))
 
 
 def longest_resident(demand: Demand, size: int, context_length: int | None = None) -> int:
@@ -219,6 +252,7 @@ def of_source(source: Source, compute: mx.Dtype) -> Demand:
         loading_layer=_loading(experts, compute),
         reserve=process_bytes(source.folder),
         gpu=mx.default_device().type == mx.gpu,
+        streamable=all(isinstance(part, Part) for part in experts),
     )
 
 

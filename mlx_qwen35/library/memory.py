@@ -17,6 +17,7 @@ from mlx_qwen35.machine.system import free_memory, installed_memory
 
 _FULL = 0.9  # of what Metal recommends; mlx-lm warns from there on
 _LEAST_FOR_SYSTEM = 4 << 30  # bytes
+_FEWEST = 10**6  # bytes; less without a unit was meant in another one
 _PERCENT = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*%")
 
 
@@ -29,7 +30,7 @@ def memory_size(memory: int | str | None) -> tuple[int, str]:
         return available_memory()
     percent = _PERCENT.fullmatch(memory.strip()) if isinstance(memory, str) else None
     if percent is None:
-        return parse_size(memory), "given"
+        return parse_size(memory, fewest=_FEWEST), "given"
     part = float(percent["number"]) / 100
     if not 0 < part <= 1:
         raise ValueError(f"{memory!r} is no share of memory: give more than 0% and at most 100%")

@@ -127,7 +127,7 @@ def test_the_longest_context_is_the_longest(tmp_path: Path) -> None:
 
 def test_what_does_not_fit_at_all(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path / "model")
-    plan = estimate(folder, 1000)
+    plan = estimate(folder, "1000B")
     assert not plan.fits and plan.longest_context == 0 and plan.context_length == 4096
     assert plan.missing == plan.needed - 1000
     assert re.search(r"Does not fit: \d.* more memory is needed for 4,096 tokens", str(plan))

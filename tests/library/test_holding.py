@@ -159,7 +159,7 @@ class TestSizes:
         assert memory.memory_size(" 12.5 % ")[0] == 6_250_000_000
         assert memory.memory_size("100%")[0] == 50 * 10**9
         assert hold(large, "60%").stream == hold(large, "30GB").stream
-        assert memory.memory_size("24GB") == (24 * 10**9, "given") and memory.memory_size(77) == (77, "given")
+        assert memory.memory_size("24GB") == (24 * 10**9, "given") and memory.memory_size("77B") == (77, "given")
 
     @pytest.mark.parametrize("wrong", ["0%", "101%", "-5%", "%", "60 percent", "", "0", "x%", "1e3GB"])
     def test_wrong_ones(self, large: Path, wrong: str) -> None:
