@@ -14,6 +14,7 @@ from mlx_qwen35.processor import Processor
 from mlx_qwen35.text.contents import MediaPart
 from mlx_qwen35.text.messages import check_messages, in_order, split_reasoning
 from mlx_qwen35.text.template import ChatTemplate
+from tests.published import published_template
 
 PUBLISHED = ("chat_template.jinja", "chat_template.0.8B-2B.jinja", "chat_template.3.6.jinja", "chat_template.3.8.jinja",
              "chat_template.3.8-2.4T.jinja")  # fmt: skip
@@ -300,14 +301,13 @@ VARIABLES = ({}, {"enable_thinking": False}, {"enable_thinking": True}, {"preser
 
 
 @pytest.mark.parametrize("file", ["demo", *PUBLISHED])
-def test_conversations_are_rendered_as_transformers_renders_them(request, processor, file):
+def test_conversations_are_rendered_as_transformers_renders_them(processor, file):
     """Each with and without tools, variables and the beginning of an answer; what one refuses, both refuse."""
     chat_template_utils = pytest.importorskip("transformers.utils.chat_template_utils")
     if file == "demo":
         source = processor.template.source
     else:
-        shared = request.getfixturevalue("shared_dir")
-        source = (shared / "model_data" / "hf" / file).read_text(encoding="utf-8")
+        source = published_template(file)
     ours = Processor(**{**vars(processor), "template": ChatTemplate(source)})
     made = 0
     for name, messages in CONVERSATIONS.items():

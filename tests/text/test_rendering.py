@@ -16,7 +16,7 @@ from mlx_qwen35.processor import Processor
 from mlx_qwen35.text.rendering import render
 from mlx_qwen35.text.template import ChatTemplate
 from mlx_qwen35.text.tokenizer import Tokenizer
-from tests.published import write_published_files
+from tests.published import published_template, write_published_files
 from tests.text import folders, spellings
 
 PUBLISHED = ("chat_template.jinja", "chat_template.0.8B-2B.jinja", "chat_template.3.6.jinja", "chat_template.3.8.jinja",
@@ -105,8 +105,8 @@ def processor(request) -> Processor:
     """The demo's, and the published files with each of the published templates."""
     if request.param == "demo":
         return Processor.from_folder(demo_folder(), ModelConfig.from_folder(demo_folder()))
-    file = request.getfixturevalue("shared_dir") / "model_data" / "hf" / request.param
-    return replace(request.getfixturevalue("published"), template=ChatTemplate(file.read_text(encoding="utf-8")))
+    template = ChatTemplate(published_template(request.param))
+    return replace(request.getfixturevalue("published"), template=template)
 
 
 def controls(processor, prompt):

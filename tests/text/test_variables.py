@@ -5,6 +5,7 @@ import pytest
 from mlx_qwen35.errors import PromptError
 from mlx_qwen35.text.template import ChatTemplate
 from mlx_qwen35.text.variables import EFFORTS, TemplateVariables
+from tests.published import published_template
 
 PLAIN = "{{ messages[0].content }}<think>"
 SWITCH = "{{ messages[0].content }}{{ '' if enable_thinking is false else '<think>' }}"
@@ -138,8 +139,8 @@ PUBLISHED = {
 
 
 @pytest.mark.parametrize("file", PUBLISHED)
-def test_published(shared_dir, file):
-    template = ChatTemplate((shared_dir / "model_data" / "hf" / file).read_text(encoding="utf-8"))
+def test_published(file):
+    template = ChatTemplate(published_template(file))
     of = TemplateVariables(template).of
     for effort in ("minimal", "low", "medium", "high", "xhigh", "max"):
         wanted = PUBLISHED[file].get(effort)
