@@ -17,9 +17,12 @@ from mlx_qwen35.checkpoint.files import missing_shards
 from mlx_qwen35.config import ModelConfig
 from mlx_qwen35.errors import CheckpointError
 from mlx_qwen35.library import hub_cache, lmstudio
-from mlx_qwen35.library.stored import Stored, expanded
+from mlx_qwen35.library.stored import Stored, expanded, subfolders
+from mlx_qwen35.library.suggesting import PUBLISHED, alike
 
 DEMO = "demo"
+# A model's page, as it is copied from a browser.
+_PAGE = re.compile(r"(?:https?://)?(?:www\.)?(?:huggingface|hf)\.co/([\w.-]+/[\w.-]+)(?:/(?:tree/main/?)?)?(?:[?#].*)?")
 _NAME = re.compile(r"(?P<name>[\w-][\w.-]*(?:/[\w-][\w.-]*)?)(?:@(?P<at>[\w.][\w./-]*))?")
 
 
@@ -53,14 +56,18 @@ def find(ref: str | Path | None, *, on_progress: Callable[[int, int], None] | No
 
 def look_up(ref: str | Path | None) -> Stored | HubName:
     """The same without the network. Raises CheckpointError also where HF_HUB_OFFLINE forbids what is left to do."""
-    if ref is None or (ref == DEMO and not os.path.isdir(DEMO)):
+    if ref is None or (isinstance(ref, str) and ref.strip() == DEMO):
         return Stored(DEMO, demo_folder(), "the package")
+    if isinstance(ref, str):
+        page = _PAGE.fullmatch(ref.strip())
+        ref = page[1] if page else ref.strip()
     folder = expanded(ref)
-    if str(ref).strip() and os.path.isdir(folder):
-        return Stored(str(ref), folder, "folder")
+    if str(ref) and os.path.isdir(folder):
+        return Stored(str(ref), _checkpoint_in(folder), "folder")
     if os.path.isfile(folder):
-        kind = ", llama.cpp's," if folder.suffix == ".gguf" else ""
-        raise CheckpointError(f"{folder} is a file{kind}: give the folder that holds config.json and the weights")
+        return Stored(str(ref), _folder_of(folder), "folder")
+    if isinstance(ref, str) and not ref.startswith((".", "/", "~")):
+        ref = ref.rstrip("/")
     named = _NAME.fullmatch(ref) if isinstance(ref, str) else None
     if named is None:
         raise CheckpointError(f"{ref} is no folder on this machine: check the path, or give a name (`mlx-qwen35 ls`)")
@@ -184,14 +191,27 @@ def _listed(models: Iterable[Stored]) -> str:
 
 
 def _near_misses(ref: str) -> str:
-    """Names like this one among what lies here, and what to do."""
-    import difflib
-
-    stored = {s.name for s in [*lmstudio.models(), *hub_cache.models()] if not s.is_gguf}
-    spelled = {name.lower(): name for name in sorted({*stored, *lmstudio.virtual_models()})}
-    spelled |= {name.lower().rpartition("/")[2]: name for name in spelled.values()}
-    near = difflib.get_close_matches(ref.lower(), spelled, n=3, cutoff=0.6)
-    names = list(dict.fromkeys(spelled[n] for n in near))
-    if names:
+    """Names like this one among what lies here, or else among those of the Hub, and what to do."""
+    stored = [s.name for s in [*lmstudio.models(), *hub_cache.models()] if not s.is_gguf]
+    if names := alike(ref, [*sorted({*stored, *lmstudio.virtual_models()}), DEMO]):
         return f"Did you mean {' or '.join(names)}? `mlx-qwen35 ls` lists what is here"
+    if names := [name for name in alike(ref, PUBLISHED) if name != ref]:
+        return f"On the Hugging Face Hub there is {' and '.join(names)}: give that name, and it is downloaded"
     return "`mlx-qwen35 ls` lists what is here; from the Hugging Face Hub give PUBLISHER/MODEL"
+
+
+def _folder_of(file: Path) -> Path:
+    """The checkpoint that a file is one of; raises CheckpointError where it is none."""
+    if file.suffix == ".gguf":
+        raise CheckpointError(f"{file} is a file of llama.cpp's: get the same model as MLX or safetensors")
+    if file.suffix in (".safetensors", ".json", ".jinja") and (file.parent / "config.json").is_file():
+        return file.parent
+    raise CheckpointError(f"{file} is a file: give the folder that holds config.json and the weights")
+
+
+def _checkpoint_in(folder: Path) -> Path:
+    """The folder itself, or what is meant by it: a snapshot in the cache of the Hub is three folders further down."""
+    if (folder / "config.json").exists():
+        return folder
+    snapshots = [path for path in subfolders(folder / "snapshots") if (path / "config.json").exists()]
+    return snapshots[0] if len(snapshots) == 1 else folder

@@ -9,6 +9,7 @@ import pytest
 from mlx_qwen35.errors import CheckpointError
 from mlx_qwen35.library import demo_folder, find, lmstudio
 from mlx_qwen35.library.finding import HubName, look_up
+from mlx_qwen35.library.suggesting import PUBLISHED, alike
 from tests.machine import COMMIT, OTHER_COMMIT, Machine, checkpoint, foreign, gguf
 
 CATALOGUE = """
@@ -34,17 +35,23 @@ def test_folders(machine: Machine) -> None:
     assert find("~/model") == folder
     machine.monkeypatch.chdir(machine.home)
     assert find("model") == Path("model")
-    assert "is a file: give the folder" in refusal(folder / "config.json")
+    assert find(f"{folder}/") == find(folder / "config.json") == folder
+    assert find("model/model.safetensors") == Path("model")
+    (folder / "notes.txt").touch()
+    assert "is a file: give the folder" in refusal(folder / "notes.txt")
     assert "is no folder" in refusal(folder / "no")  # a Path is never looked up as a name
     assert "is no folder" in refusal("./no/such/one")
     (machine.home / "x.gguf").touch()
-    assert "llama.cpp" in refusal("x.gguf")
+    (folder.parent / "x.safetensors").touch()
+    assert "llama.cpp" in refusal("x.gguf") and "is a file: give the folder" in refusal("x.safetensors")
 
 
 def test_the_demo(machine: Machine) -> None:
     assert find(None) == find("demo") == demo_folder()
     machine.monkeypatch.chdir(machine.home)
-    assert find(str(checkpoint(machine.home / "demo").relative_to(machine.home))) == Path("demo")
+    folder = checkpoint(machine.home / "demo")
+    assert find("demo") == find(" demo ") == demo_folder()
+    assert find("./demo") == find(Path("demo")) == find("demo/") == Path("demo") and find(folder) == folder
 
 
 @pytest.mark.parametrize("layout", ["today", "old", "pointer", "moved", "pointer and moved"])
@@ -195,6 +202,20 @@ def test_an_incomplete_snapshot(machine: Machine) -> None:
     assert "model.safetensors is missing" in refusal("Qwen/Qwen3.5-2B")
 
 
+@pytest.mark.parametrize(
+    "page",
+    ["https://huggingface.co/Qwen/Qwen3.5-4B", "hf.co/Qwen/Qwen3.5-4B/tree/main", "Qwen/Qwen3.5-4B/",
+     "https://huggingface.co/Qwen/Qwen3.5-4B?library=mlx", " Qwen/Qwen3.5-4B\n"],
+)  # fmt: skip
+def test_names_as_they_are_copied(machine: Machine, page: str) -> None:
+    assert look_up(page) == HubName("Qwen/Qwen3.5-4B", None)
+
+
+def test_a_repository_of_the_cache(machine: Machine) -> None:
+    snapshot = machine.cached("Qwen/Qwen3.5-4B")
+    assert find(snapshot.parents[1]) == find(str(snapshot.parents[1])) == snapshot
+
+
 def test_order(machine: Machine) -> None:
     """A folder, then LM Studio, then the cache, then the Hub."""
     name = "Qwen/Qwen3.5-4B"
@@ -239,8 +260,14 @@ def test_near_misses(machine: Machine) -> None:
     machine.cached("Qwen/Qwen3.5-0.8B")
     assert "Did you mean mlx-community/Qwen3.5-35B-A3B-4bit?" in refusal("qwen3.5-35b-a3b-4bits")
     assert "Did you mean Qwen/Qwen3.5-0.8B?" in refusal("qwen3.5-08b")
-    assert "Did you mean" not in refusal("gemma")
+    for other in ("gemma", "mlx-community/Llama-3.2-3B-4bit", "mlx-community/gpt-oss-20b", "gpt-35b"):
+        assert alike(other, ["mlx-community/Qwen3.5-35B-A3B-4bit", "Qwen/Qwen3.5-0.8B", *PUBLISHED]) == []
+    assert "Did you mean" not in refusal("gemma") and "there is" not in refusal("gemma")
+    assert "Did you mean mlx-community/Qwen3.5-35B-A3B-4bit?" in refusal("qwen-35b")
+    assert "On the Hugging Face Hub there is Qwen/Qwen3.5-27B and Qwen/Qwen3.6-27B and " in refusal("qwen-27b")
+    assert "On the Hugging Face Hub there is Qwen/Qwen3.5-397B-A17B: " in refusal("qwen3.5-397b")
     machine.monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert re.search("HF_HUB_OFFLINE.*Did you mean Qwen/Qwen3.5-0.8B?", refusal("Qwen/Qwen3.5-0.9B"))
+    assert refusal("demmo").count("Did you mean demo?") == 1
     for odd in ("", " ", "a b", "@4bit", "a//b", "a/b/c", "-", "a/b@", "\0"):
         refusal(odd)
