@@ -107,12 +107,13 @@ class CallReader:
         """Whether the next character, whichever it is, may decide."""
         return not self.begun or self._looked < len(self._tags.found)
 
-    def ended_before(self, text: str, but: str) -> bool:
-        """Whether a call that is as it should be ends in the text and is followed by something else than `but`, or
-        than a beginning of that."""
+    def ended_before(self, text: str, *but: str) -> bool:
+        """Whether a call that is as it should be ends in the text and is followed by something else than one of `but`,
+        or than a beginning of one."""
         for tag in self._tags.found:
             after = text[tag.end :].lstrip() if tag.kind is Kind.CALL_END else ""
-            if after and not but.startswith(after[: len(but)]) and self._read(text, _AS_WRITTEN, only=tag.end):
+            other = after and not any(word.startswith(after[: len(word)]) for word in but)
+            if other and self._read(text, _AS_WRITTEN, only=tag.end):
                 return True
         return False
 

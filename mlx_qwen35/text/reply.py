@@ -234,7 +234,7 @@ class ReplyParser:
                 return True
             state = self._call.advance(rest)
             if state is not CallState.WHOLE:
-                return state is CallState.BROKEN or self._call.ended_before(rest, _THINK_END)
+                return state is CallState.BROKEN or self._call.ended_before(rest, _THINK_END, OPENING)
             self._passed = len(self._text) - len(rest) + self._call.end
             self._call = CallReader(self._schemas)
 

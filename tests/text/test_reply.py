@@ -383,3 +383,16 @@ def test_a_body_in_json(body, calls):
         assert parts(reply) == ("", "Look:", calls)
         assert Reply.from_events(stream(text)) == reply
         assert "".join(each.raw for each in reply.tool_calls) == text[len("Look:\n") :]
+
+
+@pytest.mark.parametrize("between", ["", "\n", "\n\n"])
+@pytest.mark.parametrize("closed", [False, True])
+def test_several_calls_at_the_end_of_the_reasoning_cut_anywhere(between, closed):
+    """The next call is not yet seen to be one when its first characters have come."""
+    call = "<tool_call>\n<function=f>\n<parameter=a>\n1\n</parameter>\n</function>\n</tool_call>"
+    text = f"why\n{between.join([call] * 3)}" + "\n</think>\n" * closed
+    for size in range(1, len(text) + 1):
+        parser = ReplyParser(thinking=True)
+        events = [event for at in range(0, len(text), size) for event in parser.feed(text[at : at + size])]
+        reply = Reply.from_events(events + parser.finish())
+        assert (reply.reasoning, len(reply.tool_calls)) == ("why", 3), size
