@@ -122,6 +122,42 @@ def test_batches_give_the_same_bits(folders, rows, slots):
         np.testing.assert_array_equal(np.array(found), np.array(expected))
 
 
+def test_a_padded_batch_in_chunks_of_several_tiles(folders):
+    """What each tile may read begins with the padding, and with what earlier chunks have left."""
+    resident, streamed = load_model(folders["affine4"]), load_model(folders["affine4"], stream=plan(5, tile=16))
+    tokens = np.random.RandomState(4).randint(0, 80, (3, 90))
+    caches = [model.make_cache(3, left_padding=[0, 21, 5]) for model in (resident, streamed)]
+    for start, stop in [(0, 40), (40, 90)]:
+        expected, found = (
+            np.array(m(mx.array(tokens[:, start:stop]), c)) for m, c in zip((resident, streamed), caches, strict=True)
+        )
+        real = np.arange(start, stop) >= np.array([0, 21, 5])[:, None]
+        np.testing.assert_allclose(found[real], expected[real], atol=1e-3)
+
+
+def test_a_prompt_keeps_its_slots_for_its_end(folders):
+    """While more of it follows nobody has to leave; its last chunk leaves the experts that it asked for last."""
+    model = load_model(folders["affine4"], stream=plan(4))
+    banks = [layer.mlp.experts for layer in model.layers]
+
+    def held():
+        return [set(bank.residency.slot_of) for bank in banks]
+
+    cache = model.make_cache()
+    mx.eval(model.hidden(mx.array([some_tokens(40)]), cache, more=True))
+    first = held()
+    assert all(len(each) == 4 for each in first)
+    mx.eval(model.hidden(mx.array([some_tokens(40, seed=2)]), cache, more=True))
+    assert held() == first
+    asked = []
+    for bank in banks:
+        many = bank._many
+        bank._many = lambda x, ids, beside, many=many: asked.append(ids) or many(x, ids, beside)
+    mx.eval(model.hidden(mx.array([some_tokens(40, seed=3)]), cache))
+    for ids, each in zip(asked, held(), strict=True):
+        assert set(ids[-1].tolist()) <= each
+
+
 def test_layers_may_have_unequal_slots_and_be_resident(folders):
     slots = (EXPERTS, 3, 7, EXPERTS, 4)
     resident, streamed = load_model(folders["affine4"]), load_model(folders["affine4"], stream=plan(5))

@@ -135,3 +135,17 @@ def test_heads_in_lanes_give_the_same_bits(monkeypatch, key_heads, value_heads, 
     assert len(streams) == count
     for one, other in zip(shared, alone, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_a_row_that_is_all_padding_keeps_its_window_and_state():
+    """Beside rows that go on: mlx-lm's batches have them where one prompt has ended and another has not."""
+    net, _ = layer()
+    x = mx.array(np.stack([inputs(5, seed=1), inputs(5, seed=2)]))
+    state, alone = DeltaState(), DeltaState()
+    net(x, state), net(x[1:], alone)
+    kept = [np.array(a)[0] for a in state.arrays()]
+    present = mx.array([[False] * 5, [True] * 5])
+    net(x, state, present), net(x[1:], alone)
+    for before, after, other in zip(kept, state.arrays(), alone.arrays(), strict=True):
+        np.testing.assert_array_equal(np.array(after)[0], before)
+        np.testing.assert_allclose(np.array(after)[1], np.array(other)[0], atol=1e-5)

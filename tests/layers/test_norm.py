@@ -29,3 +29,15 @@ def test_gate_is_silu():
     norm = GatedRMSNorm(4, 1e-6)
     gate = np.array([[-2.0, -0.5, 0.0, 3.0]], np.float32)
     np.testing.assert_allclose(np.array(norm(mx.ones((1, 4)), mx.array(gate))), gate / (1 + np.exp(-gate)), rtol=1e-4)
+
+
+def test_epsilon_counts_beside_small_values():
+    """Of both norms, and of the norm behind a residual connection: values of the size of its root."""
+    x = np.random.RandomState(0).standard_normal((2, 8)).astype(np.float32) * 0.1
+    for eps in (1e-6, 0.25):
+        wanted = x / np.sqrt((x**2).mean(-1, keepdims=True) + eps)
+        np.testing.assert_allclose(np.array(RMSNorm(8, eps)(mx.array(x))), wanted, rtol=1e-4)
+        np.testing.assert_allclose(np.array(RMSNorm(8, eps).after(mx.array(x), mx.zeros((2, 8)))[1]), wanted, rtol=1e-4)
+        gate = mx.ones((2, 8))
+        half = 1 / (1 + np.exp(-1.0))
+        np.testing.assert_allclose(np.array(GatedRMSNorm(8, eps)(mx.array(x), gate)), wanted * half, rtol=1e-4)
