@@ -22,7 +22,10 @@ from mlx_qwen35.library.suggesting import PUBLISHED, alike
 
 DEMO = "demo"
 # A model's page, as it is copied from a browser.
-_PAGE = re.compile(r"(?:https?://)?(?:www\.)?(?:huggingface|hf)\.co/([\w.-]+/[\w.-]+)(?:/(?:tree/main/?)?)?(?:[?#].*)?")
+_PAGE = re.compile(
+    r"(?:(?:https?://)?(?:www\.)?(?:huggingface|hf)\.co/|hf://)(?P<name>[\w.-]+/[\w.-]+)"
+    r"(?:/(?:(?:tree|blob|resolve)/(?:main|(?P<at>[\w.-]+))(?:/[^?#]*)?)?)?(?:[?#].*)?"
+)
 _NAME = re.compile(r"(?P<name>[\w-][\w.-]*(?:/[\w-][\w.-]*)?)(?:@(?P<at>[\w.][\w./-]*))?")
 
 
@@ -60,7 +63,9 @@ def look_up(ref: str | Path | None) -> Stored | HubName:
         return Stored(DEMO, demo_folder(), "the package")
     if isinstance(ref, str):
         page = _PAGE.fullmatch(ref.strip())
-        ref = page[1] if page else ref.strip()
+        ref = ref.strip() if page is None else f"{page['name']}@{page['at']}" if page["at"] else page["name"]
+    elif not isinstance(ref, os.PathLike):
+        raise CheckpointError(f"{ref!r} is no name of a model: give a text or a Path")
     folder = expanded(ref)
     if str(ref) and os.path.isdir(folder):
         return Stored(str(ref), _checkpoint_in(folder), "folder")
@@ -70,7 +75,9 @@ def look_up(ref: str | Path | None) -> Stored | HubName:
         ref = ref.rstrip("/")
     named = _NAME.fullmatch(ref) if isinstance(ref, str) else None
     if named is None:
-        raise CheckpointError(f"{ref} is no folder on this machine: check the path, or give a name (`mlx-qwen35 ls`)")
+        by_name = isinstance(ref, str) and not ref.startswith((".", "~")) and "/" not in ref
+        near = _near_misses(ref) if by_name else _near_folders(ref)
+        raise CheckpointError(f"{ref} is no folder on this machine. {near}")
     name, at = named["name"], named["at"]
     candidates = _in_lmstudio(name, at)
     if not candidates and "/" not in name:
@@ -195,9 +202,20 @@ def _near_misses(ref: str) -> str:
     stored = [s.name for s in [*lmstudio.models(), *hub_cache.models()] if not s.is_gguf]
     if names := alike(ref, [*sorted({*stored, *lmstudio.virtual_models()}), DEMO]):
         return f"Did you mean {' or '.join(names)}? `mlx-qwen35 ls` lists what is here"
-    if names := [name for name in alike(ref, PUBLISHED) if name != ref]:
+    names = [] if hub_cache.is_offline() else alike(ref, PUBLISHED)
+    if names := [name for name in names if name.lower() != ref.lower()]:
         return f"On the Hugging Face Hub there is {' and '.join(names)}: give that name, and it is downloaded"
     return "`mlx-qwen35 ls` lists what is here; from the Hugging Face Hub give PUBLISHER/MODEL"
+
+
+def _near_folders(ref: str | Path) -> str:
+    """Folders beside one that is not there, with a name like its own, and what to do."""
+    from difflib import get_close_matches
+
+    folder = expanded(ref)
+    near = get_close_matches(folder.name, [path.name for path in subfolders(folder.parent)], n=3, cutoff=0.7)
+    meant = f"Did you mean {' or '.join(str(folder.parent / name) for name in near)}? " if near else ""
+    return f"{meant}Check the path, or give a name (`mlx-qwen35 ls`)"
 
 
 def _folder_of(file: Path) -> Path:

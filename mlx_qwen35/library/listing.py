@@ -124,7 +124,8 @@ def _candidates(folders: list[Path]) -> Iterator[Stored]:
         for path in (folder, *subfolders(folder), *(inner for sub in subfolders(folder) for inner in subfolders(sub))):
             weights = any(any(listed(path, f"*.{kind}")) for kind in ("safetensors", "gguf"))
             if weights or (path / "config.json").exists():
-                yield Stored(str(path), path, "folder")
+                name = str(path)
+                yield Stored(name if os.sep in name else os.path.join(os.curdir, name), path, "folder")
 
 
 def _described(name: str, stored: Stored) -> LocalModel:

@@ -19,6 +19,7 @@ PUBLISHED = tuple(
     )
 )
 _ALIKE = 0.8  # of difflib's ratio: less is another model, not another spelling
+_REST_ALIKE = 0.6  # of what follows the family and its version
 _WORDS = re.compile(r"[a-z]+|\d+(?:\.\d+)?")
 
 
@@ -41,6 +42,8 @@ def _likeness(asked: str, name: str) -> float:
     words, there = _WORDS.findall(asked), _WORDS.findall(name)
     if any(word.isalpha() and len(word) > 2 for word in words) and set(words) <= set(there):
         return 1 + len(words) / len(there)  # all of it is in the name
+    if words[:2] == there[:2] and _ratio("".join(words[2:]), "".join(there[2:])) < _REST_ALIKE:
+        return 0.0  # of one family, which makes names alike, and another size
     return _ratio("".join(words), "".join(there))
 
 

@@ -9,6 +9,7 @@ import pytest
 from mlx_qwen35.errors import CheckpointError
 from mlx_qwen35.library import demo_folder, find, lmstudio
 from mlx_qwen35.library.finding import HubName, look_up
+from mlx_qwen35.library.listing import list_models
 from mlx_qwen35.library.suggesting import PUBLISHED, alike
 from tests.machine import COMMIT, OTHER_COMMIT, Machine, checkpoint, foreign, gguf
 
@@ -41,6 +42,7 @@ def test_folders(machine: Machine) -> None:
     assert "is a file: give the folder" in refusal(folder / "notes.txt")
     assert "is no folder" in refusal(folder / "no")  # a Path is never looked up as a name
     assert "is no folder" in refusal("./no/such/one")
+    assert f"Did you mean {folder}?" in refusal("~/modle") and "Did you mean" not in refusal("~/other")
     (machine.home / "x.gguf").touch()
     (folder.parent / "x.safetensors").touch()
     assert "llama.cpp" in refusal("x.gguf") and "is a file: give the folder" in refusal("x.safetensors")
@@ -51,6 +53,7 @@ def test_the_demo(machine: Machine) -> None:
     machine.monkeypatch.chdir(machine.home)
     folder = checkpoint(machine.home / "demo")
     assert find("demo") == find(" demo ") == demo_folder()
+    assert find(next(model.name for model in list_models(".") if model.folder == Path("demo"))) == Path("demo")
     assert find("./demo") == find(Path("demo")) == find("demo/") == Path("demo") and find(folder) == folder
 
 
@@ -205,10 +208,12 @@ def test_an_incomplete_snapshot(machine: Machine) -> None:
 @pytest.mark.parametrize(
     "page",
     ["https://huggingface.co/Qwen/Qwen3.5-4B", "hf.co/Qwen/Qwen3.5-4B/tree/main", "Qwen/Qwen3.5-4B/",
-     "https://huggingface.co/Qwen/Qwen3.5-4B?library=mlx", " Qwen/Qwen3.5-4B\n"],
+     "https://huggingface.co/Qwen/Qwen3.5-4B?library=mlx", " Qwen/Qwen3.5-4B\n", "hf://Qwen/Qwen3.5-4B",
+     "https://huggingface.co/Qwen/Qwen3.5-4B/blob/main/config.json"],
 )  # fmt: skip
 def test_names_as_they_are_copied(machine: Machine, page: str) -> None:
     assert look_up(page) == HubName("Qwen/Qwen3.5-4B", None)
+    assert look_up("https://hf.co/Qwen/Qwen3.5-4B/tree/v1.0") == HubName("Qwen/Qwen3.5-4B", "v1.0")
 
 
 def test_a_repository_of_the_cache(machine: Machine) -> None:
@@ -260,6 +265,8 @@ def test_near_misses(machine: Machine) -> None:
     machine.cached("Qwen/Qwen3.5-0.8B")
     assert "Did you mean mlx-community/Qwen3.5-35B-A3B-4bit?" in refusal("qwen3.5-35b-a3b-4bits")
     assert "Did you mean Qwen/Qwen3.5-0.8B?" in refusal("qwen3.5-08b")
+    assert "Did you mean mlx-community/Qwen3.5-35B-A3B-4bit?" in refusal("qwen3.5:35b")  # as Ollama spells it
+    assert "Hugging Face Hub there is Qwen/Qwen3.5-9B: " in refusal("qwen3.5-9b")  # not the 0.8B that is here
     for other in ("gemma", "mlx-community/Llama-3.2-3B-4bit", "mlx-community/gpt-oss-20b", "gpt-35b"):
         assert alike(other, ["mlx-community/Qwen3.5-35B-A3B-4bit", "Qwen/Qwen3.5-0.8B", *PUBLISHED]) == []
     assert "Did you mean" not in refusal("gemma") and "there is" not in refusal("gemma")
@@ -268,6 +275,7 @@ def test_near_misses(machine: Machine) -> None:
     assert "On the Hugging Face Hub there is Qwen/Qwen3.5-397B-A17B: " in refusal("qwen3.5-397b")
     machine.monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert re.search("HF_HUB_OFFLINE.*Did you mean Qwen/Qwen3.5-0.8B?", refusal("Qwen/Qwen3.5-0.9B"))
+    assert "Hub there is" not in refusal("qwen3.5-9b")  # which cannot be had
     assert refusal("demmo").count("Did you mean demo?") == 1
-    for odd in ("", " ", "a b", "@4bit", "a//b", "a/b/c", "-", "a/b@", "\0"):
+    for odd in ("", " ", "a b", "@4bit", "a//b", "a/b/c", "-", "a/b@", "\0", 5, b"demo", ["demo"]):
         refusal(odd)
