@@ -189,6 +189,12 @@ def _model_type(top: Fields) -> str:
             f"is {model_type!r}: Qwen3.8-Flash-Next is another architecture than Qwen3.5 to 3.8, which this package "
             "does not compute; use mlx-vlm for it",
         )
+    if model_type == "qwen3_5_mtp":
+        raise top.fail(
+            "model_type",
+            f"is {model_type!r}: this is a head that drafts for a model. Give that model, and this as draft_model "
+            "(--draft-model)",
+        )
     if model_type not in DENSE_TYPES + MOE_TYPES:
         raise top.fail(
             "model_type",

@@ -46,17 +46,18 @@ def read_quantization(top: Fields, text: Fields) -> tuple[Quantization | None, d
     for reader in (top, text):
         section = reader.section("quantization")
         if section is not None:
-            return _mlx_quantization(section), None
+            return read_section(section), None
     for reader in (top, text):
         section = reader.section("quantization_config")
         if section is not None:
             if section.has("quant_method"):
                 return None, dict(section.values)
-            return _mlx_quantization(section), None
+            return read_section(section), None
     return None, None
 
 
-def _mlx_quantization(section: Fields) -> Quantization:
+def read_section(section: Fields) -> Quantization:
+    """One section of MLX's; raises CheckpointError for what MLX does not have."""
     default = _quant_spec(section)
     overrides: dict[str, QuantSpec | None] = {}
     unsaid: dict[str, tuple[str, ...]] = {}

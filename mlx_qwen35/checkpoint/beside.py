@@ -26,6 +26,11 @@ MTP_FILES = (
     MTP_FILE.as_posix(), "optiq/mtp.safetensors", "mtp.safetensors", "mtp/model.safetensors", "model-mtp.safetensors",
     "model_extra_tensors.safetensors",
 )  # fmt: skip
+# What config.json says of these files: no word of a conversion, which has them elsewhere and otherwise.
+KEYS = (
+    "optiq_vision", "mlx_lm_extra_tensors", "mtp_file", "mtplx_mtp_quantization", "mtplx_mtp", "mtplx_mtp_contract",
+    "mtplx_mtp_norm_encoding", "mtp_norm_encoding", "mtplx_runtime",
+)  # fmt: skip
 
 
 def tower_file(raw: Mapping[str, Any], there: Container[str]) -> str | None:

@@ -27,9 +27,10 @@ from mlx_qwen35.checkpoint.inventory import text_tensors
 from mlx_qwen35.checkpoint.journal import Journal, Refused, is_begun
 from mlx_qwen35.checkpoint.load import compute_dtype
 from mlx_qwen35.checkpoint.loss import Loss
+from mlx_qwen35.checkpoint.mtp import find_mtp
 from mlx_qwen35.checkpoint.partial import Partial, claim, container_of
 from mlx_qwen35.checkpoint.piece import Piece, pieces, safetensors_files
-from mlx_qwen35.checkpoint.plan import MTP_FILE, Plan, make_plan
+from mlx_qwen35.checkpoint.plan import Plan, make_plan
 from mlx_qwen35.checkpoint.quantize import default_spec
 from mlx_qwen35.checkpoint.records import LayerRecords, layer_records
 from mlx_qwen35.checkpoint.source import Source, open_source
@@ -315,8 +316,8 @@ def _digest(origin: Source, adapter: adapters.Adapter | None) -> str:
 
     Times alone would not do: archives and builds that are to be repeated give every file the same.
     """
-    paths = sorted({entry.file for entry in origin.files.entries.values()} | {origin.folder / "config.json"})
-    paths += [path for path in [origin.folder / MTP_FILE] if path.exists()]
+    paths = {entry.file for entry in origin.files.entries.values()} | {origin.folder / "config.json"}
+    paths = sorted(paths | set(find_mtp(origin).paths))
     paths += [] if adapter is None else [adapter.folder / adapters.CONFIG, adapter.folder / adapters.WEIGHTS]
     found = [(path.name, path.stat().st_mtime_ns, fingerprint(path)) for path in paths]
     device = mx.default_device().type

@@ -113,7 +113,7 @@ def missing_shards(folder: Path) -> list[str]:
     if weight_map is not None:
         return _absent(folder, sorted(set(weight_map.values())))
     files = main_files(path.name for path in listed(folder, "*.safetensors") if path.exists())
-    return _gaps(files) if files else ["model.safetensors"]
+    return gaps(files) if files else ["model.safetensors"]
 
 
 def main_files(names: Iterable[str]) -> list[str]:
@@ -348,7 +348,7 @@ def _unindexed(folder: Path) -> list[str]:
         raise CheckpointError(
             f"{folder} holds no model*.safetensors{hint}: finish the download, or give the folder of the weights"
         )
-    missing = _gaps(files)
+    missing = gaps(files)
     if missing:
         count = int(_NUMBERED.fullmatch(missing[0])[3])
         lack = f"{folder} lacks {len(missing)} of {count} shards"
@@ -360,7 +360,7 @@ def _absent(folder: Path, names: list[str]) -> list[str]:
     return [name for name in names if not (folder / name).exists()]
 
 
-def _gaps(files: list[str]) -> list[str]:
+def gaps(files: list[str]) -> list[str]:
     """What is missing between model-00001-of-00003.safetensors and its last neighbour."""
     for name in files:
         numbered = _NUMBERED.fullmatch(name)

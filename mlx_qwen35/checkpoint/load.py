@@ -6,6 +6,7 @@ is never in memory twice: a tensor's file bytes are dropped as soon as it is cas
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from mlx_qwen35.checkpoint.inventory import KEPT_FLOAT32, PATCH_EMBEDDING
 from mlx_qwen35.checkpoint.part import FLOATS
 from mlx_qwen35.checkpoint.source import AnyPart, open_source, read_parts
 from mlx_qwen35.config import ModelConfig, QuantSpec
-from mlx_qwen35.errors import CheckpointError
+from mlx_qwen35.errors import CheckpointError, Qwen35Warning
 from mlx_qwen35.experts.budget import StreamPlan
 from mlx_qwen35.kv import GROUP_SIZES, KVFormat
 from mlx_qwen35.model import Model
@@ -55,6 +56,13 @@ def load_model(
     check_kv_form(kv_form, config)
     source = open_source(folder, config)
     source.check_norms()
+    if config.vision is not None and source.config.vision is None:
+        warnings.warn(
+            f"{source.folder}: its config.json describes a vision tower, and none of its files holds one: the model is "
+            "read for text only. For pictures take a conversion that keeps the tower (mlx-vlm's, or this package's)",
+            Qwen35Warning,
+            stacklevel=2,
+        )
     check_experts(source.parts.values(), source.folder, compute)
     if stream is not None:
         from mlx_qwen35.checkpoint.stream import stream_experts, streamed_layouts

@@ -10,7 +10,7 @@ the shapes tell: they alone know where a writer gave single modules other bits a
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import mlx.core as mx
 
@@ -28,21 +28,22 @@ _BOTH = re.compile(r"(.*\.experts)\.gate_up_proj")
 class Told:
     """What config.json says of single modules, by our names for them, however it spells their paths."""
 
-    def __init__(self, quantization: Quantization | None, beside: Mapping[str, QuantSpec] | None = None):
-        """beside: defaults of modules that have one of their own, by how our names begin ("mtp.")."""
+    def __init__(self, quantization: Quantization | None, prefix: str = "", rest: Told | None = None):
+        """prefix: of our names for the modules that this is of, which its paths may leave out; rest: what is said of
+        them elsewhere, where this says nothing."""
         self._default = quantization and quantization.default
-        self._beside = dict(beside or {})
+        self._rest = rest
         self._entries: dict[str, dict[str, tuple[QuantSpec | None, tuple[str, ...]]]] = {}
         for path, spec in (quantization.overrides if quantization else {}).items():
             module = _NUMBERED.sub(".experts.", bare(path))
+            module = module if module.startswith(prefix) else prefix + module
             both = _BOTH.fullmatch(module)
             for name in (f"{both[1]}.gate_proj", f"{both[1]}.up_proj") if both else (module,):
                 self._entries.setdefault(name, {})[path] = spec, quantization.unsaid.get(path, ())
 
     def default(self, module: str) -> QuantSpec | None:
         """What a module without an entry has by config.json; None where that knows of no quantization."""
-        own = next((spec for start, spec in self._beside.items() if module.startswith(start)), None)
-        return own or self._default
+        return self._default or (self._rest and self._rest.default(module))
 
     def entry(self, module: str) -> tuple[QuantSpec | None, tuple[str, ...]] | None:
         """(the quantization of one of our modules, None: it has none; what of it is not said); None: no entry.
@@ -56,7 +57,7 @@ class Told:
                 f"config.json says {_words(found[paths[0]][0])} of {paths[0]} and {_words(found[paths[-1]][0])} of "
                 f"{paths[-1]}, which are the same module"
             )
-        return next(iter(found.values()), None)
+        return next(iter(found.values()), self._rest.entry(module) if self._rest else None)
 
     def spec(self, module: str) -> QuantSpec | None:
         """The quantization of one of our modules by config.json alone; None: it has none."""
@@ -67,15 +68,15 @@ class Told:
         """How a module is quantized whose scales are there; width: of its unquantized rows.
 
         weight, scales: its tensors, of one expert where each has its own. Raises ValueError, in words, where
-        config.json knows of no quantization or contradicts itself or what is there.
+        config.json knows of no quantization or contradicts itself or what is there. (A head may lie beside a model that
+        is not quantized; then its shapes alone speak of it.)
         """
         entry = self.entry(module)
         if entry is not None and entry[0] is None:
             raise ValueError(f"{scales} is there, but config.json's quantization says that {path} is not quantized")
-        default = self.default(module)
-        if default is None:
+        default, seen = self.default(module), from_shapes(width, weight, scales)
+        if default is None and (seen is None or not module.startswith("mtp.")):
             raise ValueError(f"{scales} is there, but config.json's quantization does not say how {path} is quantized")
-        seen = from_shapes(width, weight, scales)
         if entry is None:
             return seen or default
         said, left_out = entry

@@ -15,10 +15,11 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlx_qwen35.checkpoint import files, fp8
+from mlx_qwen35.checkpoint import files
+from mlx_qwen35.checkpoint.beside import KEYS, MTP_FILE
 from mlx_qwen35.checkpoint.files import Entry
-from mlx_qwen35.checkpoint.inventory import KEPT_FLOAT32, Shape, is_linear, text_tensors, vision_tensors
-from mlx_qwen35.checkpoint.mtp import MTP_FILE, MtpTensors, find_mtp
+from mlx_qwen35.checkpoint.inventory import KEPT_FLOAT32, Shape, is_linear, mtp_tensors, text_tensors, vision_tensors
+from mlx_qwen35.checkpoint.mtp import MtpTensors, find_mtp
 from mlx_qwen35.checkpoint.names import MLX, TARGET
 from mlx_qwen35.checkpoint.source import AnyPart, Source
 from mlx_qwen35.checkpoint.task import Task, Update
@@ -76,7 +77,7 @@ class Plan:
         config = copy.deepcopy(self.origin.config.raw)
         inner = config.get("text_config") or config
         for section in (config, inner):
-            for key in _SECTIONS:
+            for key in (*_SECTIONS, *KEYS):
                 section.pop(key, None)
             if self.dtype is not None:
                 for key in ("dtype", "torch_dtype"):
@@ -136,7 +137,7 @@ def make_plan(
     tower = vision_tensors(origin.config)
     vision = [_vision_task(origin, name, shape, default, dtype) for name, shape in tower.items()]
     beside = origin.beside()
-    if not vision and any(not name.startswith("mtp.") for name in beside):
+    if not vision and not all(map(origin.layout.is_mtp, beside)):
         raise CheckpointError(
             f"{origin.folder} holds vision tensors, but config.json has no vision_config: restore the published one"
         )
@@ -185,45 +186,34 @@ def _own_dtype(parts: Mapping[str, AnyPart], had: QuantSpec | None) -> mx.Dtype:
 
 def _mtp_tasks(found: MtpTensors, wanted: mx.Dtype | None) -> Iterable[Task]:
     """They go over unquantized: one layer, and nobody would know how it is quantized."""
-    experts = found.config.text.moe.num_experts if found.config.text.moe else 0
-    plain = [name for name in found.entries if not name.endswith(fp8.SUFFIX)]
-    ours = dict.fromkeys(name for published in plain for name in found.layout.ours(published))
-    parts = {name: _mtp_part(found, name, experts) for name in ours}
-    used = {entry.name for part in parts.values() for entry in part.entries}
-    over = next((entry for name, entry in found.entries.items() if name not in used), None)
-    if over:
-        raise CheckpointError(f"{over} is left over beside the text model: download the files again")
-    for name, part in parts.items():
-        if name.endswith((".scales", ".biases")):
+    shapes = mtp_tensors(found.config, found.layers)
+    used: set[str] = set()
+    for name in found.weights:
+        made = found.module(name, shapes.get(name))
+        if isinstance(made, str):
+            raise CheckpointError(f"{found.folder}: {made}. Download the files again")
+        spec, parts = made
+        used |= {entry.name for part in parts.values() for entry in part.entries}
+        if spec is not None:
+            group = {ours.rpartition(".")[2]: part for ours, part in parts.items()}
+            yield Task(name, group, _unpacked_shape(group, spec), spec, None, wanted or _own_dtype(group, spec))
             continue
-        module = name.removesuffix(".weight")
-        if f"{module}.scales" in parts:
-            kinds = [kind for kind in ("weight", "scales", "biases") if f"{module}.{kind}" in parts]
-            group = {kind: parts[f"{module}.{kind}"] for kind in kinds}
-            spec = found.spec(module)
-            shape = _unpacked_shape(group, spec)
-            yield Task(name, group, shape, spec, None, wanted or _own_dtype(group, spec))
-        elif part.dtype in _DTYPES:
-            yield Task(name, {"weight": part}, part.shape, None, None, wanted or _DTYPES[part.dtype])
-        else:
+        part = parts[name]
+        if part.dtype not in _DTYPES:
             raise CheckpointError(
                 f"{part.entries[0]} has dtype {part.dtype}, and its scales are missing: download the files again"
             )
+        yield Task(name, {"weight": part}, part.shape, None, None, wanted or _DTYPES[part.dtype])
+    over = next((entry for name, entry in found.entries.items() if name not in used), None)
+    if over:
+        raise CheckpointError(f"{over} is left over beside the text model: download the files again")
 
 
-def _mtp_part(found: MtpTensors, name: str, experts: int) -> AnyPart:
-    part = found.part(name, experts)
-    if isinstance(part, str):
-        raise CheckpointError(f"{found.folder}: {part}. Download the files again")
-    return part
-
-
-def _unpacked_shape(parts: Mapping[str, AnyPart], spec: QuantSpec | None) -> Shape:
-    """What a quantized tensor had been, if config.json says how it was quantized and its shapes agree."""
+def _unpacked_shape(parts: Mapping[str, AnyPart], spec: QuantSpec) -> Shape:
+    """What a quantized tensor had been, if its shapes agree with how it is said to be quantized."""
     weight, scales = parts["weight"], parts["scales"]
-    width = scales.shape[-1] * spec.group_size if spec else 0
-    whole = (spec is not None) and (len(parts) == 3) == (spec.mode == "affine")
-    if not whole or weight.dtype != "U32" or weight.shape != (*scales.shape[:-1], width * spec.bits // 32):
+    width = scales.shape[-1] * spec.group_size
+    if weight.dtype != "U32" or weight.shape != (*scales.shape[:-1], width * spec.bits // 32):
         raise CheckpointError(
             f"{weight.entries[0]} is quantized, and config.json's quantization does not say so, or says it otherwise: "
             "restore the config.json that came with it, or take the unquantized checkpoint"

@@ -1,4 +1,4 @@
-"""`ls`: every Qwen3.5 on this machine. Knows flags and output forms; the work is `library.list_models`'s."""
+"""`ls`: what models are on this machine. Knows flags and output forms; the work is `library.list_models`'s."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import json
 from dataclasses import asdict
 
-DESCRIPTION = "List every Qwen3.5 on this machine, with the names to load them by."
+DESCRIPTION = "List every Qwen3.5, 3.6 and 3.8 on this machine, with the names to load them by."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -204,7 +204,10 @@ def hold(args: argparse.Namespace) -> Held:
     beside = None
     if args.mtp or args.draft_model is not None:
         from mlx_qwen35.library.drafting import drafting_bytes
+        from mlx_qwen35.library.hub import complete_head
 
+        if args.mtp:
+            complete_head(folder, Progress("Downloading", "bytes"))
         if args.draft_model is not None:
             library.find(args.draft_model, on_progress=Progress("Downloading", "bytes"))
         beside = drafting_bytes(folder, args.mtp, args.draft_model, args.dtype)
@@ -248,9 +251,9 @@ def load_model(args: argparse.Namespace, held: Held) -> Model:
     adapter = None if args.adapter_path is None else read_adapter(args.adapter_path)
     model = library.load_held(held, warm_start=args.warm_start, on_progress=progress)
     if args.mtp:
-        from mlx_qwen35.checkpoint.mtp import load_mtp
+        from mlx_qwen35.library.drafting import load_head
 
-        model.take_mtp(load_mtp(held.folder, model.config, dtype=args.dtype, on_progress=progress))
+        model.take_mtp(load_head(held.folder, model, dtype=args.dtype, on_progress=progress))
     return model if adapter is None else load_adapter(model, adapter)
 
 

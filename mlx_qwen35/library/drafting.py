@@ -1,22 +1,25 @@
 """What drafts for a model, and what memory it takes: its own MTP head, one in a drafter's folder, a small model.
 
-Knows folders and figures. How drafts are made and checked is speculative/'s business.
+Knows folders and figures, and how to find out whether a head's norms were read as they are meant. How drafts are made
+and checked is speculative/'s business.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
 from mlx_qwen35.checkpoint.load import compute_dtype, load_model, read_config
-from mlx_qwen35.checkpoint.mtp import is_drafter, load_mtp, mtp_specs
+from mlx_qwen35.checkpoint.mtp import is_drafter, load_mtp, load_norms, mtp_norms, mtp_specs
+from mlx_qwen35.checkpoint.names import HF, MLX
 from mlx_qwen35.checkpoint.source import open_source
 from mlx_qwen35.config import ModelConfig
-from mlx_qwen35.errors import CheckpointError
+from mlx_qwen35.errors import CheckpointError, Qwen35Warning
 from mlx_qwen35.library import hub
 from mlx_qwen35.library.finding import find, look_up
 from mlx_qwen35.library.holding import Demand, of_source
@@ -26,6 +29,96 @@ from mlx_qwen35.library.told import head_bytes, told_demand, told_head, told_spe
 if TYPE_CHECKING:
     from mlx_qwen35.model import Model
     from mlx_qwen35.mtp import MTPHead
+
+_GUESSED = 24  # tokens that tell whether a head's norms are read rightly
+_GUESSED_STREAMED = 12
+_WRITTEN = {HF: "zero-centred", MLX: "plain scales"}
+
+
+def load_head(
+    folder: str | Path,
+    model: Model,
+    *,
+    dtype: mx.Dtype | str | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> MTPHead:
+    """The head that drafts for `model`, of its own folder or of a drafter's, with norms as they are meant.
+
+    Where their writer and their values do not say the same of them, the head guesses a few tokens that the model says
+    from its first token on; where the other reading guesses clearly more of them, it is taken, with a Qwen35Warning.
+    Arguments and errors as in `load_mtp`.
+    """
+    head = load_mtp(folder, model.config, dtype=dtype, on_progress=on_progress)
+    norms = mtp_norms(folder, model.config)
+    if norms.sure or (norms.seen and model.expert_stats is not None):
+        return head
+    other = MLX if norms.chosen == HF else HF
+    readings = {way: load_norms(folder, model.config, way, dtype) for way in (norms.chosen, other)}
+    told = _continuation(model, _GUESSED if model.expert_stats is None else _GUESSED_STREAMED)
+    tried = {way: _try(model, head, readings[way], *told) for way in readings}
+    found, count = {way: len(trial.hits) for way, trial in tried.items()}, told[0].shape[1] - 1
+    better = tried[other].is_better(tried[norms.chosen], count)
+    chosen = other if better else norms.chosen
+    head.load_weights(list(readings[chosen].items()), strict=False)
+    if better or norms.rule not in (None, chosen):
+        warnings.warn(
+            f"{folder}: the norms of its MTP layer are read as {_WRITTEN[chosen]}, though "
+            + ("their values look" if norms.seen not in (None, chosen) else "their writer is known to have them")
+            + f" otherwise: so it guesses {found[chosen]} of {count} tokens, and else "
+            f"{found[MLX if chosen == HF else HF]}",
+            Qwen35Warning,
+            stacklevel=3,
+        )
+    return head
+
+
+def _continuation(model: Model, count: int) -> tuple[mx.array, mx.array, mx.array]:
+    """What the model says from its first token on: tokens [1, T], hidden [1, T, H], likeliest next ones [1, T]."""
+    token = mx.array([[next(iter(model.config.eos_token_ids), 0)]])
+    cache, tokens, states = model.make_cache(), [], []
+    for _ in range(count):
+        hidden = model.hidden(token, cache)
+        tokens, states = [*tokens, token], [*states, hidden]
+        token = mx.argmax(model.head(hidden), axis=-1)
+        mx.eval(token, hidden)
+    joined = mx.concatenate([*tokens[1:], token], axis=1)
+    return mx.concatenate(tokens, axis=1), mx.concatenate(states, axis=1), joined
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """hits: the tokens that a head guesses as the model says them; divergence: of its probabilities, nats a token."""
+
+    hits: list[int]
+    divergence: float
+
+    def is_better(self, other: _Trial, count: int) -> bool:
+        """Whether this reading of a head is right and the other wrong, clearly; of a head that guesses nothing neither.
+
+        Norms that lack their 1 spoil guesses; norms that have it twice leave most, and make the head far too certain.
+        """
+        least = max(3, count // 8)
+        guesses = len(self.hits) >= least and len(set(self.hits)) >= 3
+        more = len(self.hits) - len(other.hits)
+        return guesses and (more >= least or (more > -least and self.divergence < other.divergence - 1))
+
+
+def _try(
+    model: Model, head: MTPHead, norms: Mapping[str, mx.array], tokens: mx.array, hidden: mx.array, said: mx.array
+) -> _Trial:
+    """What a head with these norms makes of what the model said. Arguments as from _continuation."""
+    head.load_weights(list(norms.items()), strict=False)
+    positions = mx.arange(tokens.shape[1] - 1)[None]
+    states = head(model.embed_tokens(tokens[:, 1:]).astype(hidden.dtype), hidden[:, :-1], positions)
+    mine, right = (_log_probabilities(model.head(x)) for x in (states, hidden[:, 1:]))
+    divergence = (mx.exp(right) * (right - mine)).sum(axis=-1).mean().item()
+    guessed = mx.argmax(mine, axis=-1)[0].tolist()
+    return _Trial([a for a, b in zip(guessed, said[0, 1:].tolist(), strict=True) if a == b], divergence)
+
+
+def _log_probabilities(logits: mx.array) -> mx.array:
+    logits = logits.astype(mx.float32)
+    return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
 
 
 def load_draft_model(
@@ -39,7 +132,7 @@ def load_draft_model(
     one off, or a small model with the same tokenizer. Arguments and errors as in `load`; all of it is in memory."""
     folder = find(ref, on_progress=on_progress)
     if is_drafter(folder):
-        return load_mtp(folder, model.config, dtype=dtype, on_progress=on_progress)
+        return load_head(folder, model, dtype=dtype, on_progress=on_progress)
     small = load_model(folder, dtype=dtype, on_progress=on_progress)
     check_vocabulary(small.config, model.config, folder)
     return small

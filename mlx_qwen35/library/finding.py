@@ -14,6 +14,7 @@ from pathlib import Path
 
 import mlx_qwen35
 from mlx_qwen35.checkpoint.files import missing_shards
+from mlx_qwen35.checkpoint.mtp import is_drafter
 from mlx_qwen35.config import ModelConfig
 from mlx_qwen35.errors import CheckpointError
 from mlx_qwen35.library import hub_cache, lmstudio
@@ -44,7 +45,7 @@ def find(ref: str | Path | None, *, on_progress: Callable[[int, int], None] | No
     `model`, and behind either `@4bit` or another variant); or a name of the Hugging Face Hub (`publisher/model`, and
     behind it `@` and a branch, tag or commit), first as the cache on this disk has it, then from the network.
     on_progress: called with (bytes here, bytes in all) where something is downloaded.
-    Raises CheckpointError where `ref` names nothing, several models, or one that is not whole or not a Qwen3.5.
+    Raises CheckpointError where `ref` names nothing, several models, or one that is not whole or not of this family.
     """
     found = look_up(ref)
     if isinstance(found, Stored):
@@ -173,7 +174,8 @@ def _trouble(stored: Stored) -> str | None:
     if stored.is_gguf:
         return f"{where} holds GGUF files, which are llama.cpp's: get the same model as MLX or safetensors"
     try:
-        ModelConfig.from_folder(stored.folder)
+        if not is_drafter(stored.folder):
+            ModelConfig.from_folder(stored.folder)
         lacks = _lacks(stored.folder)
     except CheckpointError as error:
         return f"{stored.name} ({stored.place}): {error}"

@@ -3,7 +3,8 @@
 Knows which files of a repository a checkpoint needs, in which order they may arrive, and how a download is watched,
 cancelled and gone on with. Knows nothing of names that are no Hub names. huggingface_hub is imported where it is used.
 
-    small files, then mtp/, then shards: a snapshot whose shards are all there lacks nothing else
+    small files, then what lies beside the shards (MTP layer, vision tower), then the shards: a snapshot that has all
+    of those lacks nothing else
 """
 
 from __future__ import annotations
@@ -14,14 +15,17 @@ import re
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from mlx_qwen35.checkpoint.files import INDEX, missing_shards
+from mlx_qwen35.checkpoint.beside import mtp_files, tower_file
+from mlx_qwen35.checkpoint.files import INDEX, gaps, indexed_files, main_files
+from mlx_qwen35.checkpoint.mtp import DRAFTER, drafter_config, mtp_bytes
+from mlx_qwen35.checkpoint.source import open_source
 from mlx_qwen35.config import ModelConfig
 from mlx_qwen35.errors import CheckpointError
 from mlx_qwen35.library import hub_cache
@@ -31,12 +35,14 @@ Progress = Callable[[int, int], None]
 
 NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _SMALL = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*", "NOTICE*")
-_WEIGHTS = ("mtp/*.safetensors", "model*.safetensors")
 
 
 @dataclass(frozen=True)
 class Offer:
-    """What the Hub has under a name: a Qwen3.5. files: name -> bytes, of those that a checkpoint needs, in order."""
+    """What the Hub has under a name: a model of this family, or a drafter for one.
+
+    files: name -> bytes, of those that a checkpoint needs, in order.
+    """
 
     name: str
     commit: str
@@ -55,8 +61,8 @@ class NotOnHub(CheckpointError):
 def look(name: str, revision: str | None = None) -> Offer:
     """What a download would bring; leaves nothing on the disk.
 
-    Raises CheckpointError if the network is forbidden or fails, if there is no such repository or revision, and if what
-    is there is not a Qwen3.5 of this package's kind.
+    Raises CheckpointError if the network is forbidden or fails, if there is no such repository or revision, if what is
+    there is not a model of this family, and if the upload lacks files that its index names.
     """
     if hub_cache.is_offline():
         raise CheckpointError(
@@ -67,20 +73,78 @@ def look(name: str, revision: str | None = None) -> Offer:
 
         api = huggingface_hub.HfApi(endpoint=_endpoint())
         info = api.model_info(name, revision=revision, files_metadata=True)
-        found = [file for file in info.siblings or () if not any(map(is_litter, file.rfilename.split("/")))]
-        sizes = {file.rfilename: file.size or 0 for file in found}
+        sizes = _sizes(info)
         where = f"{name} on the Hugging Face Hub"
         if "config.json" not in sizes:
             kind = "GGUF files, which are llama.cpp's" if any(n.endswith(".gguf") for n in sizes) else "no checkpoint"
             raise CheckpointError(f"{where} holds {kind}: give a name whose files are safetensors")
         with tempfile.TemporaryDirectory() as folder:
             path = _fetch(name, "config.json", info.sha, Path(folder))
-            config = ModelConfig.from_dict(_parsed(path, where), where=f"config.json of {where}")
-    names = sorted(n for n in sizes if any(fnmatchcase(n, pattern) for pattern in _SMALL) and "/" not in n)
-    weights = [n for pattern in _WEIGHTS for n in sorted(sizes) if fnmatchcase(n, pattern) and n.count("/") < 2]
-    if not any(n.startswith("model") for n in weights):
+            raw, said = _parsed(path, where), f"config.json of {where}"
+            drafts = isinstance(raw, dict) and raw.get("model_type") == DRAFTER
+            config = drafter_config(raw, said) if drafts else ModelConfig.from_dict(raw, where=said)
+            index = _fetch(name, INDEX, info.sha, Path(folder)).read_bytes() if INDEX in sizes else None
+    small = sorted(n for n in sizes if any(fnmatchcase(n, pattern) for pattern in _SMALL) and "/" not in n)
+    shards = _shards(sizes, index, where)
+    beside = [n for n in _beside(raw, sizes) if n not in shards]
+    return Offer(name, info.sha, config, {n: sizes[n] for n in [*small, *beside, *shards]})
+
+
+def complete_head(folder: Path, on_progress: Progress | None = None) -> None:
+    """Bring the file of the MTP layer into a snapshot of the cache that was downloaded without it.
+
+    Does nothing where the layer is there, where the Hub has none, and where the folder is no snapshot or the network is
+    forbidden. Raises CheckpointError as `download`.
+    """
+    at = hub_cache.snapshot_of(folder)
+    if at is None or hub_cache.is_offline() or mtp_bytes(open_source(folder)):
+        return
+    name, commit = at
+    with _clear_errors(name, commit):
+        import huggingface_hub
+
+        api = huggingface_hub.HfApi(endpoint=_endpoint())
+        sizes = _sizes(api.model_info(name, revision=commit, files_metadata=True))
+    found = {n: sizes[n] for n in _head_files(ModelConfig.from_folder(folder).raw, sizes)}
+    _check_space(hub_cache.cache_folder(), sum(found.values()), name)
+    watch = _Watch(sum(found.values()), on_progress) if on_progress and found else None
+    with _clear_errors(name, commit, watch):
+        for file, size in found.items():
+            _fetch(name, file, commit, hub_cache.cache_folder(), watch)
+            if watch:
+                watch.end(size)
+
+
+def _sizes(info: Any) -> dict[str, int]:
+    found = [file for file in info.siblings or () if not any(map(is_litter, file.rfilename.split("/")))]
+    return {file.rfilename: file.size or 0 for file in found}
+
+
+def _shards(sizes: Mapping[str, int], index: bytes | None, where: str) -> list[str]:
+    """The files of the weights: those that the index names, or those that are called so."""
+    shards = main_files(sizes) if index is None else indexed_files(index, Path(f"{INDEX} of {where}"))
+    if not shards:
         raise CheckpointError(f"{where} holds no model*.safetensors: give a name whose files are safetensors")
-    return Offer(name, info.sha, config, {n: sizes[n] for n in [*names, *weights]})
+    missing = gaps(shards) if index is None else [n for n in shards if n not in sizes]
+    if missing:
+        named = "their numbers call for" if index is None else f"its {INDEX} names"
+        raise CheckpointError(
+            f"{where} lacks {', '.join(missing[:3])}, which {named}: the publisher's upload is not complete, choose "
+            "another"
+        )
+    return shards
+
+
+def _beside(raw: Any, sizes: Mapping[str, int]) -> list[str]:
+    """What lies beside the shards and belongs to the model: its MTP layer and its vision tower."""
+    tower = tower_file(raw, sizes) if raw.get("vision_config") else None
+    return [*_head_files(raw, sizes), *([tower] if tower else [])]
+
+
+def _head_files(raw: Any, sizes: Mapping[str, int]) -> list[str]:
+    head = mtp_files(raw, sizes)[:1]
+    configs = [f"{Path(n).parent.as_posix()}/config.json" for n in head if "/" in n]
+    return [*(n for n in configs if n in sizes), *head]
 
 
 def download(name: str, revision: str | None = None, on_progress: Progress | None = None) -> Path:
@@ -104,12 +168,6 @@ def download(name: str, revision: str | None = None, on_progress: Progress | Non
             _fetch(name, file, commit, cache, watch)
             if watch:
                 watch.end(size)
-    missing = missing_shards(path.parent)
-    if missing:
-        raise CheckpointError(
-            f"{name} on the Hugging Face Hub lacks {', '.join(missing[:3])}, which its {INDEX} names: the publisher's "
-            "upload is not complete, choose another"
-        )
     return path.parent
 
 

@@ -66,6 +66,15 @@ def snapshot(name: str, revision: str | None = None) -> Path | None:
     return None
 
 
+def snapshot_of(folder: Path) -> tuple[str, str] | None:
+    """("publisher/model", commit) of a folder that is a snapshot of this cache; None: it is none."""
+    snapshots, repository = folder.parent, folder.parent.parent
+    here = snapshots.name == "snapshots" and repository.name.startswith(_PREFIX)
+    if not here or repository.parent.resolve() != cache_folder().resolve():
+        return None
+    return repository.name.removeprefix(_PREFIX).replace("--", "/", 1), folder.name
+
+
 def is_offline() -> bool:
     """Whether HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE) forbids the network."""
     said = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""

@@ -1,4 +1,4 @@
-"""Every Qwen3.5 on this machine.
+"""Every Qwen3.5, 3.6 and 3.8 on this machine.
 
 Knows where to look, what is worth a line, and the columns of the table. What a folder holds is survey's to say.
 """
@@ -22,7 +22,7 @@ from mlx_qwen35.machine.files import listed
 
 @dataclass(frozen=True)
 class LocalModel:
-    """A Qwen3.5 on this machine, or what should be one. What nothing is known of is None.
+    """A model of the family on this machine, or what should be one. What nothing is known of is None.
 
     name: to load it by; place: "LM Studio", "Hugging Face cache", "folder" or "the package"; nbytes: of its weight
     files; quantization: "4-bit", "mxfp4", "fp8", "bf16", ..., with group_size where it has groups; bits_per_weight: as
@@ -66,7 +66,7 @@ def list_models(*folders: str | Path) -> LocalModels:
     folders: a checkpoint each, or folders of them, two levels deep. Reads headers only; what is damaged or incomplete
     is listed with the reason.
 
-    Models of other families are left out, unless their config.json is missing and their name says Qwen3.5.
+    Models of other families are left out, unless their config.json is missing and their name says Qwen3.5, 3.6 or 3.8.
     """
     seen: set[Path] = set()
     names: set[str] = set()
@@ -85,7 +85,7 @@ def list_models(*folders: str | Path) -> LocalModels:
 def table(models: Sequence[LocalModel]) -> str:
     """Aligned columns, with the reason under each model that cannot be loaded."""
     if not models:
-        return "No Qwen3.5 on this machine."
+        return "No Qwen3.5, 3.6 or 3.8 on this machine."
     rows = [("NAME", "SIZE", "WEIGHTS", "BITS", "SEES", "MTP", "CONTEXT", "PLACE")]
     rows += [
         (

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING
 from mlx_qwen35.checkpoint.adapters import load_adapter, read_adapter
 from mlx_qwen35.checkpoint.load import load_model as read_model
 from mlx_qwen35.checkpoint.load import read_config
-from mlx_qwen35.checkpoint.mtp import load_mtp
 from mlx_qwen35.kv import KVFormat
-from mlx_qwen35.library.drafting import drafting_bytes
+from mlx_qwen35.library.drafting import drafting_bytes, load_head
 from mlx_qwen35.library.finding import find
 from mlx_qwen35.library.holding import Held, hold
 from mlx_qwen35.machine.system import cache_folder
@@ -68,6 +67,10 @@ def load(
     """
     adapter = None if adapter_path is None else read_adapter(adapter_path)
     folder = find(ref, on_progress=on_progress)
+    if mtp:
+        from mlx_qwen35.library.hub import complete_head
+
+        complete_head(folder, on_progress)
     beside = drafting_bytes(folder, mtp, None, dtype)
     form = None if kv_bits is None else KVFormat(kv_bits, kv_group_size, quantized_kv_start)
     chosen = {"dtype": dtype, "context_length": context_length, "yarn": yarn, "kv_form": form, "beside": beside}
@@ -76,7 +79,7 @@ def load(
     processor = load_processor(folder, context_length=held.context_length, yarn=yarn)
     model = load_held(held, warm_start=warm_start, on_progress=on_progress)
     if mtp:
-        model.take_mtp(load_mtp(folder, model.config, dtype=dtype, on_progress=on_progress))
+        model.take_mtp(load_head(folder, model, dtype=dtype, on_progress=on_progress))
     return model if adapter is None else load_adapter(model, adapter), processor
 
 

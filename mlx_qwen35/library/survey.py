@@ -14,17 +14,19 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from mlx_qwen35.checkpoint.files import missing_shards, read_header
+from mlx_qwen35.checkpoint.beside import MTP_FILES, TOWER_FILES
+from mlx_qwen35.checkpoint.files import missing_shards
 from mlx_qwen35.checkpoint.gptq import Gptq
 from mlx_qwen35.checkpoint.inventory import text_tensors, vision_tensors
+from mlx_qwen35.checkpoint.mtp import mtp_bytes
 from mlx_qwen35.checkpoint.source import Source, open_source
 from mlx_qwen35.config import DENSE_TYPES, MOE_TYPES, ModelConfig, QuantSpec
 from mlx_qwen35.errors import CheckpointError
 from mlx_qwen35.library.stored import read_json
 from mlx_qwen35.machine.files import listed
 
-MTP_FILE = Path("mtp") / "weights.safetensors"
-_FAMILY = re.compile(r"qwen3[._-]?[56](?!\d)", re.IGNORECASE)
+# Qwen3.5, 3.6, 3.8, however a publisher spells it; Qwen3-8B is of another family, and Qwen3.8-Flash-Next too.
+_FAMILY = re.compile(r"qwen3(?:[._-]?[56]|[._]?8)(?![\db])(?!.*flash[._-]?next)", re.IGNORECASE)
 _DTYPES = {"BF16": "bf16", "F16": "fp16", "F32": "fp32"}
 
 
@@ -49,7 +51,8 @@ class Survey:
     def nbytes(self) -> int:
         """Of all weight files on the disk, MTP included."""
         total = 0
-        for path in (*listed(self.folder, "*.safetensors"), self.folder / MTP_FILE):
+        beside = [self.folder / name for name in (*MTP_FILES, *TOWER_FILES) if "/" in name]
+        for path in (*listed(self.folder, "*.safetensors"), *beside):
             with suppress(OSError):
                 total += path.stat().st_size
         return total
@@ -57,13 +60,7 @@ class Survey:
     @cached_property
     def mtp_bytes(self) -> int:
         """Of the MTP layer, in the shards or beside them; 0: there is none, or the files cannot be read."""
-        if self.source is None:
-            return 0
-        beside = self.folder / MTP_FILE
-        entries = list(self.source.files.entries.values())
-        if beside.exists():
-            entries += read_header(beside)[0].values()
-        return sum(entry.nbytes for entry in entries if entry.name.startswith("mtp."))
+        return mtp_bytes(self.source) if self.source else 0
 
     @cached_property
     def parameters(self) -> int:
@@ -122,7 +119,7 @@ def survey(folder: Path) -> Survey:
 
 
 def is_ours(folder: Path, name: str) -> bool:
-    """Whether a folder is meant as a Qwen3.5: by its config.json, or, where that says nothing, by its name."""
+    """Whether a folder is meant as one of this family: by its config.json, or, where that says nothing, by its name."""
     model_type = read_json(folder / "config.json").get("model_type")
     if isinstance(model_type, str):
         return model_type in DENSE_TYPES + MOE_TYPES

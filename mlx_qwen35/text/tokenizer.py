@@ -182,7 +182,7 @@ def _check_declared_ids(rust: tokenizers.Tokenizer, declared: Mapping[str, Any],
 def _check_byte_level(rust: tokenizers.Tokenizer, declared: Mapping[str, Any], path: Path) -> None:
     decoder = declared.get("decoder")
     if declared["model"].get("type", "BPE") != "BPE" or not isinstance(decoder, dict) or decoder["type"] != "ByteLevel":
-        raise CheckpointError(f"{path} is not a byte-level BPE; Qwen3.5's tokenizer is: take it from the original")
+        raise CheckpointError(f"{path} is not a byte-level BPE; this family's are: take it from the original")
     missing = [byte for character, byte in _BYTE_OF_CHARACTER.items() if rust.token_to_id(character) is None]
     if missing:
         raise CheckpointError(
