@@ -26,7 +26,7 @@ from mlx_qwen35.checkpoint.fp8 import Fp8
 from mlx_qwen35.checkpoint.gptq import Gptq
 from mlx_qwen35.checkpoint.inventory import Shape, is_linear, mtp_tensors
 from mlx_qwen35.checkpoint.load import Progress, check_experts, compute_dtype, read_config, read_weights, specs_of
-from mlx_qwen35.checkpoint.names import HF, MLX, MTP_PREFIXES, Layout, head_layout, is_centred
+from mlx_qwen35.checkpoint.names import HF, MLX, MTP_PREFIXES, Layout, head_layout, is_centred, is_mtp
 from mlx_qwen35.checkpoint.packing import Told, check_version
 from mlx_qwen35.checkpoint.part import FLOATS, make_part
 from mlx_qwen35.checkpoint.quantize import packed
@@ -307,7 +307,7 @@ def _head(
 ) -> MtpTensors:
     """The tensors under the names mtp.*, whatever stands before those in the files."""
     prefix = next((p for p in MTP_PREFIXES if any(name.startswith(p) for name in entries)), "")
-    stray = [name for name in entries if not name.startswith(prefix)]
+    stray = [name for name in entries if not name.startswith(prefix) or not (prefix or is_mtp(f"mtp.{name}"))]
     if stray:
         raise CheckpointError(f"{where} holds {stray[0]}, which is no MTP tensor: download or convert it again")
     renamed = {f"mtp.{name.removeprefix(prefix)}": entry for name, entry in entries.items()}

@@ -83,7 +83,7 @@ class Layout:
     """The names of one checkpoint, and how its values are written.
 
     kind, values, mtp_values: "hf" or "mlx"; kind is of names. experts, mtp_experts: "fused", "separate" or "stacked".
-    packed: whether MLX quantized anything. doubt: what speaks against `values`, in words; "" if nothing does.
+    packed, gptq: whether MLX, or GPTQ, quantized anything. doubt: what speaks against `values`, in words; "": nothing.
     """
 
     kind: str
@@ -96,6 +96,7 @@ class Layout:
     mtp_values: str
     mtp: str = "mtp."
     packed: bool = False
+    gptq: bool = False
     doubt: str = ""
 
     @property
@@ -143,8 +144,7 @@ class Layout:
         """Whether the name is a vision or MTP tensor of this layout: parts that may be there without being read."""
         name = published
         if self.is_mtp(published):
-            name = _GPTQ.sub(".weight", published) if published.endswith((".qweight", ".qzeros", ".g_idx")) else name
-            name = "mtp." + name.removeprefix(self.mtp)
+            name = "mtp." + (_GPTQ.sub(".weight", published) if self.gptq else published).removeprefix(self.mtp)
         if self.kind == MLX or self.packed:
             name = _PACKED.sub(".weight", name)
         if self.kind == HF:
@@ -187,6 +187,11 @@ class Layout:
 TARGET = Layout(
     MLX, "language_model.model.", "language_model.lm_head.", "vision_tower.", STACKED, STACKED, MLX, MLX, packed=True
 )
+
+
+def is_mtp(name: str) -> bool:
+    """Whether a name that begins with mtp. is one of an MTP layer, in any layout, packed or not."""
+    return bool(_MTP.fullmatch(_GPTQ.sub(".weight", _PACKED.sub(".weight", name)).removesuffix("_scale_inv")))
 
 
 def is_centred(ours: str) -> bool:
@@ -252,6 +257,7 @@ def find_layout(
         mtp_values=values,
         mtp=mtp,
         packed=packed,
+        gptq=any(name.endswith(".qweight") for name in names),
         doubt=" and ".join(against),
     )
 

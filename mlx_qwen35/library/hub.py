@@ -39,19 +39,12 @@ _SMALL = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*", "NO
 
 @dataclass(frozen=True)
 class Offer:
-    """What the Hub has under a name: a model of this family, or a drafter for one.
-
-    files: name -> bytes, of those that a checkpoint needs, in order.
-    """
+    """What the Hub has under a name: a model of this family, or a drafter for one. files: all, name -> bytes."""
 
     name: str
     commit: str
     config: ModelConfig
     files: dict[str, int]
-
-    @property
-    def nbytes(self) -> int:
-        return sum(self.files.values())
 
 
 class NotOnHub(CheckpointError):
@@ -61,8 +54,8 @@ class NotOnHub(CheckpointError):
 def look(name: str, revision: str | None = None) -> Offer:
     """What a download would bring; leaves nothing on the disk.
 
-    Raises CheckpointError if the network is forbidden or fails, if there is no such repository or revision, if what is
-    there is not a model of this family, and if the upload lacks files that its index names.
+    Raises CheckpointError if the network is forbidden or fails, if there is no such repository or revision, and if what
+    is there is not a model of this family.
     """
     if hub_cache.is_offline():
         raise CheckpointError(
@@ -83,28 +76,29 @@ def look(name: str, revision: str | None = None) -> Offer:
             raw, said = _parsed(path, where), f"config.json of {where}"
             drafts = isinstance(raw, dict) and raw.get("model_type") == DRAFTER
             config = drafter_config(raw, said) if drafts else ModelConfig.from_dict(raw, where=said)
-            index = _fetch(name, INDEX, info.sha, Path(folder)).read_bytes() if INDEX in sizes else None
-    small = sorted(n for n in sizes if any(fnmatchcase(n, pattern) for pattern in _SMALL) and "/" not in n)
-    shards = _shards(sizes, index, where)
-    beside = [n for n in _beside(raw, sizes) if n not in shards]
-    return Offer(name, info.sha, config, {n: sizes[n] for n in [*small, *beside, *shards]})
+    if INDEX not in sizes and not main_files(sizes):
+        raise CheckpointError(f"{where} holds no model*.safetensors: give a name whose files are safetensors")
+    return Offer(name, info.sha, config, sizes)
 
 
 def complete_head(folder: Path, on_progress: Progress | None = None) -> None:
     """Bring the file of the MTP layer into a snapshot of the cache that was downloaded without it.
 
-    Does nothing where the layer is there, where the Hub has none, and where the folder is no snapshot or the network is
-    forbidden. Raises CheckpointError as `download`.
+    Does nothing where the layer is there, where the Hub has none or cannot be asked, and where the folder is no
+    snapshot. Raises CheckpointError as `download`.
     """
     at = hub_cache.snapshot_of(folder)
     if at is None or hub_cache.is_offline() or mtp_bytes(open_source(folder)):
         return
     name, commit = at
-    with _clear_errors(name, commit):
-        import huggingface_hub
+    try:
+        with _clear_errors(name, commit):
+            import huggingface_hub
 
-        api = huggingface_hub.HfApi(endpoint=_endpoint())
-        sizes = _sizes(api.model_info(name, revision=commit, files_metadata=True))
+            api = huggingface_hub.HfApi(endpoint=_endpoint())
+            sizes = _sizes(api.model_info(name, revision=commit, files_metadata=True))
+    except CheckpointError:
+        return
     found = {n: sizes[n] for n in _head_files(ModelConfig.from_folder(folder).raw, sizes)}
     _check_space(hub_cache.cache_folder(), sum(found.values()), name)
     watch = _Watch(sum(found.values()), on_progress) if on_progress and found else None
@@ -120,19 +114,25 @@ def _sizes(info: Any) -> dict[str, int]:
     return {file.rfilename: file.size or 0 for file in found}
 
 
-def _shards(sizes: Mapping[str, int], index: bytes | None, where: str) -> list[str]:
-    """The files of the weights: those that the index names, or those that are called so."""
-    shards = main_files(sizes) if index is None else indexed_files(index, Path(f"{INDEX} of {where}"))
-    if not shards:
-        raise CheckpointError(f"{where} holds no model*.safetensors: give a name whose files are safetensors")
-    missing = gaps(shards) if index is None else [n for n in shards if n not in sizes]
+def _needed(offer: Offer) -> dict[str, int]:
+    """Of what the Hub has, what a checkpoint needs, in order; raises CheckpointError where some of it is not there."""
+    sizes, where = offer.files, f"{offer.name} on the Hugging Face Hub"
+    small = sorted(n for n in sizes if any(fnmatchcase(n, pattern) for pattern in _SMALL) and "/" not in n)
+    if INDEX in sizes:
+        with tempfile.TemporaryDirectory() as folder:
+            index = _fetch(offer.name, INDEX, offer.commit, Path(folder)).read_bytes()
+        shards = indexed_files(index, Path(f"{INDEX} of {where}"))
+        missing, named = [n for n in shards if n not in sizes], f"its {INDEX} names"
+    else:
+        shards = main_files(sizes)
+        missing, named = gaps(shards), "their numbers call for"
     if missing:
-        named = "their numbers call for" if index is None else f"its {INDEX} names"
         raise CheckpointError(
             f"{where} lacks {', '.join(missing[:3])}, which {named}: the publisher's upload is not complete, choose "
             "another"
         )
-    return shards
+    beside = [n for n in _beside(offer.config.raw, sizes) if n not in shards]
+    return {n: sizes[n] for n in [*small, *beside, *shards]}
 
 
 def _beside(raw: Any, sizes: Mapping[str, int]) -> list[str]:
@@ -152,19 +152,21 @@ def download(name: str, revision: str | None = None, on_progress: Progress | Non
 
     on_progress: called with (bytes here, bytes in all); None shows huggingface_hub's own bars. What it raises, or
     Ctrl-C, ends the download: files that were complete are kept and not fetched again, the others leave nothing.
-    Raises CheckpointError as `look`, and for a full disk.
+    Raises CheckpointError as `look`, for an upload that is not complete, and for a full disk.
     """
     offer = look(name, revision)
+    with _clear_errors(name, revision):
+        files = _needed(offer)
     cache = hub_cache.cache_folder()
     present = hub_cache.snapshot(name, offer.commit)
-    absent = [n for n in offer.files if present is None or not (present / n).exists()]
-    _check_space(cache, sum(offer.files[n] for n in absent), name)
-    watch = _Watch(offer.nbytes, on_progress) if on_progress else None
+    absent = [n for n in files if present is None or not (present / n).exists()]
+    _check_space(cache, sum(files[n] for n in absent), name)
+    watch = _Watch(sum(files.values()), on_progress) if on_progress else None
     with _clear_errors(name, revision, watch):
         # By its name first, which writes down what the name means; then by commit, so that all files belong together.
         path = _fetch(name, "config.json", revision, cache)
         commit = path.parent.name
-        for file, size in offer.files.items():
+        for file, size in files.items():
             _fetch(name, file, commit, cache, watch)
             if watch:
                 watch.end(size)

@@ -144,21 +144,26 @@ def write_gptq(
     tag: str = "F16",
     order: bool = True,
     sizes: Mapping[str, Any] | None = None,
+    head: bool = False,
+    special: Mapping[str, int] | None = None,
     **section: Any,
 ) -> Tensors:
     """A GPTQ checkpoint whose routed experts, or whose MLPs where it is dense, are integers; returns what they mean.
 
-    tag: of the scales. order: with g_idx. sizes: changes of text_config. section: changes of quantization_config.
+    tag: of the scales. order: with g_idx. sizes: changes of text_config. head: the same modules of the MTP layer too.
+    special: other bits, by ends of modules' names. section: changes of quantization_config.
     """
     how = GPTQ | section
     config = config_of(kind, how, **sizes or {})
-    bits, group, zero = how["bits"], how["group_size"], 1 << how["bits"] - 1
-    stored = zero - (how.get("checkpoint_format", "gptq") == "gptq")
+    group = how["group_size"]
     written: Written = {}
     meant: Tensors = {}
     for name, value in relayout(random_tensors(config, 9), "hf-per-expert").items():
         packed = ".mlp.experts." in name if kind == "moe" else "_proj.weight" in name and ".mlp." in name
-        if not packed or name.startswith("mtp."):
+        bits = next((b for end, b in (special or {}).items() if name.endswith(f"{end}.weight")), how["bits"])
+        zero = 1 << bits - 1
+        stored = zero - (how.get("checkpoint_format", "gptq") == "gptq")
+        if not packed or (name.startswith("mtp.") and not head):
             written[name] = plain(name, value)
             meant[name] = as_read(*written[name])
             continue

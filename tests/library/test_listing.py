@@ -10,7 +10,8 @@ from mlx_qwen35.checkpoint.convert import convert
 from mlx_qwen35.cli.main import main
 from mlx_qwen35.errors import CheckpointError
 from mlx_qwen35.library import find, lmstudio
-from mlx_qwen35.library.listing import LocalModel, list_models, table
+from mlx_qwen35.library.listing import LocalModel, LocalModels, list_models, table
+from mlx_qwen35.library.survey import is_ours
 from tests.checkpoints import random_tensors, tiny_config, write_checkpoint
 from tests.machine import COMMIT, OTHER_COMMIT, Machine, checkpoint, foreign, gguf
 
@@ -144,3 +145,22 @@ def test_the_command(machine: Machine, capsys: pytest.CaptureFixture[str]) -> No
     assert records["Qwen/Qwen3.5-4B"]["complete"] and records["Qwen/Qwen3.5-4B"]["folder"].endswith(COMMIT)
     assert records["unsloth/Qwen3.5-9B-GGUF"]["complete"] is False
     assert main(["ls", "no/such/folder"]) == 2
+
+
+@pytest.mark.parametrize(
+    "name, ours",
+    [
+        ("Qwen/Qwen3.5-4B", True), ("Qwen/Qwen3.6-27B", True), ("mlx-community/Qwen3.8-27B-4bit", True),
+        ("me/qwen3_8-27b", True), ("me/Qwen38-27B", True), ("Qwen/Qwen3.8-2.4T-A95B-FP8", True),
+        ("Qwen/Qwen3-8B", False), ("Qwen/Qwen3-8b-MLX-4bit", False), ("Qwen/Qwen3-5B", False),
+        ("Qwen/Qwen3.7-Max", False), ("Qwen/Qwen3.8-Flash-Next", False), ("Qwen/Qwen3.85-1B", False),
+        ("Qwen/Qwen3-VL-8B", False),
+    ],
+)  # fmt: skip
+def test_families_by_name(tmp_path: Path, name: str, ours: bool) -> None:
+    """Of a folder without config.json only its name tells."""
+    assert is_ours(tmp_path, name) is ours
+
+
+def test_none_here_names_the_family(machine: Machine) -> None:
+    assert str(LocalModels()) == "No Qwen3.5, 3.6 or 3.8 on this machine."
