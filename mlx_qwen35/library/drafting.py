@@ -170,9 +170,13 @@ def told_drafting(
         check_vocabulary(small, config, found.folder)
         parts.append(_small(of_source(open_source(found.folder, small), compute)))
     elif found is not None:
-        small = hub.look(found.name, found.revision).config
+        offer = hub.look(found.name, found.revision)
+        small = offer.config
         check_vocabulary(small, config, found.name)
-        parts.append(_small(told_demand(small, told_specs(small), compute)))
+        if offer.is_drafter:
+            parts.append(head_bytes(config, 1, {}, compute.size))
+        else:
+            parts.append(_small(told_demand(small, told_specs(small), compute)))
     for head in heads:
         layers, specs = mtp_specs(head, config)
         parts.append(head_bytes(config, layers, specs, compute.size))

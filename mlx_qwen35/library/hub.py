@@ -45,6 +45,7 @@ class Offer:
     commit: str
     config: ModelConfig
     files: dict[str, int]
+    is_drafter: bool = False
 
 
 class NotOnHub(CheckpointError):
@@ -78,7 +79,7 @@ def look(name: str, revision: str | None = None) -> Offer:
             config = drafter_config(raw, said) if drafts else ModelConfig.from_dict(raw, where=said)
     if INDEX not in sizes and not main_files(sizes):
         raise CheckpointError(f"{where} holds no model*.safetensors: give a name whose files are safetensors")
-    return Offer(name, info.sha, config, sizes)
+    return Offer(name, info.sha, config, sizes, drafts)
 
 
 def complete_head(folder: Path, on_progress: Progress | None = None) -> None:
