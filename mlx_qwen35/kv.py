@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
+from mlx_qwen35.errors import ArgumentError
+
 STEP = 256  # positions by which a stretch grows
 BITS, GROUP_SIZES = (4, 8), (32, 64, 128)
 
@@ -19,7 +21,7 @@ class KVFormat:
     """Keys and values in `bits` bits, with a scale and an offset for each `group_size` values of a head.
 
     start: positions before it are kept as they are. Which form a position has is a matter of the position alone, so
-    that a prompt gives the same cache in whatever pieces it is read. Raises ValueError for sizes that MLX lacks.
+    that a prompt gives the same cache in whatever pieces it is read. Raises ArgumentError for sizes that MLX lacks.
     """
 
     bits: int
@@ -27,12 +29,12 @@ class KVFormat:
     start: int = 0
 
     def __post_init__(self) -> None:
-        if self.bits not in BITS:
-            raise ValueError(f"kv_bits is {self.bits}; keys and values are kept in 4 or 8 bits, or as they are (None)")
-        if self.group_size not in GROUP_SIZES:
-            raise ValueError(f"kv_group_size is {self.group_size}; MLX has 32, 64 and 128")
-        if self.start < 0:
-            raise ValueError(f"quantized_kv_start is {self.start}; give 0 or more positions")
+        if not isinstance(self.bits, int) or self.bits not in BITS:
+            raise ArgumentError(f"kv_bits is {self.bits!r}; keys and values take 4 or 8 bits, or None: as they are")
+        if not isinstance(self.group_size, int) or self.group_size not in GROUP_SIZES:
+            raise ArgumentError(f"kv_group_size is {self.group_size!r}; MLX has 32, 64 and 128")
+        if isinstance(self.start, bool) or not isinstance(self.start, int) or self.start < 0:
+            raise ArgumentError(f"quantized_kv_start is {self.start!r}; give 0 or more positions")
 
 
 class Stretch:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from numbers import Integral
 from pathlib import Path
 
 from mlx_qwen35.config import ModelConfig, Yarn
-from mlx_qwen35.errors import CheckpointError
+from mlx_qwen35.errors import ArgumentError, CheckpointError
 
 NATIVE, STRETCHED = 262_144, 1_010_000  # of the published models
 FURTHEST = 4  # times the native length, for others
@@ -35,10 +36,10 @@ def with_context(
     native, most = config.text.max_position_embeddings, longest_context(config)
     if context_length is None:
         if yarn:
-            raise ValueError("yarn stretches positions to a context_length: give it, with how many tokens you need")
+            raise ArgumentError("yarn stretches positions to a context_length: give it, with how many tokens you need")
         return config
-    if context_length < 1:
-        raise ValueError(f"context_length is {context_length}; give a number of tokens, at most {native}")
+    if isinstance(context_length, bool) or not isinstance(context_length, Integral) or context_length < 1:
+        raise ArgumentError(f"context_length is {context_length!r}; give a number of tokens, at most {native}")
     if context_length > most:
         raise CheckpointError(f"{where} allows {native:,} tokens, and up to {most:,} with YaRN, not {context_length:,}")
     rope = config.text.rope

@@ -18,7 +18,7 @@ from mlx_qwen35.checkpoint.inventory import KEPT_FLOAT32, PATCH_EMBEDDING
 from mlx_qwen35.checkpoint.part import FLOATS
 from mlx_qwen35.checkpoint.source import AnyPart, open_source, read_parts
 from mlx_qwen35.config import ModelConfig, QuantSpec
-from mlx_qwen35.errors import CheckpointError, Qwen35Warning
+from mlx_qwen35.errors import ArgumentError, CheckpointError, Qwen35Warning
 from mlx_qwen35.experts.budget import StreamPlan
 from mlx_qwen35.kv import GROUP_SIZES, KVFormat
 from mlx_qwen35.model import Model
@@ -120,12 +120,12 @@ def read_weights(
 
 
 def compute_dtype(dtype: mx.Dtype | str | None) -> mx.Dtype:
-    """The dtype meant by a `dtype` argument; raises ValueError if it is none to compute in."""
+    """The dtype meant by a `dtype` argument; raises ArgumentError if it is none to compute in."""
     if dtype is None:
         return mx.float32 if mx.default_device().type == mx.cpu else mx.bfloat16
     found = _DTYPES.get(dtype) if isinstance(dtype, str) else dtype
     if not isinstance(found, mx.Dtype) or found not in _DTYPES.values():
-        raise ValueError(f"dtype is {dtype!r}; choose {', '.join(_DTYPES)}")
+        raise ArgumentError(f"dtype is {dtype!r}; choose {', '.join(_DTYPES)}")
     return found
 
 
@@ -155,9 +155,9 @@ def check_experts(parts: Iterable[AnyPart], folder: Path, compute: mx.Dtype) -> 
 
 
 def check_kv_form(form: KVFormat | None, config: ModelConfig) -> None:
-    """Raises ValueError for a form that the heads of the model cannot have."""
+    """Raises ArgumentError for a form that the heads of the model cannot have."""
     if form is not None and config.text.head_dim % form.group_size:
-        raise ValueError(
+        raise ArgumentError(
             f"kv_group_size is {form.group_size}, which does not divide this model's head_dim {config.text.head_dim}: "
             f"take one of {', '.join(str(size) for size in GROUP_SIZES)} that does, or leave kv_bits out"
         )

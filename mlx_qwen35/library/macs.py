@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import re
 
+from mlx_qwen35.errors import ArgumentError
+
 SIZES = (8, 16, 18, 24, 32, 36, 48, 64, 96, 128, 192, 256, 512)  # GB as Apple counts them, 2^30 bytes
 _TWO_THIRDS_UP_TO = 36
 _MAC = re.compile(r"(\d{1,4})\s*(?:gi?b?)?", re.IGNORECASE)
@@ -27,9 +29,9 @@ def mac_for(size: int) -> int | None:
 
 
 def mac_memory(mac: int | str) -> tuple[int, str]:
-    """(bytes for a model, in words what they are) of a Mac of `mac` GB: 24, or "24GB". Raises ValueError otherwise."""
+    """(bytes for a model, in words what they are) of a Mac of `mac` GB: 24, or "24GB". Raises ArgumentError."""
     told = _MAC.fullmatch(str(mac).strip()) if isinstance(mac, (int, str)) and not isinstance(mac, bool) else None
     if told is None or not int(told[1]):
-        raise ValueError(f"mac is {mac!r}; give the memory of a Mac, such as 24GB")
+        raise ArgumentError(f"mac is {mac!r}; give the memory of a Mac, such as 24GB")
     gigabytes = int(told[1])
     return kept_by_gpu(gigabytes), f"what macOS lets the GPU keep of a Mac's {gigabytes} GB, or more"

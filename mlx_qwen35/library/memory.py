@@ -10,7 +10,7 @@ import warnings
 
 import mlx.core as mx
 
-from mlx_qwen35.errors import Qwen35Warning
+from mlx_qwen35.errors import ArgumentError, Qwen35Warning
 from mlx_qwen35.library.plan import parse_size, shown_size
 from mlx_qwen35.machine.gpu import gpu_memory, working_set
 from mlx_qwen35.machine.system import free_memory, installed_memory
@@ -24,7 +24,7 @@ _PERCENT = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*%")
 def memory_size(memory: int | str | None) -> tuple[int, str]:
     """(bytes, where they are from) of bytes, "24GB", "60%" of what this machine has for models, or None: what is free.
 
-    Raises ValueError for anything else.
+    Raises ArgumentError for anything else.
     """
     if memory is None:
         return available_memory()
@@ -33,7 +33,7 @@ def memory_size(memory: int | str | None) -> tuple[int, str]:
         return parse_size(memory, fewest=_FEWEST), "given"
     part = float(percent["number"]) / 100
     if not 0 < part <= 1:
-        raise ValueError(f"{memory!r} is no share of memory: give more than 0% and at most 100%")
+        raise ArgumentError(f"{memory!r} is no share of memory: give more than 0% and at most 100%")
     size, source = _of_device() or (installed_memory(), "the memory of this machine")
     return int(part * size), f"{memory.strip()} of {source}"
 
@@ -50,7 +50,7 @@ def memory_left() -> int:
 
 
 def check_ceiling(size: int) -> None:
-    """Whether a Mac can give `size` bytes: warns above what Metal recommends, raises ValueError above what there is.
+    """Whether a Mac can give `size` bytes: warns above what Metal recommends, raises ArgumentError above what there is.
 
     Elsewhere nothing is said.
     """
@@ -58,7 +58,7 @@ def check_ceiling(size: int) -> None:
     if recommended is None or size <= recommended:
         return
     if size > there:
-        raise ValueError(
+        raise ArgumentError(
             f"{shown_size(size)} of memory are more than the {shown_size(there)} that this Mac has: give at most "
             f"{shown_size(recommended)}, which is what MLX recommends on it"
         )

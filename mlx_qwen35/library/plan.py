@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
+from mlx_qwen35.errors import ArgumentError
 from mlx_qwen35.experts.budget import StreamPlan
 from mlx_qwen35.library.footprint import WeightBytes, cache_at
 from mlx_qwen35.library.macs import SIZES, kept_by_gpu, mac_for
@@ -229,7 +230,7 @@ class Plan:
 def parse_size(text: str | int | float, *, fewest: int = 1) -> int:
     """A size in bytes: a number, or a text such as "24GB" (10^9) or "24 GiB" (2^30).
 
-    Raises ValueError otherwise. fewest: what less bytes are, if no unit is with them, is a unit that was forgotten: the
+    Raises ArgumentError otherwise. fewest: less bytes than that, without a unit, are a unit that was forgotten: the
     error asks whether "24GB" is meant.
     """
     bare = isinstance(text, (Integral, float)) and not isinstance(text, bool)
@@ -237,15 +238,15 @@ def parse_size(text: str | int | float, *, fewest: int = 1) -> int:
     found = _SIZE.fullmatch(told) if bare or isinstance(text, str) else None
     unit = found["unit"].lower() if found else ""
     if not found or unit == "i":
-        raise ValueError(f"{text!r} is no size: {_HOW_TO}")
+        raise ArgumentError(f"{text!r} is no size: {_HOW_TO}")
     number = int(found["number"]) if found["number"].isdigit() else float(found["number"])
     size = int(number * _UNITS[unit])
     forgotten = not unit and not found["bytes"] and 0 < number < fewest
     if forgotten:
         meant = f"{number}{'GB' if number < 1024 else 'MB'}"
-        raise ValueError(f"{text!r} would be {number} bytes: did you mean {meant!r}? Write a unit")
+        raise ArgumentError(f"{text!r} would be {number} bytes: did you mean {meant!r}? Write a unit")
     if not 0 < size < _MOST:
-        raise ValueError(f"{text!r} is no size: {_HOW_TO}")
+        raise ArgumentError(f"{text!r} is no size: {_HOW_TO}")
     return size
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 
 from mlx_qwen35.cli.main import main
-from mlx_qwen35.errors import CheckpointError, Qwen35Error
+from mlx_qwen35.errors import ArgumentError, CheckpointError, Qwen35Error
 from mlx_qwen35.generation import prefill
 from mlx_qwen35.kv import KVFormat
 from mlx_qwen35.library import demo_folder, load_model
@@ -31,12 +31,14 @@ MEMORIES = st.one_of(
     st.sampled_from(["24", "24GB", "24 gib", "0.5", "1%", "100%", "0%", "-1GB", "", "much", "1e3"]),
     st.sampled_from([None, 0, -3, 24, 0.5, 1e9]),
 )
-LENGTHS = st.one_of(st.none(), st.integers(-1, 5000), st.sampled_from([4096, 4097, 16384, 262_144, 1_010_000, 10**12]))
+LENGTHS = st.one_of(
+    st.none(), st.integers(-1, 5000), st.sampled_from([4096, 4097, 16384, 262_144, 1_010_000, 10**12, "8k", 4e3, True])
+)
 ASKED = {
     "memory": MEMORIES,
     "context_length": LENGTHS,
     "yarn": st.booleans(),
-    "kv_bits": st.sampled_from([None, None, None, 3, 4, 8]),
+    "kv_bits": st.sampled_from([None, None, None, 3, 4, 8, "8"]),
     "kv_group_size": st.sampled_from([64, 64, 32, 48]),
     "quantized_kv_start": st.sampled_from([0, 0, 100, -1]),
     "mtp": st.booleans(),
@@ -65,7 +67,7 @@ def held_or_error(folder: Path, options: dict[str, Any]) -> Any:
         form = None if bits is None else KVFormat(bits, size, start)
         beside = drafting_bytes(folder, options.pop("mtp"), None)
         return hold(folder, options.pop("memory"), kv_form=form, beside=beside, **options)
-    except ValueError as error:
+    except Qwen35Error as error:
         return error
 
 
@@ -78,13 +80,13 @@ def test_a_plan_or_an_error(folders: dict[str, Path], kind: str, options: dict[s
     folder = folders[kind]
     try:
         plan = estimate(folder, **options)
-    except ValueError as error:
+    except Qwen35Error as error:
         assert str(error) and "\n" not in str(error)
-        assert isinstance(held_or_error(folder, options), ValueError)
+        assert isinstance(held_or_error(folder, options), Qwen35Error)
         return
     check(plan)
     held = held_or_error(folder, options)
-    if isinstance(held, ValueError):
+    if isinstance(held, Qwen35Error):
         assert "does not fit" in str(held)
         assert not plan.fits and (plan.streaming is None or plan.streaming.plan is None)
     elif held.stream is not None:
@@ -175,7 +177,7 @@ def test_experts_that_have_to_be_converted_first(tmp_path: Path) -> None:
 @pytest.mark.parametrize("wrong, meant", [("24", "24GB"), (24, "24GB"), (0.5, "0.5GB"), ("16384", "16384MB")])
 def test_a_unit_that_was_forgotten(wrong: Any, meant: str, capsys: pytest.CaptureFixture[str]) -> None:
     for ask in (estimate, lambda memory: hold(demo_folder(), memory)):
-        with pytest.raises(ValueError, match=f"did you mean '{meant}'"):
+        with pytest.raises(ArgumentError, match=f"did you mean '{meant}'"):
             ask(memory=wrong)
     for command in (["estimate", "demo"], ["generate", "-p", "hi"]):
         assert main([*command, "--memory", str(wrong)]) == 2
