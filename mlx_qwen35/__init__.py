@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mlx_qwen35.checkpoint.adapters import fuse, load_adapter, save_adapter
-    from mlx_qwen35.checkpoint.convert import convert
     from mlx_qwen35.config import ModelConfig
     from mlx_qwen35.errors import CheckpointError, PromptError, Qwen35Error, SessionError
     from mlx_qwen35.generation import Completion, Part, generate, generate_batch, stream_generate
     from mlx_qwen35.library import load, load_model, load_processor
+    from mlx_qwen35.library.converting import convert
     from mlx_qwen35.library.drafting import load_draft_model
     from mlx_qwen35.library.estimating import estimate
     from mlx_qwen35.library.listing import list_models
@@ -86,7 +86,7 @@ _HOME = {
     "Session": "session",
     "SessionError": "errors",
     "Sessions": "session",
-    "convert": "checkpoint.convert",
+    "convert": "library.converting",
     "estimate": "library.estimating",
     "fuse": "checkpoint.adapters",
     "generate": "generation",

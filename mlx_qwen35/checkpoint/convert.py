@@ -21,6 +21,7 @@ import mlx.core as mx
 
 from mlx_qwen35 import __version__
 from mlx_qwen35.checkpoint import adapters, allotment, pipeline, recipes
+from mlx_qwen35.checkpoint.asked import NO_VERIFYING, check_target, check_unfinished, read_default
 from mlx_qwen35.checkpoint.files import ReadError, fingerprint
 from mlx_qwen35.checkpoint.gptq import Gptq
 from mlx_qwen35.checkpoint.inventory import text_tensors
@@ -31,7 +32,6 @@ from mlx_qwen35.checkpoint.mtp import find_mtp
 from mlx_qwen35.checkpoint.partial import Partial, claim, container_of
 from mlx_qwen35.checkpoint.piece import Piece, pieces, safetensors_files
 from mlx_qwen35.checkpoint.plan import Plan, make_plan
-from mlx_qwen35.checkpoint.quantize import default_spec
 from mlx_qwen35.checkpoint.records import LayerRecords, layer_records
 from mlx_qwen35.checkpoint.source import Source, open_source
 from mlx_qwen35.checkpoint.suiting import check_losses, suited
@@ -91,26 +91,19 @@ def convert(
     full disk. `target` appears only when it is complete. What an interruption (Ctrl-C, a kill, a full disk) leaves is a
     hidden folder beside it, which no loader takes for a checkpoint.
     """
-    default = None if bits is None else default_spec(bits, group_size, mode)
-    if default is None and (recipe is not None or target_size is not None):
-        raise CheckpointError("a recipe or target size says how to quantize, and bits=None not to: give one of them")
-    if target_size is not None and (recipe is not None or default.mode != "affine"):
-        other = f"recipe {recipe!r}" if recipe is not None else f"mode {default.mode!r}"
-        raise CheckpointError(
-            f"target_size chooses affine bits for every module, and {other} other ones: give one of them"
-        )
+    default = read_default(bits, group_size, mode, recipe, target_size)
     wanted = None if dtype is None else compute_dtype(dtype)
     say = on_note or (lambda line: warnings.warn(line, stacklevel=3))
     source, target = Path(source).expanduser(), Path(target).expanduser()
     if not container_of(target).exists():
-        _check_target(source, target, overwrite)  # at once; below it is looked at again, with the lock
+        check_target(source, target, overwrite)  # at once; below it is looked at again, with the lock
     origin = open_source(source)
     origin.check_norms()
     _check_companions(origin.folder)
     adapter = None if adapter_path is None else adapters.read_adapter(adapter_path)
     updates = None if adapter is None else adapters.updates(adapter, origin.config)
     if verify and adapter:
-        raise CheckpointError("verify compares with the source, which an adapter changes: leave one of them out")
+        raise CheckpointError(NO_VERIFYING)
     if verify:
         check_memory(origin)
     asked = {
@@ -126,8 +119,8 @@ def convert(
             if resume:
                 journal.resume()
             if not (journal.finished and target.exists() and not partial.folder.exists()):
-                _check_target(source, target, overwrite)
-                _check_unfinished(partial, overwrite, resume)
+                check_target(source, target, overwrite)
+                check_unfinished(partial, overwrite, resume)
                 if journal.assignment is None:
                     partial.clear()
                     found = _assignment(origin, default, recipe, target_size, wanted, updates or {}, on_measure)
@@ -155,14 +148,6 @@ def convert(
 def unfinished(target: str | Path) -> bool:
     """Whether an interrupted conversion to `target` left work that `resume` goes on with."""
     return is_begun(container_of(Path(target).expanduser()) / "journal")
-
-
-def _check_unfinished(partial: Partial, overwrite: bool, resume: bool) -> None:
-    if is_begun(partial.journal) and not overwrite and not resume:
-        raise Refused(
-            f"an unfinished conversion to {partial.target} lies in {partial.container}: go on with it (--resume, or "
-            "resume=True), discard it (--overwrite, or overwrite=True), or choose another target"
-        )
 
 
 def _clean_up(error: BaseException, partial: Partial) -> None:
@@ -357,17 +342,6 @@ def _unreadable(error: OSError, path: Path) -> ReadError:
     if path.is_symlink() and not path.exists():
         return ReadError(f"{path} is a link to {os.readlink(path)}, which is not there: finish the download")
     return ReadError(f"{path} cannot be read ({error.strerror or error}): check the disk and its permissions")
-
-
-def _check_target(source: Path, target: Path, overwrite: bool) -> None:
-    if not os.path.exists(target):  # Path.exists() raises where the name is too long
-        return
-    if target.resolve() == source.resolve() or target.resolve() in source.resolve().parents:
-        raise Refused(f"{target} is the source or holds it: choose another folder for the conversion")
-    if not overwrite:
-        raise Refused(f"{target} exists already: choose another folder, or ask to overwrite it")
-    if not target.is_dir() or (any(listed(target)) and not (target / "config.json").exists()):
-        raise Refused(f"{target} is no checkpoint and is not overwritten: choose another folder")
 
 
 def _check_space(plan: Plan, partial: Partial, beside: int) -> None:

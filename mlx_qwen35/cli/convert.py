@@ -56,14 +56,14 @@ def run(args: argparse.Namespace) -> int:
     size = None if args.target_size is None else _bytes(args.target_size)
     if size is not None and args.q_bits is not None:
         raise OptionError("--target-size chooses the bits and --q-bits says them; give one of them")
-    from mlx_qwen35 import library
-    from mlx_qwen35.checkpoint.convert import convert, unfinished
+    from mlx_qwen35.checkpoint.convert import unfinished
+    from mlx_qwen35.library.converting import convert
 
     quantizing = (args.q_bits, args.q_group_size, args.q_mode, args.quant_predicate, size)
     bits = 4 if args.q_bits is None else args.q_bits
     try:
         written = convert(
-            library.find(source),
+            source,
             target,
             bits=bits if args.quantize or any(value is not None for value in quantizing) else None,
             group_size=64 if args.q_group_size is None else args.q_group_size,
@@ -76,6 +76,7 @@ def run(args: argparse.Namespace) -> int:
             overwrite=args.overwrite,
             resume=args.resume,
             verify=(lambda report: print(report, file=sys.stderr)) if args.verify else False,
+            on_download=Progress("Downloading", "bytes"),
             on_progress=Progress("Converting", "bytes"),
             on_measure=Progress("Choosing bits", "modules"),
             on_note=lambda line: print(f"note: {line}", file=sys.stderr),

@@ -18,6 +18,7 @@ from mlx_qwen35.screen import Screen, call_record, statistics_record
 
 if TYPE_CHECKING:
     from mlx_qwen35.parts import Part
+    from mlx_qwen35.processor import Processor
     from mlx_qwen35.text.messages import MediaPart
 
 DESCRIPTION = "Answer one prompt."
@@ -65,13 +66,16 @@ def _answer(args: argparse.Namespace, ending: Ending) -> int:
         raise options.OptionError("no prompt: give one with -p TEXT, or -p - to read it from standard input")
     tools = prompting.read_tools(args.tools)
     told = prompting.prompt_options(args, tools)
-    held = options.hold(args)
+    words = DEMO_PROMPT if text is None else text
+
+    def question(processor: Processor) -> str | list[Any]:
+        return processor.encode(words) if args.ignore_chat_template else _question(words, prompting.media_parts(args))
+
+    held = options.hold(args, prompting.prompt_check(told, question))
     processor = options.load_processor(args, held)
     if text is None:
-        text = DEMO_PROMPT
         print(f"No -p/--prompt: asking it {DEMO_PROMPT!r}", file=sys.stderr)
-    question = processor.encode(text) if args.ignore_chat_template else _question(text, prompting.media_parts(args))
-    prompt = processor.prompt(question, **told.said)
+    prompt = processor.prompt(question(processor), **told.said)
     settings = options.answer_options(args, processor)
     model = options.load_model(args, held)
     session = options.open_session(args, model, processor)

@@ -22,10 +22,13 @@ from mlx_qwen35.errors import Qwen35Error
 
 if TYPE_CHECKING:
     from mlx_qwen35.library import Held
+    from mlx_qwen35.library.hub import Offer
     from mlx_qwen35.model import Model
     from mlx_qwen35.parts import Part
     from mlx_qwen35.processor import Processor
     from mlx_qwen35.session import Session
+
+    CheckOffer = Callable[[argparse.Namespace, Offer], None]
 
 DTYPES = ("float32", "float16", "bfloat16")
 SAMPLING_FLAGS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "seed")
@@ -179,10 +182,10 @@ def add_answer_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def hold(args: argparse.Namespace) -> Held:
+def hold(args: argparse.Namespace, check: CheckOffer | None = None) -> Held:
     """The checkpoint that the flags name, and how it will be held in memory; says so where it is the demo or streamed.
 
-    Refuses flags that make no sense.
+    Refuses flags that make no sense, and before a download all that can be refused by then; check: as in `find_model`.
     """
     check_sampling(args)
     if args.context_length is not None and args.context_length < 2:
@@ -195,27 +198,10 @@ def hold(args: argparse.Namespace) -> Held:
         raise OptionError("--num-draft-tokens, but nothing drafts: add --mtp or --draft-model NAME, or leave it out")
     if args.kv_bits is None and (args.kv_group_size, args.quantized_kv_start) != (64, 0):
         raise OptionError("--kv-group-size and --quantized-kv-start say how --kv-bits is done: add --kv-bits 4 or 8")
-    from mlx_qwen35 import library
-    from mlx_qwen35.kv import KVFormat
-
     if args.model is None:
         print(f"No --model: this is the demo, a tiny model inside the package. {DEMO_HINT}", file=sys.stderr)
-    folder = library.find(args.model, on_progress=Progress("Downloading", "bytes"))
-    beside = None
-    if args.mtp or args.draft_model is not None:
-        from mlx_qwen35.library.drafting import drafting_bytes
-        from mlx_qwen35.library.hub import complete_head
-
-        if args.mtp:
-            complete_head(folder, Progress("Downloading", "bytes"))
-        if args.draft_model is not None:
-            library.find(args.draft_model, on_progress=Progress("Downloading", "bytes"))
-        beside = drafting_bytes(folder, args.mtp, args.draft_model, args.dtype)
     try:
-        form = None if args.kv_bits is None else KVFormat(args.kv_bits, args.kv_group_size, args.quantized_kv_start)
-        options = {"dtype": args.dtype, "context_length": args.context_length, "yarn": args.yarn, "kv_form": form}
-        options["beside"] = beside
-        held = library.hold(folder, args.memory, **options)
+        held = _held(args, find_model(args, check))
     except ValueError as error:
         raise error if isinstance(error, Qwen35Error) else OptionError(str(error)) from error
     if held.yarn:
@@ -227,6 +213,57 @@ def hold(args: argparse.Namespace) -> Held:
     if held.stream is not None:
         print(held, file=sys.stderr)
     return held
+
+
+def find_model(args: argparse.Namespace, check: CheckOffer | None = None) -> Path:
+    """The folder of the checkpoint that the flags name; what is downloaded is checked against the flags before.
+
+    check: called with the flags and what is to be downloaded; what it raises ends that.
+    """
+    from mlx_qwen35 import library
+    from mlx_qwen35.checkpoint.adapters import read_adapter
+    from mlx_qwen35.library.memory import memory_size
+
+    memory_size(args.memory)
+    chosen = _chosen(args)
+    adapter = None if args.adapter_path is None else read_adapter(args.adapter_path)
+
+    def check_all(offer: Offer) -> None:
+        from mlx_qwen35.library.beforehand import check_offer
+
+        check_offer(offer, args.memory, **chosen, mtp=args.mtp, draft_model=args.draft_model, adapter=adapter)
+        if check is not None:
+            check(args, offer)
+
+    return library.find(args.model, on_progress=Progress("Downloading", "bytes"), check=check_all)
+
+
+def _held(args: argparse.Namespace, folder: Path) -> Held:
+    from mlx_qwen35 import library
+
+    chosen = _chosen(args)
+    if not args.mtp and args.draft_model is None:
+        return library.hold(folder, args.memory, **chosen)
+    from mlx_qwen35.library.drafting import drafting_bytes
+    from mlx_qwen35.library.finding import HubName, look_up
+    from mlx_qwen35.library.hub import complete_head
+
+    if args.mtp:
+        complete_head(folder, Progress("Downloading", "bytes"))
+    beside = drafting_bytes(folder, args.mtp, args.draft_model, args.dtype)
+    held = library.hold(folder, args.memory, **chosen, beside=beside)
+    if args.draft_model is None or not isinstance(look_up(args.draft_model), HubName):
+        return held
+    library.find(args.draft_model, on_progress=Progress("Downloading", "bytes"))
+    return _held(args, folder)  # by its files now
+
+
+def _chosen(args: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of `hold`."""
+    from mlx_qwen35.kv import KVFormat
+
+    form = None if args.kv_bits is None else KVFormat(args.kv_bits, args.kv_group_size, args.quantized_kv_start)
+    return {"dtype": args.dtype, "context_length": args.context_length, "yarn": args.yarn, "kv_form": form}
 
 
 def load_processor(args: argparse.Namespace, held: Held) -> Processor:
@@ -245,10 +282,13 @@ def load_processor(args: argparse.Namespace, held: Held) -> Processor:
 def load_model(args: argparse.Namespace, held: Held) -> Model:
     """The model that goes with it: its weights are read only now, when prompts and pictures have been."""
     from mlx_qwen35 import library
-    from mlx_qwen35.checkpoint.adapters import load_adapter, read_adapter
+    from mlx_qwen35.checkpoint.adapters import check_fit, load_adapter, read_adapter
+    from mlx_qwen35.checkpoint.load import read_config
 
     progress = progress_of(args, "Loading", "bytes")
     adapter = None if args.adapter_path is None else read_adapter(args.adapter_path)
+    if adapter is not None:
+        check_fit(adapter, read_config(held.folder))
     model = library.load_held(held, warm_start=args.warm_start, on_progress=progress)
     if args.mtp:
         from mlx_qwen35.library.drafting import load_head
@@ -264,11 +304,13 @@ def locked_session(args: argparse.Namespace) -> Iterator[None]:
     if args.session is None:
         yield
         return
-    from mlx_qwen35.session.file import check_place
+    from mlx_qwen35.session.file import check_place, read_description
     from mlx_qwen35.session.lock import SessionLock
 
     check_place(Path(args.session))
     with SessionLock(args.session):
+        if os.path.exists(args.session):
+            read_description(Path(args.session))  # what is no session is told before anything is loaded
         yield
 
 

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from mlx_qwen35.cli.options import OptionError
+from mlx_qwen35.errors import PromptError
 from mlx_qwen35.text.messages import MediaPart
+from mlx_qwen35.text.variables import check_effort
 
 if TYPE_CHECKING:
+    from mlx_qwen35.cli.options import CheckOffer
+    from mlx_qwen35.library.hub import Offer
+    from mlx_qwen35.processor import Processor
     from mlx_qwen35.request import PromptOptions
 
 
@@ -17,6 +23,7 @@ def prompt_options(args: argparse.Namespace, tools: list[dict[str, Any]]) -> Pro
     """What the template is told, and how pictures and videos are read. Raises OptionError."""
     from mlx_qwen35.request import PromptOptions
 
+    check_effort(args.reasoning_effort)
     return PromptOptions(
         system=args.system,
         tools=tools,
@@ -34,6 +41,43 @@ def prompt_options(args: argparse.Namespace, tools: list[dict[str, Any]]) -> Pro
 def media_parts(args: argparse.Namespace) -> list[MediaPart]:
     """What the flags show, as parts of a message's content."""
     return [MediaPart(kind, source, f"--{kind}") for kind, source in args.media]
+
+
+def prompt_check(told: PromptOptions, question: Callable[[Processor], Any]) -> CheckOffer:
+    """What is asked of a checkpoint before it is downloaded: whether it can see what it is to see, and, with its small
+    files, whether there is a prompt. question: what the prompt is made of."""
+
+    def check(args: argparse.Namespace, offer: Offer) -> None:
+        from mlx_qwen35.library import load_processor
+
+        _check_media(args, offer)
+        if any(_is_fetched(args, part) for part in media_parts(args)):
+            return
+        processor = load_processor(offer.small_files(), context_length=args.context_length, yarn=args.yarn)
+        processor.prompt(question(processor), **told.said)
+
+    return check
+
+
+def _check_media(args: argparse.Namespace, offer: Offer) -> None:
+    """Raises PromptError for what cannot be read or seen. What lies on the network is left for later, so that it is
+    fetched once."""
+    from mlx_qwen35.vision.images import open_image
+    from mlx_qwen35.vision.video import check_video
+
+    for part in media_parts(args):
+        if offer.config.vision is None:
+            raise PromptError(f"{part} cannot be seen by {offer.name}, which has no vision tower: give it text only")
+        if _is_fetched(args, part):
+            continue
+        try:
+            (open_image if part.kind == "image" else check_video)(part.source)
+        except PromptError as error:
+            raise PromptError(f"{part}: {error}") from error
+
+
+def _is_fetched(args: argparse.Namespace, part: MediaPart) -> bool:
+    return args.fetch and str(part.source).lower().startswith(("http://", "https://"))
 
 
 def read_tools(path: str | None) -> list[dict[str, Any]]:

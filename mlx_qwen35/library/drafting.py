@@ -130,7 +130,9 @@ def load_draft_model(
 ) -> MTPHead | Model:
     """What drafts for `model` (`stream_generate(draft_model=...)`): the head in a drafter's folder, as mlx-vlm splits
     one off, or a small model with the same tokenizer. Arguments and errors as in `load`; all of it is in memory."""
-    folder = find(ref, on_progress=on_progress)
+    folder = find(
+        ref, on_progress=on_progress, check=lambda offer: check_vocabulary(offer.config, model.config, offer.name)
+    )
     if is_drafter(folder):
         return load_head(folder, model, dtype=dtype, on_progress=on_progress)
     small = load_model(folder, dtype=dtype, on_progress=on_progress)

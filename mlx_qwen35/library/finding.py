@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import mlx_qwen35
 from mlx_qwen35.checkpoint.files import missing_shards
@@ -20,6 +21,9 @@ from mlx_qwen35.errors import CheckpointError
 from mlx_qwen35.library import hub_cache, lmstudio
 from mlx_qwen35.library.stored import Stored, expanded, subfolders
 from mlx_qwen35.library.suggesting import PUBLISHED, alike
+
+if TYPE_CHECKING:
+    from mlx_qwen35.library.hub import Offer
 
 DEMO = "demo"
 # A model's page, as it is copied from a browser.
@@ -38,13 +42,19 @@ class HubName:
     revision: str | None
 
 
-def find(ref: str | Path | None, *, on_progress: Callable[[int, int], None] | None = None) -> Path:
+def find(
+    ref: str | Path | None,
+    *,
+    on_progress: Callable[[int, int], None] | None = None,
+    check: Callable[[Offer], None] | None = None,
+) -> Path:
     """The folder that `ref` names, downloaded if it has to be.
 
     ref: None or "demo", the checkpoint inside the package; a folder; what LM Studio calls a model (`publisher/model`,
     `model`, and behind either `@4bit` or another variant); or a name of the Hugging Face Hub (`publisher/model`, and
     behind it `@` and a branch, tag or commit), first as the cache on this disk has it, then from the network.
-    on_progress: called with (bytes here, bytes in all) where something is downloaded.
+    on_progress: called with (bytes here, bytes in all) where something is downloaded. check: called before that, with
+    what would be downloaded; what it raises ends it.
     Raises CheckpointError where `ref` names nothing, several models, or one that is not whole or not of this family.
     """
     found = look_up(ref)
@@ -53,7 +63,7 @@ def find(ref: str | Path | None, *, on_progress: Callable[[int, int], None] | No
     from mlx_qwen35.library import hub  # what is here already needs none of it
 
     try:
-        return hub.download(found.name, found.revision, on_progress)
+        return hub.download(found.name, found.revision, on_progress, check)
     except hub.NotOnHub as error:
         raise CheckpointError(f"{error}. {_near_misses(found.name)}") from None
 

@@ -174,8 +174,7 @@ def hold(
         return held
     demand = of_source(open_source(folder, config), compute_dtype(dtype))
     demand = replace(demand, kv_form=kv_form, beside=beside)
-    there = "given as memory" if memory is not None else f"of memory ({where})"
-    tokens, plan = decide(demand, size, context_length, there, folder.name, bounded=memory is not None)
+    tokens, plan = decide(demand, size, context_length, where if memory is None else None, folder.name)
     if plan is not None:
         return replace(held, context_length=tokens, stream=plan, bounded=True)
     check_weights(folder.name, weight_bytes(config, demand.specs, demand.itemsize).total)
@@ -183,13 +182,15 @@ def hold(
 
 
 def decide(
-    demand: Demand, size: int, context_length: int | None, there: str, name: str, *, bounded: bool
+    demand: Demand, size: int, context_length: int | None, found: str | None, name: str
 ) -> tuple[int | None, StreamPlan | None]:
     """(the most tokens, None for all that the model has; how experts are streamed, None if all weights are in memory).
 
-    size: bytes there are, `there`: what bytes, in words. bounded: they are a ceiling; otherwise a dense model is loaded
-    whatever there is. Raises CheckpointError, with figures, for what does not fit; name: of the model, for that.
+    size: bytes there are. found: where they were found, in words; a dense model is then loaded whatever there is. None:
+    they were given, as a ceiling. Raises CheckpointError, with figures, for what does not fit; name: of the model, for
+    that.
     """
+    bounded = found is None
     longest = longest_resident(demand, size, context_length)
     if (not bounded and demand.config.text.moe is None) or (longest and longest >= (context_length or 0)):
         return context_length if context_length or not bounded else longest, None
@@ -206,6 +207,7 @@ def decide(
         needed = demand.resident()(tokens)
         if not demand.streamable:
             more = ", whose experts can stay on the disk, which those of this form cannot"
+    there = "given as memory" if bounded else f"of memory ({found})"
     raise CheckpointError(
         f"{name} does not fit into the {shown_size(size)} {there}: {shown_size(needed)} are needed {why}, "
         f"{shown_size(needed - size)} more. Give more memory or a smaller context_length, or take a conversion "

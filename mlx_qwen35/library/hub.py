@@ -47,6 +47,13 @@ class Offer:
     files: dict[str, int]
     is_drafter: bool = False
 
+    def small_files(self) -> Path:
+        """The folder with all but the weights, which are left where they are: enough for a Processor."""
+        cache = hub_cache.cache_folder()
+        with _clear_errors(self.name, self.commit):
+            paths = {name: _fetch(self.name, name, self.commit, cache) for name in _small(self.files)}
+        return paths["config.json"].parent
+
 
 class NotOnHub(CheckpointError):
     """The Hub has no repository of that name, or none that it shows."""
@@ -118,7 +125,6 @@ def _sizes(info: Any) -> dict[str, int]:
 def _needed(offer: Offer) -> dict[str, int]:
     """Of what the Hub has, what a checkpoint needs, in order; raises CheckpointError where some of it is not there."""
     sizes, where = offer.files, f"{offer.name} on the Hugging Face Hub"
-    small = sorted(n for n in sizes if any(fnmatchcase(n, pattern) for pattern in _SMALL) and "/" not in n)
     if INDEX in sizes:
         with tempfile.TemporaryDirectory() as folder:
             index = _fetch(offer.name, INDEX, offer.commit, Path(folder)).read_bytes()
@@ -133,7 +139,11 @@ def _needed(offer: Offer) -> dict[str, int]:
             "another"
         )
     beside = [n for n in _beside(offer.config.raw, sizes) if n not in shards]
-    return {n: sizes[n] for n in [*small, *beside, *shards]}
+    return {n: sizes[n] for n in [*_small(sizes), *beside, *shards]}
+
+
+def _small(sizes: Mapping[str, int]) -> list[str]:
+    return sorted(n for n in sizes if any(fnmatchcase(n, pattern) for pattern in _SMALL) and "/" not in n)
 
 
 def _beside(raw: Any, sizes: Mapping[str, int]) -> list[str]:
@@ -148,28 +158,36 @@ def _head_files(raw: Any, sizes: Mapping[str, int]) -> list[str]:
     return [*(n for n in configs if n in sizes), *head]
 
 
-def download(name: str, revision: str | None = None, on_progress: Progress | None = None) -> Path:
+def download(
+    name: str,
+    revision: str | None = None,
+    on_progress: Progress | None = None,
+    check: Callable[[Offer], None] | None = None,
+) -> Path:
     """Bring what is missing of a checkpoint into the cache, and return its snapshot.
 
-    on_progress: called with (bytes here, bytes in all); None shows huggingface_hub's own bars. What it raises, or
+    on_progress: called with (bytes here, bytes in all); None shows one bar for all files. What it raises, or
     Ctrl-C, ends the download: files that were complete are kept and not fetched again, the others leave nothing.
+    check: called with what there is before a file of it is fetched; what it raises ends the download too.
     Raises CheckpointError as `look`, for an upload that is not complete, and for a full disk.
     """
     offer = look(name, revision)
+    if check is not None:
+        check(offer)
     with _clear_errors(name, revision):
         files = _needed(offer)
     cache = hub_cache.cache_folder()
     present = hub_cache.snapshot(name, offer.commit)
     absent = [n for n in files if present is None or not (present / n).exists()]
     _check_space(cache, sum(files[n] for n in absent), name)
-    watch = _Watch(sum(files.values()), on_progress) if on_progress else None
-    with _clear_errors(name, revision, watch):
-        # By its name first, which writes down what the name means; then by commit, so that all files belong together.
-        path = _fetch(name, "config.json", revision, cache)
-        commit = path.parent.name
-        for file, size in files.items():
-            _fetch(name, file, commit, cache, watch)
-            if watch:
+    with _reporting(on_progress, name) as report:
+        watch = _Watch(sum(files.values()), report)
+        with _clear_errors(name, revision, watch):
+            # By its name first, which writes down what the name means; then by commit: all files belong together.
+            path = _fetch(name, "config.json", revision, cache)
+            commit = path.parent.name
+            for file, size in files.items():
+                _fetch(name, file, commit, cache, watch)
                 watch.end(size)
     return path.parent
 
@@ -184,12 +202,29 @@ def _fetch(name: str, file: str, revision: str | None, cache: Path, watch: _Watc
             revision=revision,
             cache_dir=cache,
             endpoint=_endpoint(),
-            tqdm_class=watch.bar if watch else None,
+            tqdm_class=watch.bar if watch else _Bar,
         )
     finally:
         if watch and watch.raised is not None:
             raise watch.raised from None
     return Path(path)
+
+
+@contextmanager
+def _reporting(on_progress: Progress | None, name: str) -> Iterator[Progress]:
+    """What was asked to be called, or a bar of its own."""
+    if on_progress is not None:
+        yield on_progress
+        return
+    from huggingface_hub.utils import tqdm  # which HF_HUB_DISABLE_PROGRESS_BARS keeps silent
+
+    with tqdm(desc=name, unit="B", unit_scale=True) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield show
 
 
 class _Watch:
@@ -199,6 +234,7 @@ class _Watch:
         self._total, self._report = total, report
         self._done = self._here = 0  # of the files before, of this one
         self._thread = threading.current_thread()
+        self._said = 0
         self.raised: BaseException | None = None
         report(0, total)
 
@@ -218,8 +254,12 @@ class _Watch:
             self._say()
 
     def _say(self) -> None:
+        done = min(self._done + self._here, self._total)
+        if done == self._said:  # the last bytes of a file, and its end
+            return
+        self._said = done
         try:
-            self._report(min(self._done + self._here, self._total), self._total)
+            self._report(done, self._total)
         except BaseException as error:
             self.raised = error
             if threading.current_thread() is self._thread:
@@ -230,9 +270,9 @@ class _Watch:
 
 
 class _Bar:
-    """The part of tqdm that huggingface_hub calls; only `update` says something."""
+    """The part of tqdm that huggingface_hub calls; only `update` says something, and only to a watch."""
 
-    watch: _Watch
+    watch: _Watch | None = None
     total: int | None = None
     n = 0
 
@@ -246,7 +286,8 @@ class _Bar:
         pass
 
     def update(self, count: float | None = 1) -> None:
-        self.watch.add(int(count or 0))
+        if self.watch is not None:
+            self.watch.add(int(count or 0))
 
     def _nothing(self, *args: Any, **options: Any) -> None:
         pass

@@ -9,19 +9,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlx_qwen35.checkpoint.adapters import load_adapter, read_adapter
+from mlx_qwen35.checkpoint.adapters import check_fit, load_adapter, read_adapter
+from mlx_qwen35.checkpoint.load import compute_dtype, read_config
 from mlx_qwen35.checkpoint.load import load_model as read_model
-from mlx_qwen35.checkpoint.load import read_config
 from mlx_qwen35.kv import KVFormat
+from mlx_qwen35.library.beforehand import check_offer
 from mlx_qwen35.library.drafting import drafting_bytes, load_head
 from mlx_qwen35.library.finding import find
 from mlx_qwen35.library.holding import Held, hold
+from mlx_qwen35.library.memory import memory_size
 from mlx_qwen35.machine.system import cache_folder
 from mlx_qwen35.processor import Processor
 
 if TYPE_CHECKING:
     import mlx.core as mx
 
+    from mlx_qwen35.library.hub import Offer
     from mlx_qwen35.model import Model
 
 __all__ = ["load", "load_model", "load_processor"]
@@ -63,20 +66,26 @@ def load(
     beginning with (0, ..). What it raises ends the work, and so does Ctrl-C; nothing is left in memory then, and on the
     disk only files that are complete.
     Raises CheckpointError if nothing has that name, if something in it is missing, damaged or not supported, or if it
-    does not fit into memory, with figures; before a weight is read.
+    does not fit into memory, with figures; before a weight is read, and as far as its config.json tells, downloaded.
     """
     adapter = None if adapter_path is None else read_adapter(adapter_path)
-    folder = find(ref, on_progress=on_progress)
+    form = None if kv_bits is None else KVFormat(kv_bits, kv_group_size, quantized_kv_start)
+    chosen = {"dtype": dtype, "context_length": context_length, "yarn": yarn, "kv_form": form}
+    memory_size(memory), compute_dtype(dtype)  # raise before anything is downloaded
+
+    def check(offer: Offer) -> None:
+        check_offer(offer, memory, **chosen, mtp=mtp, adapter=adapter)
+
+    folder = find(ref, on_progress=on_progress, check=check)
     if mtp:
         from mlx_qwen35.library.hub import complete_head
 
         complete_head(folder, on_progress)
-    beside = drafting_bytes(folder, mtp, None, dtype)
-    form = None if kv_bits is None else KVFormat(kv_bits, kv_group_size, quantized_kv_start)
-    chosen = {"dtype": dtype, "context_length": context_length, "yarn": yarn, "kv_form": form, "beside": beside}
-    held = hold(folder, memory, **chosen)
+    held = hold(folder, memory, **chosen, beside=drafting_bytes(folder, mtp, None, dtype))
     # The small files first: a tokenizer that is missing should not be found out after minutes of weights.
     processor = load_processor(folder, context_length=held.context_length, yarn=yarn)
+    if adapter is not None:
+        check_fit(adapter, processor.config)
     model = load_held(held, warm_start=warm_start, on_progress=on_progress)
     if mtp:
         model.take_mtp(load_head(folder, model, dtype=dtype, on_progress=on_progress))

@@ -55,7 +55,7 @@ class TemplateVariables:
             if not isinstance(variables.get(name, True), bool):
                 raise PromptError(f"{name} is {variables[name]!r}; True or False is due")
         own = variables.pop("reasoning_effort", None)
-        effort = _effort(reasoning_effort)
+        effort = check_effort(reasoning_effort)
         if own is not None:
             word = own.strip().lower() if isinstance(own, str) else own
             if effort is not None and word != effort:
@@ -150,7 +150,8 @@ def variables_of(template: ChatTemplate) -> TemplateVariables:
     return TemplateVariables(template)
 
 
-def _effort(value: Any) -> str | None:
+def check_effort(value: Any) -> str | None:
+    """The word as EFFORTS has it; raises PromptError where that has no such word."""
     if value is None:
         return None
     word = value.strip().lower() if isinstance(value, str) else None

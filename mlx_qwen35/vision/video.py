@@ -100,6 +100,12 @@ def prepare_video(
     return Media("video", *limits.flat(rows), timestamps=times, merge_size=limits.merge_size)
 
 
+def check_video(source: object, *, fetch: bool = False) -> None:
+    """Raises PromptError for what cannot be opened as a video; no frame is decoded. Arguments as in prepare_video."""
+    with _opened(source, fetch):
+        pass
+
+
 def sample_count(total: int, source_fps: float, *, fps: float, min_frames: int, max_frames: int) -> int:
     """How many of `total` frames are taken."""
     return min(max(int(total / source_fps * fps), min_frames), max_frames, total)

@@ -7,12 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from mlx_qwen35 import library
-from mlx_qwen35.checkpoint import convert as conversion
 from mlx_qwen35.checkpoint import task
 from mlx_qwen35.cli import progress
 from mlx_qwen35.cli.progress import Progress
-from mlx_qwen35.library import lmstudio
+from mlx_qwen35.library import converting, lmstudio
 
 
 @pytest.fixture
@@ -20,13 +18,12 @@ def calls(monkeypatch):
     calls = []
 
     def convert(source, target, **options):
-        assert options.pop("on_progress") and options.pop("on_measure") and options.pop("on_note")
+        assert all(options.pop(f"on_{name}") for name in ("download", "progress", "measure", "note"))
         assert not options.pop("verify")
         calls.append((source, target, options))
         return target
 
-    monkeypatch.setattr(conversion, "convert", convert)
-    monkeypatch.setattr(library, "find", lambda ref: ref)
+    monkeypatch.setattr(converting, "convert", convert)
     return calls
 
 

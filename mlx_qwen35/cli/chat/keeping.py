@@ -89,6 +89,8 @@ class Keeping:
     def _take(self, path: Path) -> None:
         check_place(path)
         self._locks.enter_context(SessionLock(path))
+        if path.exists():
+            read_description(path)  # what is no session is told before anything is loaded
         self.path, self._whole = path, None
 
 

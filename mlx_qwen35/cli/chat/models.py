@@ -55,7 +55,7 @@ class Models:
         args = argparse.Namespace(**{**vars(self._args), "model": name, "adapter_path": None, "draft_model": None})
         args.num_draft_tokens = args.num_draft_tokens if args.mtp else None
         # What costs little is tried first.
-        folder = library.find(name, on_progress=options.Progress("Downloading", "bytes"))
+        folder = options.find_model(args)
         talk.check(library.load_processor(folder, context_length=args.context_length, yarn=args.yarn))
         beside = _fit_together(folder)
         if not beside:

@@ -47,7 +47,7 @@ def converse(args: argparse.Namespace, ending: Ending) -> int:
     told = prompting.prompt_options(args, tools)
     keeping = Keeping(args.session, ending)
     try:
-        held = options.hold(args)
+        held = options.hold(args, prompting.prompt_check(told, lambda processor: "?"))
         processor = options.load_processor(args, held)
         processor.prompt("?", **told.said)  # raises what the template has against the flags
         question = [{"role": "user", "content": prompting.media_parts(args)}]

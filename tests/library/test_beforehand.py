@@ -1,0 +1,164 @@
+"""What can be refused costs no download: neither weights nor a tokenizer are fetched before all else was checked."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+import mlx_qwen35
+from mlx_qwen35.cli.main import main
+from mlx_qwen35.errors import Qwen35Error
+from mlx_qwen35.library import find, load_model
+from tests.fake_hub import Hub
+from tests.machine import Machine, checkpoint
+from tests.text.folders import write_text_files
+
+NAME = "Qwen/Qwen3.5-tiny"
+EXPERTS = "Qwen/Qwen3.5-tiny-A1B"
+OTHER = "Qwen/Qwen3.5-other"
+
+
+@pytest.fixture
+def published(machine: Machine, hub: Hub) -> Path:
+    """A folder with what flags name; on the Hub are a dense model that cannot see, one with experts, one of another
+    vocabulary."""
+    for name, kind, words in ((NAME, "dense", 320), (EXPERTS, "moe", 320), (OTHER, "dense", 300)):
+        folder = checkpoint(machine.home / "published" / name, kind=kind, text={"vocab_size": words})
+        hub.publish(name, write_text_files(folder))
+    folder = machine.home / "here"
+    folder.mkdir()
+    machine.monkeypatch.chdir(folder)
+    (folder / "words.txt").write_text("no session, no picture, no tools")
+    (folder / "taken").mkdir()
+    (folder / "taken" / "config.json").write_text("{}")
+    Image.new("RGB", (64, 64)).save(folder / "photo.png")
+    (folder / "adapter").mkdir()
+    return folder
+
+
+def fetched(hub: Hub) -> set[str]:
+    """What was fetched but for config.json, of which what is said follows."""
+    return set(hub.gets) - {"config.json"}
+
+
+ASKING = [
+    "--tools missing.json",
+    "--tools words.txt",
+    "--session words.txt",
+    "--session no/such/folder/x",
+    "--image missing.png",
+    "--image words.txt",
+    "--video missing.mp4",
+    "--image photo.png",  # which this model cannot see
+    "--image https://example.com/photo.png",
+    "--adapter-path adapter",
+    "--adapter-path missing",
+    "--memory 24",
+    "--memory much",
+    "--memory 1MB",
+    "--context-length 10000000",
+    "--context-length 1",
+    "--kv-bits 3",
+    "--kv-bits 8 --kv-group-size 7",
+    f"--draft-model {OTHER}",
+    "--draft-model no-such-model",
+    "--mtp --draft-model demo",
+    "--top-p 7",
+    "--reasoning-effort somewhat",
+    "--chat-template-config {",
+]
+SMALL = {"config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
+
+
+@pytest.mark.parametrize("command", ["generate -p hi", "chat"])
+@pytest.mark.parametrize("flags", ASKING)
+def test_asking(
+    published: Path, hub: Hub, capsys: pytest.CaptureFixture[str], monkeypatch: Any, command: str, flags: str
+) -> None:
+    monkeypatch.setattr("sys.stdin", open(published / "words.txt"))
+    assert main([*command.split(), "--model", NAME, *flags.split()]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ") and fetched(hub) == set(), (error, hub.gets)
+
+
+def test_what_the_template_refuses(published: Path, hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
+    """Costs the small files, and no weights."""
+    refusing = "{%- if tools %}{{ raise_exception('No tools here.') }}{% endif %}{{ messages[0].content }}"
+    hub.repositories[NAME]["chat_template.jinja"] = refusing.encode()
+    (published / "tools.json").write_text('[{"type": "function", "function": {"name": "f"}}]')
+    for command in ("generate -p hi", "chat"):
+        assert main([*command.split(), "--model", NAME, "--tools", "tools.json"]) == 2
+        assert "No tools here." in capsys.readouterr().err and set(hub.gets) == SMALL
+    assert main(["generate", "-p", "hi " * 300, "--model", NAME, "--context-length", "200"]) == 2
+    assert "200" in capsys.readouterr().err and set(hub.gets) == SMALL
+
+
+CONVERTING = [
+    "taken",
+    "x --q-bits 7",
+    "x --q-bits 4 --q-group-size 48",
+    "x --q-mode mxfp4 --quant-predicate mixed_3_6",
+    "x --quant-predicate nonsense",
+    "x --target-size 5GB --q-mode mxfp4",
+    "x --adapter-path adapter",
+    "words.txt",
+    "words.txt/x",
+    "x --target-size much",
+]
+
+
+@pytest.mark.parametrize("words", CONVERTING)
+def test_converting(published: Path, hub: Hub, capsys: pytest.CaptureFixture[str], words: str) -> None:
+    before = sorted(published.rglob("*"))
+    assert main(["convert", NAME, *words.split()]) == 2
+    assert "error: " in capsys.readouterr().err and fetched(hub) == set()
+    assert sorted(published.rglob("*")) == before
+
+
+REFUSED: list[Callable[[], object]] = [
+    lambda: mlx_qwen35.load(NAME, memory="much"),
+    lambda: mlx_qwen35.load(NAME, memory=24),
+    lambda: mlx_qwen35.load(NAME, memory="1MB"),
+    lambda: mlx_qwen35.load(EXPERTS, memory="1MB"),
+    lambda: mlx_qwen35.load(NAME, dtype="float8"),
+    lambda: mlx_qwen35.load(NAME, kv_bits=5),
+    lambda: mlx_qwen35.load(NAME, context_length=10**7),
+    lambda: mlx_qwen35.load(NAME, yarn=True),
+    lambda: mlx_qwen35.load(NAME, adapter_path="missing"),
+    lambda: mlx_qwen35.convert(NAME, "taken"),
+    lambda: mlx_qwen35.convert(NAME, "x", bits=7),
+    lambda: mlx_qwen35.convert(NAME, "x", bits=None, recipe="uniform"),
+    lambda: mlx_qwen35.convert(NAME, "x", dtype="float8"),
+    lambda: mlx_qwen35.load_draft_model(OTHER, load_model(find("demo"))),
+]
+
+
+@pytest.mark.parametrize("number", range(len(REFUSED)))
+def test_in_python(published: Path, hub: Hub, number: int) -> None:
+    with pytest.raises((Qwen35Error, ValueError, TypeError)):
+        REFUSED[number]()
+    assert fetched(hub) == set()
+
+
+def test_what_is_right_is_downloaded(published: Path, hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
+    """Once, with one bar of its own; then `convert` works by name in Python as it does on the command line."""
+    seen: list[tuple[int, int]] = []
+    assert mlx_qwen35.convert(NAME, "a", bits=None, dtype="float16", on_progress=lambda *at: seen.append(at))
+    assert capsys.readouterr() == ("", "")
+    downloads, conversion = [at for at in seen if at[0] == 0]
+    assert downloads[1] > conversion[1] and seen[-1] == (conversion[1], conversion[1])
+    assert main(["convert", OTHER, "b", "-q"]) == 0
+    err = capsys.readouterr().err
+    assert err.count("Downloading: ") == 1 and "Converting: " in err and "config.json" not in err
+    assert mlx_qwen35.convert("demo", "c") == Path("c") and json.loads(Path("c/config.json").read_text())
+    assert mlx_qwen35.load(Path("c"))
+
+
+def test_one_bar_where_none_is_given(published: Path, hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
+    find(NAME)
+    err = capsys.readouterr().err
+    bars = {line.partition(":")[0] for line in err.replace("\n", "\r").split("\r") if line.strip()}
+    assert bars == {NAME} and "100%" in err
