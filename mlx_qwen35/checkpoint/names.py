@@ -326,10 +326,8 @@ def _is_packed(names: list[str]) -> bool:
 def _one_of(prefixes: tuple[str, ...], names: list[str], what: str, where: str) -> str | None:
     """The one of the prefixes under which anything lies; None where nothing does."""
     found: dict[str, str] = {}
-    for name in names:
-        prefix = next((p for p in prefixes if name.startswith(p)), None)
-        if prefix:
-            found.setdefault(prefix, name)
+    for name in (name for name in names if name.startswith(prefixes)):
+        found.setdefault(next(p for p in prefixes if name.startswith(p)), name)
     if len(found) > 1:
         first, second = list(found.values())[:2]
         raise CheckpointError(
@@ -358,10 +356,9 @@ def _marked(formats: Iterable[str | None], where: str) -> str | None:
 
 def _text_prefix(names: list[str], where: str) -> str:
     found: dict[str, str] = {}
-    for name in names:
-        prefix = next((p for p in _TEXT_PREFIXES if name.startswith(p)), None)
-        if prefix and not name.startswith((*TOWERS, *_HEADS, *MTP_PREFIXES)):
-            found.setdefault(prefix, name)
+    others = (*TOWERS, *_HEADS, *MTP_PREFIXES)
+    for name in (name for name in names if name.startswith(_TEXT_PREFIXES) and not name.startswith(others)):
+        found.setdefault(next(p for p in _TEXT_PREFIXES if name.startswith(p)), name)
     hf, mlx = (found.get(prefix) for prefix in _TEXT_PREFIXES[:2])
     if hf and mlx:
         raise CheckpointError(

@@ -110,7 +110,7 @@ def open_source(folder: str | Path, config: ModelConfig | None = None) -> Source
 def _layout(found: TensorFiles) -> Layout:
     """Markers count of those files only that hold something of the text model: a tower may be another writer's."""
     main = [entry for name, entry in found.entries.items() if not name.startswith((*TOWERS, *MTP_PREFIXES))]
-    holding = {entry.file.relative_to(found.folder).as_posix() for entry in main}
+    holding = {file.relative_to(found.folder).as_posix() for file in {entry.file for entry in main}}
     formats = [found.formats[name] for name in found.formats if name in holding]
     convolutions = {entry.shape for entry in main if entry.name.endswith("linear_attn.conv1d.weight")}
     return find_layout(found.entries, formats, str(found.folder), convolutions)

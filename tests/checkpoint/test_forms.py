@@ -17,6 +17,7 @@ from mlx_qwen35.checkpoint.source import open_source
 from mlx_qwen35.config import ModelConfig
 from mlx_qwen35.errors import CheckpointError, Qwen35Warning
 from mlx_qwen35.experts.budget import StreamPlan
+from mlx_qwen35.kernels.weights import Weights
 from tests.checkpoint.forms import Form, autoround_mlx, oq, pack
 from tests.checkpoints import relayout
 
@@ -165,6 +166,16 @@ def test_entries_that_contradict_are_refused(tmp_path: Path, case: str) -> None:
         load_model(form.write(tmp_path / "a"))
 
 
+def test_experts_that_config_tells_apart_are_refused(tmp_path: Path) -> None:
+    """They are one module here; their shapes could not differ either."""
+    form = autoround_mlx("moe")
+    one = "model.language_model.layers.0.mlp.experts.{}.up_proj"
+    form.entries |= {one.format(0): {"group_size": 64, "bits": 4}, one.format(1): {"group_size": 64, "bits": 8}}
+    form.quantization({"group_size": 64, "bits": 4}, form.entries)
+    with pytest.raises(CheckpointError, match=r"experts.0.up_proj and 8 bits .*experts.1.up_proj, which are the same"):
+        load_model(form.write(tmp_path / "a"))
+
+
 def test_shapes_that_no_quantization_has(tmp_path: Path) -> None:
     form = oq("dense")
     form.arrays[f"{UP}.weight"] = mx.zeros((320, 28), mx.uint32)  # 7 bits
@@ -189,6 +200,11 @@ def test_one_bit(tmp_path: Path, kind: str) -> None:
     assert len(carried) > 10 and all(after.specs[module] == before.specs[module] for module in carried)
     plain = convert(tmp_path / "a", tmp_path / "c", bits=None, dtype="float32", verify=True)
     assert mx.abs(logits(plain) - logits(tmp_path / "a")).max().item() < 1e-3
+
+
+def test_kernels_leave_one_bit_to_mlx() -> None:
+    packed = mx.quantize(mx.ones((32, 128)), group_size=64, bits=1)
+    assert Weights.of(*packed, group_size=64, bits=1, mode="affine") is None
 
 
 def test_one_bit_in_groups_of_128(tmp_path: Path) -> None:
@@ -306,6 +322,30 @@ def test_mixed_forms(tmp_path: Path) -> None:
     form.marker = None
     form.quantization({"group_size": 64, "bits": 4}, {hf_path(path): spec for path, spec in form.entries.items()})
     assert_same(form.write(tmp_path / "a"), form)
+
+
+@kinds
+@pytest.mark.parametrize("make", [oq, autoround_mlx])
+def test_text_alone_with_short_names(tmp_path: Path, kind: str, make: Callable[..., Form]) -> None:
+    """A flat config, and names without a roof, as a text-only export has them."""
+    form = make(kind)
+    names = {n: n.replace("model.language_model.", "model.").removeprefix("language_model.") for n in form.arrays}
+    form.arrays = {names[name]: array for name, array in form.arrays.items()}
+    form.write(tmp_path / "nested")
+    text = form.config.pop("text_config")
+    kept = {key: form.config[key] for key in ("quantization", "quantization_config", "architectures")}
+    form.config = {**text, **kept, "model_type": f"qwen3_5{'_moe' if kind == 'moe' else ''}_text"}
+    form.write(tmp_path / "flat")
+    assert mx.array_equal(logits(tmp_path / "flat"), logits(tmp_path / "nested"))
+    assert_same_head(tmp_path / "flat", tmp_path / "nested", ModelConfig.from_folder(tmp_path / "flat"))
+    out = convert(tmp_path / "flat", tmp_path / "b", bits=None, dtype="float32")
+    assert mx.abs(logits(out) - logits(tmp_path / "flat")).max().item() < 1e-3
+
+
+def test_a_head_in_a_second_file_without_an_index(tmp_path: Path) -> None:
+    form = oq("moe")
+    form.write(tmp_path / "a", lambda name: "model-mtp.safetensors" if ".mtp." in name else "model.safetensors")
+    assert_same(tmp_path / "a", form)
 
 
 def test_a_checkpoint_with_two_heads_or_towers_is_refused(tmp_path: Path) -> None:
