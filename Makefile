@@ -11,6 +11,9 @@ first_python = $(shell for python in $(or $(PYTHON),python3 python3.14 python3.1
 	"$$python" -c '$(1)' >/dev/null 2>&1 && echo "$$python" && break; done)
 no_python := mlx-qwen35 needs Python 3.10 or newer; install it from https://www.python.org/downloads/ or with a package \
 	manager (macOS: brew install python; Debian and Ubuntu: apt-get install python3 python3-venv)
+intel := import platform, sys; sys.exit((sys.platform, platform.machine()) != ("darwin", "x86_64"))
+no_mlx := this Python is made for Intel processors, for which there is no MLX: it takes a Mac with Apple silicon and a \
+	Python for it (arm64, not under Rosetta), or Linux
 no_venv := this Python cannot make virtual environments; install what it lacks: apt-get install python3-venv
 
 # The Linux wheel of MLX calls a slow reference BLAS; with OpenBLAS in front of it products are 30 times faster.
@@ -49,6 +52,7 @@ clean:
 $(MADE): pyproject.toml
 	$(eval python := $(call first_python,$(can_make_venv)))
 	$(if $(python),,$(error $(if $(call first_python,$(new_enough)),$(no_venv),$(no_python))))
+	$(if $(shell "$(python)" -c '$(intel)' 2>/dev/null && echo intel),$(error $(no_mlx)))
 	@echo "Making $(VENV) with $(python): a few minutes, once."
 	@$(python) -m venv --clear $(VENV)
 	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from dataclasses import asdict
 
 DESCRIPTION = "List every Qwen3.5, 3.6 and 3.8 on this machine, with the names to load them by."
+
+EXAMPLE = "Qwen/Qwen3.5-4B"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from mlx_qwen35.library.finding import DEMO
     from mlx_qwen35.library.listing import list_models
 
     models = list_models(*args.folders)
@@ -23,4 +27,6 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(records, ensure_ascii=False, indent=2))
     else:
         print(models)
+        if all(model.name == DEMO for model in models):
+            print(f"Nothing else is here. {EXAMPLE}, say, is downloaded when it is first used.", file=sys.stderr)
     return 0

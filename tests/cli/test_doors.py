@@ -3,6 +3,7 @@
 import ast
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -69,6 +70,25 @@ def test_machines_without_mlx(monkeypatch: pytest.MonkeyPatch, machine: str, tra
     monkeypatch.setattr(door, "find_spec", lambda name: None)
     told = door._what_to_install(ModuleNotFoundError("no", name="numpy"))
     assert told.startswith("MLX is not installed, and is not made for ") and says in told
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_make_on_a_mac_with_an_intel_processor(tmp_path: Path) -> None:
+    """One line, and no .venv of which pip cannot say why it stays empty."""
+    pretended = "import sys, platform; sys.platform = 'darwin'; platform.machine = lambda: 'x86_64'"
+    python = tmp_path / "python-for-intel"
+    python.write_text(
+        f'#!/bin/sh\ncase "$2" in *x86_64*) exec {sys.executable} -c "{pretended}\n$2";; esac\n'
+        f'[ "$1" = -c ] && exec {sys.executable} "$@"\nexit 3\n'
+    )
+    python.chmod(0o755)
+    for name in ("Makefile", "pyproject.toml"):
+        shutil.copy(CHECKOUT / name, tmp_path)
+    done = subprocess.run(
+        ["make", "demo", f"PYTHON={python}"], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode and "there is no MLX: it takes a Mac with Apple silicon" in done.stderr
+    assert not (tmp_path / ".venv").exists() and "Making" not in done.stdout
 
 
 def test_other_errors_are_not_hidden() -> None:
