@@ -1,7 +1,8 @@
 """README is true: its commands and snippets run as they are written there, and what it names is there.
 
 Knows README's form: code blocks, inline code, links. SOURCE, NAME and TARGET stand for the demo and what is made of it;
-what would install something or run the tests is only looked up.
+what would install something or run the tests is only looked up. README_ENVIRONMENT names a virtual environment in which
+the package was installed as README says; without, the checkout takes its place.
 """
 
 import ast
@@ -30,6 +31,7 @@ INDENTED = re.compile(r"(?<=\n\n)(?: {4}.*\n)+")
 INLINE = re.compile(r"`([^`\n]+(?:\n[^`\n]+)?)`")
 ABSENT = re.compile(r"of theirs these are not here: (.*?)\.\s+`--help`", re.DOTALL)
 SECONDS = 120
+INSTALLED = os.environ.get("README_ENVIRONMENT")
 
 
 def commands() -> list[str]:
@@ -74,12 +76,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     for name in ("clip.mp4", "after.mp4"):
         film(folder / name)
     (folder / "bin").mkdir()
-    for name, words in (("mlx-qwen35", f"{sys.executable} -m mlx_qwen35"), ("python", sys.executable)):
-        (folder / "bin" / name).write_text(f'#!/bin/sh\nexec {words} "$@"\n')
+    programs = {"git": "printf '%s\\n' '-a = 1' '+a = 2'"}  # what `git diff` gives is piped in
+    if INSTALLED is None:
+        programs |= {"python": f'exec {sys.executable} "$@"', "mlx-qwen35": f'exec {sys.executable} -m mlx_qwen35 "$@"'}
+    for name, does in programs.items():
+        (folder / "bin" / name).write_text(f"#!/bin/sh\n{does}\n")
         (folder / "bin" / name).chmod(0o755)
-    # What `git diff` gives is piped in.
-    (folder / "bin" / "git").write_text("#!/bin/sh\necho '-a = 1\n+a = 2'\n")
-    (folder / "bin" / "git").chmod(0o755)
     for door in ("generate.py", "convert.py"):
         (folder / door).symlink_to(CHECKOUT / door)
     hub = Hub()
@@ -92,11 +94,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def run_in(folder: Path, command: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
     home = {name: str(folder / "home") for name in ("HOME", "HF_HOME", "XDG_CACHE_HOME", "XDG_STATE_HOME")}
-    variables = {"PYTHONPATH": str(CHECKOUT), "HF_ENDPOINT": (folder / "hub").read_text(), "NO_PROXY": "127.0.0.1"}
-    paths = {"PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"}
+    variables = {"HF_ENDPOINT": (folder / "hub").read_text(), "NO_PROXY": "127.0.0.1"}
+    programs = [str(folder / "bin"), *([f"{INSTALLED}/bin"] if INSTALLED else []), os.environ["PATH"]]
+    variables |= {"PATH": os.pathsep.join(programs), "PYTHONPATH": "" if INSTALLED else str(CHECKOUT)}
     return subprocess.run(
-        ["bash", "-c", command], cwd=folder, env={**os.environ, **home, **variables, **paths}, input=stdin,
-        capture_output=True, text=True, timeout=SECONDS,
+        ["bash", "-c", command], cwd=folder, env={**os.environ, **home, **variables}, input=stdin, capture_output=True,
+        text=True, timeout=SECONDS,
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -31,6 +32,9 @@ def convert(
     return checkpoints.convert(folder, target, on_progress=on_progress, **options)
 
 
+_taken = inspect.signature(checkpoints.convert)
+_one_more = inspect.Parameter("on_download", inspect.Parameter.KEYWORD_ONLY, default=None)
+convert.__signature__ = _taken.replace(parameters=[*_taken.parameters.values(), _one_more])
 convert.__doc__ = f"""{checkpoints.convert.__doc__}
     source may be a name too, as `load` takes it: what is not on this machine is downloaded, once all else was checked.
     on_progress is then called for the download first, or on_download is, if it is given; each begins with (0, ..).
