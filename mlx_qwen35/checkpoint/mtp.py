@@ -189,15 +189,45 @@ def _is_drafter_inside(origin: Source, path: Path) -> bool:
     return path.parent != origin.folder and is_drafter(path.parent)
 
 
+@dataclass(frozen=True)
+class OpenedHead:
+    """A head in a folder, held against the config of its model; no weight of it is read but its norms.
+
+    parts: our tensors, under the names mtp.*; specs: how its modules are quantized, by the same names.
+    """
+
+    folder: Path
+    config: ModelConfig
+    found: MtpTensors
+    parts: dict[str, AnyPart]
+    specs: dict[str, QuantSpec]
+
+    @property
+    def norms(self) -> Norms:
+        return self.found.norms
+
+    def load(self, dtype: mx.Dtype | str | None = None, on_progress: Progress | None = None) -> MTPHead:
+        """The head; arguments and errors as in `load_mtp`."""
+        compute = compute_dtype(dtype)
+        check_experts(self.parts.values(), self.folder, compute)
+        head = MTPHead(self.config.text, self.found.layers)
+        if self.specs:
+            named = {path.removeprefix("mtp."): spec for path, spec in self.specs.items()}
+            nn.quantize(head, class_predicate=specs_of(named))
+        head.load_weights(_read(list(self.parts.values()), compute, on_progress))
+        head.eval()
+        return head
+
+    def read_norms(self, values: str, dtype: mx.Dtype | str | None = None) -> list[tuple[str, mx.array]]:
+        """Its norms alone, as if they were written as "hf", zero-centred, or as "mlx", scales."""
+        norms = [replace(part, shifted=values == HF) for name, part in self.parts.items() if is_centred(name)]
+        return _read(norms, compute_dtype(dtype), None)
+
+
 def mtp_specs(folder: str | Path, config: ModelConfig) -> tuple[int, dict[str, QuantSpec]]:
     """(layers of the head that `load_mtp` would load, how its modules are quantized); errors as there."""
-    found, _, specs = _checked(Path(folder), config)
-    return found.layers, specs
-
-
-def mtp_norms(folder: str | Path, config: ModelConfig) -> Norms:
-    """How the norms are written of the head that `load_mtp` would load; errors as there."""
-    return _checked(Path(folder), config)[0].norms
+    opened = open_head(folder, config)
+    return opened.found.layers, opened.specs
 
 
 def is_drafter(folder: str | Path) -> bool:
@@ -220,27 +250,7 @@ def load_mtp(
     dtype, on_progress, errors: as in `load_model`. Raises CheckpointError too where the folder has no MTP layer, or one
     for another model. Its experts are in memory, whatever becomes of the model's.
     """
-    folder, compute = Path(folder), compute_dtype(dtype)
-    found, parts, specs = _checked(folder, config)
-    check_experts(parts.values(), folder, compute)
-    head = MTPHead(config.text, found.layers)
-    if specs:
-        nn.quantize(head, class_predicate=specs_of({path.removeprefix("mtp."): spec for path, spec in specs.items()}))
-    head.load_weights(_read(list(parts.values()), compute, on_progress))
-    head.eval()
-    return head
-
-
-def load_norms(
-    folder: str | Path, config: ModelConfig, values: str, dtype: mx.Dtype | str | None = None
-) -> dict[str, mx.array]:
-    """The norms alone of the head that `load_mtp` loads, by their names there, read as if they were written so.
-
-    values: "hf", zero-centred, or "mlx", scales.
-    """
-    found, parts, _ = _checked(Path(folder), config)
-    shifted = [replace(part, shifted=values == HF) for name, part in parts.items() if is_centred(name)]
-    return dict(_read(shifted, compute_dtype(dtype), None))
+    return open_head(folder, config).load(dtype, on_progress)
 
 
 def _read(parts: list[AnyPart], compute: mx.Dtype, on_progress: Progress | None) -> list[tuple[str, mx.array]]:
@@ -254,8 +264,9 @@ def _read(parts: list[AnyPart], compute: mx.Dtype, on_progress: Progress | None)
     return [(name.removeprefix("mtp."), weight) for name, weight in weights]
 
 
-def _checked(folder: Path, config: ModelConfig) -> tuple[MtpTensors, dict[str, AnyPart], dict[str, QuantSpec]]:
-    """The head in a folder, its parts and quantizations, held against the model's config."""
+def open_head(folder: str | Path, config: ModelConfig) -> OpenedHead:
+    """The head in a folder, held against its model's config; errors as in `load_mtp`."""
+    folder = Path(folder)
     drafter = is_drafter(folder)
     own = None if drafter else read_config(folder)
     found = _open_drafter(folder) if drafter else find_mtp(open_source(folder, own))
@@ -276,7 +287,7 @@ def _checked(folder: Path, config: ModelConfig) -> tuple[MtpTensors, dict[str, A
         shown = "".join(f"\n  {problem}" for problem in problems[:6])
         raise CheckpointError(f"{folder}: this MTP layer does not belong to this model:{shown}\nDownload it again")
     check_version(specs.values(), str(folder))
-    return found, parts, specs
+    return OpenedHead(folder, config, found, parts, specs)
 
 
 def drafter_config(raw: Mapping[str, Any], where: str) -> ModelConfig:

@@ -7,7 +7,7 @@ and checked is speculative/'s business.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 
 from mlx_qwen35.checkpoint.load import compute_dtype, load_model, read_config
-from mlx_qwen35.checkpoint.mtp import is_drafter, load_mtp, load_norms, mtp_norms, mtp_specs
+from mlx_qwen35.checkpoint.mtp import is_drafter, mtp_specs, open_head
 from mlx_qwen35.checkpoint.names import HF, MLX
 from mlx_qwen35.checkpoint.source import open_source
 from mlx_qwen35.config import ModelConfig
@@ -48,18 +48,18 @@ def load_head(
     from its first token on; where the other reading guesses clearly more of them, it is taken, with a Qwen35Warning.
     Arguments and errors as in `load_mtp`.
     """
-    head = load_mtp(folder, model.config, dtype=dtype, on_progress=on_progress)
-    norms = mtp_norms(folder, model.config)
+    opened = open_head(folder, model.config)
+    head, norms = opened.load(dtype, on_progress), opened.norms
     if norms.sure or (norms.seen and model.expert_stats is not None):
         return head
     other = MLX if norms.chosen == HF else HF
-    readings = {way: load_norms(folder, model.config, way, dtype) for way in (norms.chosen, other)}
+    readings = {way: opened.read_norms(way, dtype) for way in (norms.chosen, other)}
     told = _continuation(model, _GUESSED if model.expert_stats is None else _GUESSED_STREAMED)
     tried = {way: _try(model, head, readings[way], *told) for way in readings}
     found, count = {way: len(trial.hits) for way, trial in tried.items()}, told[0].shape[1] - 1
     better = tried[other].is_better(tried[norms.chosen], count)
     chosen = other if better else norms.chosen
-    head.load_weights(list(readings[chosen].items()), strict=False)
+    head.load_weights(readings[chosen], strict=False)
     if better or norms.rule not in (None, chosen):
         warnings.warn(
             f"{folder}: the norms of its MTP layer are read as {_WRITTEN[chosen]}, though "
@@ -104,10 +104,10 @@ class _Trial:
 
 
 def _try(
-    model: Model, head: MTPHead, norms: Mapping[str, mx.array], tokens: mx.array, hidden: mx.array, said: mx.array
+    model: Model, head: MTPHead, norms: list[tuple[str, mx.array]], tokens: mx.array, hidden: mx.array, said: mx.array
 ) -> _Trial:
     """What a head with these norms makes of what the model said. Arguments as from _continuation."""
-    head.load_weights(list(norms.items()), strict=False)
+    head.load_weights(norms, strict=False)
     positions = mx.arange(tokens.shape[1] - 1)[None]
     states = head(model.embed_tokens(tokens[:, 1:]).astype(hidden.dtype), hidden[:, :-1], positions)
     mine, right = (_log_probabilities(model.head(x)) for x in (states, hidden[:, 1:]))

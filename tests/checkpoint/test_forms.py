@@ -372,6 +372,20 @@ def test_peers_read_what_is_written_here(tmp_path: Path) -> None:
         assert np.abs(np.array(model(TOKENS)) - np.array(logits(folder))).max() < 5e-3
 
 
+@kinds
+@pytest.mark.parametrize("make", [oq, autoround_mlx])
+def test_mlx_vlm_reads_the_same(tmp_path: Path, kind: str, make: Callable[..., Form]) -> None:
+    vlm = pytest.importorskip("mlx_vlm.utils")
+    form = make(kind, vision=True)
+    text = form.config["text_config"]  # it knows no rope keys but those of the section either
+    rope = text.get("rope_parameters", text)
+    text["rope_parameters"] = {k: rope[k] for k in ("rope_theta", "partial_rotary_factor", "mrope_section")}
+    text["rope_parameters"]["type"] = "default"
+    folder = form.write(tmp_path / "a")
+    theirs = vlm.load_model(folder).language_model(TOKENS).logits
+    assert np.abs(np.array(theirs.astype(mx.float32)) - np.array(logits(folder))).max() < 2e-3
+
+
 def test_packed_values_are_what_they_stand_for() -> None:
     arrays, specs, values = pack({"a.weight": np.ones((4, 64), np.float32)}, lambda path: {"group_size": 64, "bits": 4})
     assert set(arrays) == {"a.weight", "a.scales", "a.biases"} and specs["a"]["bits"] == 4

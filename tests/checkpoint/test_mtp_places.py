@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mlx_qwen35.checkpoint.convert import convert
-from mlx_qwen35.checkpoint.mtp import load_mtp, mtp_norms
+from mlx_qwen35.checkpoint.mtp import load_mtp, open_head
 from mlx_qwen35.config import ModelConfig
 from mlx_qwen35.errors import CheckpointError
 from mlx_qwen35.library.survey import survey
@@ -143,7 +143,7 @@ def test_who_says_how_norms_are_written(
     """The values decide, whatever their writer usually does: they cannot be both."""
     tensors, meant = write_bundle(tmp_path / "a", "dense", **config)
     put(tmp_path / "a", place, mtp_tensors(tensors, "mtp.", raw=raw), marker)
-    norms = mtp_norms(tmp_path / "a", ModelConfig.from_folder(tmp_path / "a"))
+    norms = open_head(tmp_path / "a", ModelConfig.from_folder(tmp_path / "a")).norms
     assert (norms.rule, norms.seen, norms.chosen, norms.sure) == (rule, seen, seen, rule == seen)
     assert mx.array_equal(found(tmp_path / "a"), meant)
 
@@ -154,7 +154,7 @@ def test_values_that_say_nothing_leave_it_to_the_writer(tmp_path: Path) -> None:
     for place, scale in (("optiq/mtp.safetensors", 1), ("mtp/weights.safetensors", 0)):
         put(tmp_path / "a", place, head)
         config = ModelConfig.from_folder(tmp_path / "a")
-        assert mtp_norms(tmp_path / "a", config).seen is None
+        assert open_head(tmp_path / "a", config).norms.seen is None
         assert (load_mtp(tmp_path / "a", config).norm.weight == scale).all().item()
         (tmp_path / "a" / place).unlink()
 
@@ -168,7 +168,7 @@ def test_conversion_puts_it_where_this_package_has_it(tmp_path: Path, kind: str,
     out = convert(tmp_path / "a", tmp_path / "b", bits=4)
     config = ModelConfig.from_folder(out)
     assert not {"mlx_lm_extra_tensors", "mtp_norm_encoding"} & config.raw.keys()  # which would speak of the source
-    assert mtp_norms(out, config).sure and (out / "mtp/weights.safetensors").exists()
+    assert open_head(out, config).norms.sure and (out / "mtp/weights.safetensors").exists()
     assert mx.array_equal(guesses(out, config), meant)
 
 
