@@ -115,7 +115,7 @@ def _bytes(text: str) -> int:
     from mlx_qwen35.library.plan import parse_size
 
     try:
-        return parse_size(text)
+        return parse_size(text, fewest=1000)
     except ValueError as error:
         raise OptionError(f"--target-size: {error}") from error
 

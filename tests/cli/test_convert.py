@@ -70,6 +70,7 @@ def test_flags(calls, run, argv, options):
         ("a --lmstudio c/d/e", "two plain names"),
         ("a b --target-size much", "--target-size"),
         ("a b --target-size 0GB", "--target-size"),
+        ("a b --target-size 24", "did you mean '24GB'?"),
         ("a b --target-size 1GB --q-bits 4", "--target-size"),
     ],
 )

@@ -12,7 +12,7 @@ from mlx_qwen35.cli.main import main
 from mlx_qwen35.errors import ArgumentError, CheckpointError, Qwen35Error
 from mlx_qwen35.generation import prefill
 from mlx_qwen35.kv import KVFormat
-from mlx_qwen35.library import demo_folder, load_model
+from mlx_qwen35.library import demo_folder, load_model, speed
 from mlx_qwen35.library.drafting import drafting_bytes
 from mlx_qwen35.library.estimating import estimate
 from mlx_qwen35.library.holding import hold
@@ -123,8 +123,10 @@ def test_published_configs(machine: Machine, name: str) -> None:
         check(estimate(machine.home, memory, dtype="bfloat16", **more))
 
 
-def test_the_demo_with_200_megabytes(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_demo_with_200_megabytes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """All experts but one fit; a prompt goes in smaller steps, which is what the plan counts on."""
+    monkeypatch.setattr(speed, "_ROWS", 256)  # the probe in small
+    monkeypatch.setattr(speed, "_PROBE_SECONDS", 0.02)
     assert main(["estimate", "demo", "--memory", "200MB"]) == 0
     assert "All experts but one stay in memory, and a prompt is read" in capsys.readouterr().out
     plan = estimate("demo", "200MB").streaming.plan
