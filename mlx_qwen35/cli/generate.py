@@ -66,6 +66,7 @@ def _answer(args: argparse.Namespace, ending: Ending) -> int:
         raise options.OptionError("no prompt: give one with -p TEXT, or -p - to read it from standard input")
     tools = prompting.read_tools(args.tools)
     told = prompting.prompt_options(args, tools)
+    prompting.check_places(args)
     words = DEMO_PROMPT if text is None else text
 
     def question(processor: Processor) -> str | list[Any]:

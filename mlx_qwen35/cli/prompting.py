@@ -43,6 +43,18 @@ def media_parts(args: argparse.Namespace) -> list[MediaPart]:
     return [MediaPart(kind, source, f"--{kind}") for kind, source in args.media]
 
 
+def check_places(args: argparse.Namespace) -> None:
+    """Raises PromptError where nothing is at a place that the flags show, before a model is looked for."""
+    from mlx_qwen35.vision.sources import open_source
+
+    for part in media_parts(args):
+        if not _is_fetched(args, part):
+            try:
+                open_source(part.source, "picture" if part.kind == "image" else part.kind)
+            except PromptError as error:
+                raise PromptError(f"{part}: {error}") from error
+
+
 def prompt_check(told: PromptOptions, question: Callable[[Processor], Any]) -> CheckOffer:
     """What is asked of a checkpoint before it is downloaded: whether it can see what it is to see, and, with its small
     files, whether there is a prompt. question: what the prompt is made of."""

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlx_qwen35 import checks
 from mlx_qwen35.checkpoint import convert as checkpoints
 from mlx_qwen35.checkpoint.asked import check_request
+from mlx_qwen35.errors import ArgumentError
 from mlx_qwen35.library.finding import find
+from mlx_qwen35.library.plan import parse_size
 
 if TYPE_CHECKING:
     from mlx_qwen35.library.hub import Offer
@@ -25,11 +29,37 @@ def convert(
     on_download: Callable[[int, int], None] | None = None,
     **options: Any,
 ) -> Path:
+    _check_arguments(target, {**options, "on_progress": on_progress, "on_download": on_download})
+    if isinstance(options.get("target_size"), str):
+        options["target_size"] = parse_size(options["target_size"])
+
     def check(offer: Offer) -> None:
         check_request(target, offer.config, **options)
 
     folder = find(source, on_progress=on_download or on_progress, check=check)
     return checkpoints.convert(folder, target, on_progress=on_progress, **options)
+
+
+def _check_arguments(target: Any, options: Mapping[str, Any]) -> None:
+    """Raises ArgumentError for names that there are not, and for values of another type."""
+    for name, value in options.items():
+        if name not in convert.__signature__.parameters:
+            known = checks.suggestion(name, convert.__signature__.parameters)
+            raise ArgumentError(f"convert has no argument {name!r}{known}")
+        if name == "bits":
+            checks.whole(name, value, 1, otherwise="leaves the weights unquantized")
+        elif name == "group_size":
+            checks.whole(name, value, 1)
+        elif name in ("overwrite", "resume", "pack_experts"):
+            checks.flag(name, value)
+        elif name.startswith("on_"):
+            checks.called(name, value)
+        elif name in ("mode", "recipe"):
+            checks.text(name, value, optional=name == "recipe")
+        elif name == "target_size" and not isinstance(value, str):
+            checks.whole(name, value, 1, otherwise="leaves the size to bits")
+    if not isinstance(target, (str, os.PathLike)) or not str(target).strip():
+        raise ArgumentError(f"target is {checks.shown(target)}; give the folder to write")
 
 
 _taken = inspect.signature(checkpoints.convert)
@@ -38,4 +68,5 @@ convert.__signature__ = _taken.replace(parameters=[*_taken.parameters.values(), 
 convert.__doc__ = f"""{checkpoints.convert.__doc__}
     source may be a name too, as `load` takes it: what is not on this machine is downloaded, once all else was checked.
     on_progress is then called for the download first, or on_download is, if it is given; each begins with (0, ..).
+    target_size may be a text, such as "100GB".
     """

@@ -77,8 +77,10 @@ def look_up(ref: str | Path | None) -> Stored | HubName:
         ref = ref.strip() if page is None else f"{page['name']}@{page['at']}" if page["at"] else page["name"]
     elif not isinstance(ref, os.PathLike):
         raise CheckpointError(f"{ref!r} is no name of a model: give a text or a Path")
+    if not str(ref):
+        raise CheckpointError("the name of the model is empty: give a folder or a name (`mlx-qwen35 ls`), or demo")
     folder = expanded(ref)
-    if str(ref) and os.path.isdir(folder):
+    if os.path.isdir(folder):
         return Stored(str(ref), _checkpoint_in(folder), "folder")
     if os.path.isfile(folder):
         return Stored(str(ref), _folder_of(folder), "folder")

@@ -45,6 +45,7 @@ def converse(args: argparse.Namespace, ending: Ending) -> int:
 
     tools = prompting.read_tools(args.tools)
     told = prompting.prompt_options(args, tools)
+    prompting.check_places(args)
     keeping = Keeping(args.session, ending)
     try:
         held = options.hold(args, prompting.prompt_check(told, lambda processor: "?"))
