@@ -254,7 +254,7 @@ def main() -> None:
     print(f"\n{table(rows)}\nothers' results that none of ours reaches at their size: {', '.join(short) or 'none'}")
     (RESULTS / "quality.md").write_text(table(rows))
     if not plot(rows, RESULTS / "quality.png"):
-        print("no plot: pip install 'mlx-qwen35[plots]'")
+        print("no plot: pip install matplotlib")
 
 
 if __name__ == "__main__":

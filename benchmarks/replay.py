@@ -370,7 +370,7 @@ def main() -> None:
             known[name] = {"of": around | {"layers": args.layers, "tokens": args.tokens}, "found": known[name]}
             RESULTS.write_text(json.dumps(known, indent=1) + "\n")
     if not replay_plots.draw(known, ROOT / "docs" / "streaming"):
-        print("no plots: pip install 'mlx-qwen35[plots]'")
+        print("no plots: pip install matplotlib")
 
 
 if __name__ == "__main__":

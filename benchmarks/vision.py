@@ -372,7 +372,7 @@ def main() -> None:
     from benchmarks.measuring import circumstances, installed
 
     if installed("mlx-vlm") is None:
-        raise SystemExit("mlx-vlm is not installed, so there is nothing to compare with: pip install 'mlx-qwen35[vlm]'")
+        raise SystemExit("mlx-vlm is not installed, so there is nothing to compare with: pip install mlx-vlm")
     shape = tower(arguments.layers, arguments.heads)
     around = circumstances() | {"mlx_vlm": installed("mlx-vlm"), "tower": shape}
     most = arguments.memory or int(free_memory() * 0.85)

@@ -180,7 +180,7 @@ def _extras() -> tuple[str, dict[str, Any]]:
     for name, packages in extras.items():
         lacks = [package for package, version in packages.items() if version is None]
         there = ", ".join(f"{package} {version}" for package, version in packages.items() if version)
-        words.append(f"{name} no (pip install '{PACKAGE}[{name}]')" if lacks else f"{name} yes ({there})")
+        words.append(f"{name} no (pip install {' '.join(lacks)})" if lacks else f"{name} yes ({there})")
     return "; ".join(words) or "none", extras
 
 

@@ -3,6 +3,7 @@
 import ast
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -95,3 +96,16 @@ def test_other_errors_are_not_hidden() -> None:
     assert door._what_to_install(ImportError("cannot import name 'x'", name="mlx_qwen35.cli")) is None
     assert "does not start" in door._what_to_install(ImportError("libjpeg.so", name="PIL._imaging"))
     assert "pillow is not installed" in door._what_to_install(ModuleNotFoundError("no", name="PIL"))
+
+
+def test_nothing_tells_to_install_from_where_it_is_not() -> None:
+    """The package is in no registry: what brings an extra is the clone ('.[video]') or the extra's own packages."""
+    rooms = [CHECKOUT / "README.md", *(CHECKOUT / "docs").rglob("*.md")]
+    for room in ("mlx_qwen35", "benchmarks", "examples"):
+        rooms += [path for path in (CHECKOUT / room).rglob("*") if path.suffix in (".py", ".md", ".ipynb")]
+    told = [path for path in rooms if "mlx-qwen35[" in path.read_text()]
+    assert len(rooms) > 100 and not told
+    extras = (CHECKOUT / "pyproject.toml").read_text().partition("[project.optional-dependencies]")[2]
+    for path in rooms:
+        for names in re.findall(r"pip install (?:-e )?'\.\[([\w,]+)\]'", path.read_text()):
+            assert all(f"\n{name} = [" in extras for name in names.split(",")), (path, names)

@@ -167,7 +167,7 @@ def test_extras(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ("cuda" in brought) == (sys.platform == "linux")
     monkeypatch.setattr(doctor, "_installed", lambda name: None if name == "av" else "1.0")
     words, values = doctor._extras()
-    assert "video no (pip install 'mlx-qwen35[video]')" in words and "notebook yes (ipython 1.0)" in words
+    assert "video no (pip install av)" in words and "notebook yes (ipython 1.0)" in words
     assert values["video"] == {"av": None}
 
 
