@@ -91,7 +91,8 @@ def _usual(entry: Fields, default: QuantSpec) -> dict[str, int]:
     mode = entry.values.get("mode") or "affine"
     if mode == default.mode:
         return {"bits": default.bits, "group_size": default.group_size}
-    return dict(zip(("bits", "group_size"), USUAL.get(mode, USUAL["affine"]), strict=True))
+    usual = USUAL[mode] if isinstance(mode, str) and mode in USUAL else USUAL["affine"]
+    return dict(zip(("bits", "group_size"), usual, strict=True))
 
 
 def _quant_spec(spec: Fields) -> QuantSpec:

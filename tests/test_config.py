@@ -314,6 +314,7 @@ def test_rope_said_twice_and_differently(key, other):
         {"group_size": 64, "bits": 4, "lm_head": 8},
         {"group_size": 64, "bits": 4, "lm_head": {"bits": 7}},
         {"group_size": 64, "bits": 4, "a.b": 8.0},
+        {"group_size": 64, "bits": 4, "a.b": {"bits": 4, "mode": ["affine"]}},
         4,
     ],
 )

@@ -43,7 +43,11 @@ from mlx_qwen35.errors import CheckpointError
 from mlx_qwen35.machine.files import allow_open, listed
 
 _COPIED = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*", "NOTICE*")
-_OWN = ("config.json", "quantize_config.json", "quant_config.json")  # what the source says of its own weights
+# What the source says of its own weights.
+_OWN = (
+    "config.json", "quantize_config.json", "quant_config.json", "hf_quant_config.json", "jang_config.json",
+    "mtplx_runtime.json",
+)  # fmt: skip
 _GO_ON = "Go on with --resume (resume=True)"
 
 OnProgress = Callable[[int, int], None]

@@ -33,6 +33,7 @@ _AUTOROUND = ("auto-round", "auto_round", "autoround")
 METHODS = ("gptq", *_AUTOROUND)
 # AutoRound's packings, and how far each stores zeros below themselves.
 _PACKINGS = {"auto_round:auto_gptq": 1, "auto_round:gptq": 1, "auto_gptq": 1, "gptq": 1}
+_MOST_REPEATS, _LONGEST_RULE = 4, 200  # of a pattern for modules' paths
 KINDS = ("qweight", "scales", "qzeros", "g_idx")
 _BITS = (2, 4, 8)  # those whose values do not cross words
 _SCALES = ("F16", "BF16", "F32")
@@ -206,7 +207,7 @@ def _read_spec(section: Mapping[str, Any], where: str, prefix: str) -> QuantSpec
 def _read_autoround(section: Mapping[str, Any], spec: QuantSpec, where: str) -> Gptq:
     """AutoRound's own keys: how words are packed, and what single modules have."""
     form = section.get("packing_format", "auto_round:auto_gptq")
-    if form not in _PACKINGS:
+    if not isinstance(form, str) or form not in _PACKINGS:
         raise _fail(where, "packing_format", f"is {form!r:.40}, and only {' and '.join(list(_PACKINGS)[:2])} are read")
     if section.get("data_type", "int") != "int":
         raise _fail(where, "data_type", f"is {section['data_type']!r:.40}, and only integers ('int') are read")
@@ -229,14 +230,19 @@ def _read_autoround(section: Mapping[str, Any], spec: QuantSpec, where: str) -> 
         own = {"sym": True, "bits": spec.bits, "group_size": spec.group_size, "quant_method": "auto-round"}
         said = {key: value for key, value in changes.items() if value is not None}
         modules[path] = _read_spec(own | said, where, f"extra_config.{path}.")
-    rules = tuple((pattern, modules.pop(path)) for path in [*modules] if (pattern := _pattern(path)))
+    rules = tuple((pattern, modules.pop(path)) for path in [*modules] if (pattern := _pattern(path, where)))
     return Gptq(spec, _PACKINGS[form], modules, rules)
 
 
-def _pattern(path: str) -> re.Pattern[str] | None:
-    """A key of extra_config as a regular expression, where it is one and not a module's path."""
+def _pattern(path: str, where: str) -> re.Pattern[str] | None:
+    """A key of extra_config as a regular expression, where it is one and not a module's path.
+
+    Raises CheckpointError for those that could take for ever: a config.json comes from anywhere.
+    """
     if not set(path) & set("*+?[](){}|\\^$"):
         return None
+    if len(re.findall(r"[*+{]", path)) > _MOST_REPEATS or re.search(r"\)[*+{?]", path) or len(path) > _LONGEST_RULE:
+        raise _fail(where, f"extra_config.{path:.80}", "is a pattern of a kind that is not read")
     try:
         return re.compile(path)
     except re.error:

@@ -98,6 +98,9 @@ def assert_head(folder: Path, meant: dict[str, np.ndarray]) -> None:
         ({"extra_config": {"a.b": {"sym": False}}}, "extra_config.a.b.sym is False"),
         ({"extra_config": {"a.b": {"data_type": "mx_fp4"}}}, "extra_config.a.b has data_type 'mx_fp4'"),
         ({"extra_config": ["a"]}, "extra_config is no object"),
+        ({"extra_config": {"(a+)+": {"bits": 8}}}, "is a pattern of a kind that is not read"),
+        ({"extra_config": {".*a" * 9: {"bits": 8}}}, "is a pattern of a kind that is not read"),
+        ({"packing_format": ["a"]}, "packing_format is"),
     ],
     ids=str,
 )

@@ -64,3 +64,5 @@ def test_a_file_that_was_left_behind_is_no_matter(tmp_path: Path) -> None:
     for text in (json.dumps(HF_QUANT), "[", "[]", "{}"):
         (tmp_path / "a/hf_quant_config.json").write_text(text)
         load_model(tmp_path / "a")
+    out = convert(tmp_path / "a", tmp_path / "b", bits=None)
+    assert not (out / "hf_quant_config.json").exists()  # other loaders would believe it
