@@ -46,7 +46,7 @@ def check_offer(
     vocabulary than the draft model's, an adapter that does not fit, ... Arguments as in `load`; draft_model: its name,
     of which nothing is fetched.
 
-    Where config.json may not tell the size of the weights, memory is left to `hold`, which knows the files.
+    Never more than `hold` would say: where config.json may not tell the size of the weights, memory is left to that.
     """
     size, where = memory_size(memory)
     if offer.is_drafter:
@@ -61,10 +61,12 @@ def check_offer(
     beside = told_drafting(config, mtp, draft_model, dtype, where=offer.name)
     if memory is None and config.text.moe is None and not has_metal():
         return
+    # The least: whether there is a vision tower, and what reading takes for a moment, the files say.
+    config = replace(config, vision=None)
     demand = told_demand(config, told_specs(config), compute_dtype(dtype))
     if config.quantization is not None or (config.source_quantization or {}).get("quant_method") not in (None, "fp8"):
         files = sum(size for name, size in offer.files.items() if name.endswith(".safetensors"))
         if weight_bytes(config, demand.specs, demand.itemsize).total > _DOUBTFUL * files:
             return
-    demand = replace(demand, kv_form=kv_form, beside=beside)
+    demand = replace(demand, kv_form=kv_form, beside=beside, loading=0, loading_layer=0)
     decide(demand, size, context_length, where if memory is None else None, offer.name)

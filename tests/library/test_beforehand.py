@@ -10,8 +10,12 @@ from PIL import Image
 
 import mlx_qwen35
 from mlx_qwen35.cli.main import main
-from mlx_qwen35.errors import Qwen35Error
-from mlx_qwen35.library import find, load_model
+from mlx_qwen35.config import ModelConfig
+from mlx_qwen35.errors import CheckpointError, Qwen35Error
+from mlx_qwen35.library import find, hold, load_model
+from mlx_qwen35.library.beforehand import check_offer
+from mlx_qwen35.library.hub import Offer
+from tests.checkpoint.foreign import write_fp8, write_gptq
 from tests.fake_hub import Hub
 from tests.machine import Machine, checkpoint
 from tests.text.folders import write_text_files
@@ -94,6 +98,33 @@ def test_what_the_template_refuses(published: Path, hub: Hub, capsys: pytest.Cap
         assert "No tools here." in capsys.readouterr().err and set(hub.gets) == SMALL
     assert main(["generate", "-p", "hi " * 300, "--model", NAME, "--context-length", "200"]) == 2
     assert "200" in capsys.readouterr().err and set(hub.gets) == SMALL
+
+
+def test_memory_is_refused_only_where_the_files_would_be(tmp_path: Path) -> None:
+    """And it is refused, by what is nearly as much as they say."""
+    write_fp8(tmp_path / "fp8", "moe")
+    write_gptq(tmp_path / "gptq", "dense")
+    made = {
+        "dense": checkpoint(tmp_path / "dense", kind="dense"),
+        "moe": checkpoint(tmp_path / "moe", kind="moe"),
+        "fp8": tmp_path / "fp8",
+        "gptq": tmp_path / "gptq",
+        "4bit": mlx_qwen35.convert("demo", tmp_path / "4bit"),
+        "demo": find("demo"),
+    }
+    refused = {name: 0 for name in made}
+    for name, folder in made.items():
+        files = {path.name: path.stat().st_size for path in folder.iterdir()}
+        offer = Offer(name, "0" * 40, ModelConfig.from_folder(folder), files)
+        for memory in range(100_000_000, 500_000_000, 17_000_000):
+            try:
+                check_offer(offer, memory)
+            except CheckpointError as error:
+                assert "does not fit into" in str(error)
+                refused[name] += 1
+                with pytest.raises(CheckpointError, match="does not fit into"):
+                    hold(folder, memory)
+    assert all(refused.values())
 
 
 CONVERTING = [
@@ -181,7 +212,10 @@ def test_a_picture_that_is_not_there_costs_no_look_at_the_hub(
 
 
 def test_one_bar_where_none_is_given(published: Path, hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
-    find(NAME)
+    mlx_qwen35.load(NAME)
     err = capsys.readouterr().err
     bars = {line.partition(":")[0] for line in err.replace("\n", "\r").split("\r") if line.strip()}
     assert bars == {NAME} and "100%" in err
+    mlx_qwen35.load(OTHER, on_progress=mlx_qwen35.ProgressBar("Loading"))
+    err = capsys.readouterr().err
+    assert err.count("100%") == 2 and {line[:7] for line in err.replace("\n", "\r").split("\r")} == {"", "Loading"}
