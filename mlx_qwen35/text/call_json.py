@@ -14,6 +14,7 @@ from mlx_qwen35.text.lenient import NoValue, read_value, read_value_at
 from mlx_qwen35.text.tags import Kind, Tag
 
 _NAMES = ("name", "function", "tool", "tool_name")
+_BESIDE = {*_NAMES, "id", "type", "index"}
 _ARGUMENTS = ("arguments", "parameters", "args", "input")
 
 
@@ -54,6 +55,8 @@ def _named(objects: list[Any], schemas: ToolSchemas) -> Iterator[tuple[str, dict
         if not name:
             raise Unreadable("the JSON of a call names no function")
         key = next((key for key in _ARGUMENTS if key in inner), None)
+        if key is None and inner.keys() - _BESIDE:
+            raise Unreadable(f"the JSON of a call has its arguments for {name} beside its name")
         if key is None and (not schemas.offers(name) or schemas.required(name)):
             raise Unreadable(f"the JSON of a call has no arguments for {name}")
         yield name, _arguments_of({} if key is None else inner[key])

@@ -85,6 +85,7 @@ class Reading:
         self._cut, self._only = cut, only
         self._tags = [tag for tag in tags if only is None or tag.end <= only]
         self._wrapped = text.startswith(OPENING)
+        self._quoted = frozenset() if way.pairs else self._quoted_calls()
 
     def read(self) -> tuple[tuple[WrittenCall, ...], int]:
         """-> (the calls, where they end); raises Unreadable."""
@@ -100,6 +101,25 @@ class Reading:
             raise Unreadable("tags are left over behind the call")
         return tuple(calls), end
 
+    def _quoted_calls(self) -> frozenset[int]:
+        """The tags of calls inside this one that have both their ends; the last end is its own, but for slips."""
+        found: set[int] = set()
+        opened: list[int] = []
+        ends = [index for index, tag in enumerate(self._tags) if tag.kind is Kind.CALL_END]
+        own = ends[-1] if ends and self._wrapped and not self._way.slips else len(self._tags)
+        for index in range(int(self._wrapped), own):
+            tag = self._tags[index]
+            if tag.kind is Kind.CALL and self._opens_call(tag):
+                opened.append(index)
+            elif tag.kind is Kind.CALL_END and opened:
+                start = opened.pop()
+                if not opened:
+                    found.update(range(start, index + 1))
+        return frozenset(found)
+
+    def _opens_call(self, tag: Tag) -> bool:
+        return bool(CALLABLE.match(self._text, SPACE.match(self._text, tag.end).end()))
+
     def _next(self, index: int) -> Tag | None:
         return self._tags[index] if index < len(self._tags) else None
 
@@ -110,6 +130,9 @@ class Reading:
     def _blank(self, start: int, index: int) -> bool:
         """Whether only white space stands before a tag."""
         return not self._text[start : self._start(index)].strip()
+
+    def _is_closed(self, tag: Tag) -> bool:
+        return self._text.endswith(">", tag.start, tag.end)
 
     def _is_stray(self, tag: Tag) -> bool:
         return tag.kind is Kind.OTHER_END and tag.name in _STRAY
@@ -140,7 +163,7 @@ class Reading:
                 texts[tag.name], index = self._value(tag, index + 1, name, names, texts)
                 at = self._start(index)
             elif tag.kind is Kind.FUNCTION_END or (
-                self._way.slips and texts and tag.kind in (Kind.CALL_END, Kind.FUNCTION)
+                self._way.slips and (texts or names == frozenset()) and tag.kind in (Kind.CALL_END, Kind.FUNCTION)
             ):
                 if words and not texts:
                     raise Unreadable(f"words stand where a parameter of {name} is due")
@@ -190,11 +213,16 @@ class Reading:
         others = frozenset() if names is None else names
         pairs: list[Kind] = []
         at = opening.end
+        doubted = False  # what ends a function was text, if the value goes on
         paired = False  # the last tag closed what was opened inside the value
         perhaps: tuple[str, int] | None = None
         while (tag := self._next(index)) is not None:
             if self._text[at : tag.start].strip():
                 value.run, value.stray, paired = None, None, False
+            if value.run is not None and not pairs and self._is_further(tag):
+                if not self._way.slips:
+                    raise Unreadable(f"{tag.name} stands behind a value of {name}, which has no end")
+                return self._cut_out(value, value.run), index
             at = tag.end
             starts = (
                 tag.kind is Kind.PARAMETER
@@ -202,10 +230,13 @@ class Reading:
                 and tag.name != value.key
                 and (names is None or tag.name in others)
                 and (tag.fresh or value.run is not None)
+                and (tag.usual or value.run is not None or not (opening.usual and self._is_closed(tag)))
             )
             if starts and not pairs and not (tag.usual or self._way.slips):
                 raise Unreadable(f"{tag.name} of {name} has no usual tag")
-            if self._way.pairs and self._is_paired(tag, pairs, value, starts):
+            if index in self._quoted:
+                value.forget()
+            elif self._way.pairs and self._is_paired(tag, pairs, value, starts):
                 value.forget()
                 paired = tag.kind is Kind.PARAMETER_END and not pairs
             elif self._closes(tag, value):
@@ -213,10 +244,11 @@ class Reading:
                     raise Unreadable(f"</parameter> stands inside {value.key} of {name}, or words behind its end")
                 value.run = tag.start if value.run is None else value.run
                 value.closed = (value.run, tag.end) if tag.fresh or value.closed else None
-            elif value.run is not None and self._is_stray(tag):
+                paired = False
+            elif value.run is not None and self._way.slips and self._is_stray(tag):
                 value.closed = (value.run, tag.end)
             elif self._is_stray(tag) and tag.fresh:
-                value.stray, value.closed = tag.start if value.stray is None else value.stray, None
+                value.stray, value.run = tag.start if value.stray is None else value.stray, None
             elif starts:
                 end = None if paired else self._end_of(value, tag)
                 if end is None:
@@ -226,10 +258,13 @@ class Reading:
                 ends = tag.kind in (Kind.FUNCTION_END, Kind.CALL_END)
                 end = self._end_of(value, tag) if ends else None
                 sure = None if end is None else self._ends_call(index)
+                if sure and doubted and value.run is None:
+                    raise Unreadable(f"</function> stands inside {value.key} of {name}, or words behind it")
                 if sure:
                     return self._cut_out(value, end), index
                 if sure is False and perhaps is None:
                     perhaps = self._cut_out(value, end), index
+                doubted = doubted or (tag.kind is Kind.FUNCTION_END and value.run is not None)
                 value.forget()
             index += 1
         if perhaps is not None:
@@ -237,6 +272,10 @@ class Reading:
         if self._only is None and self._way.slips and value.run is not None and not self._text[at:].strip():
             return self._cut_out(value, value.run), index
         raise Unreadable(f"the reply ends inside {value.key} of {name}")
+
+    def _is_further(self, tag: Tag) -> bool:
+        """Whether another function begins with a tag, though the one before it has no end."""
+        return (self._way.slips or not self._way.pairs) and tag.kind is Kind.FUNCTION and self._may_follow(tag)
 
     def _closes(self, tag: Tag, value: _Value) -> bool:
         """Whether a tag closes a value, if what follows it agrees."""
@@ -262,7 +301,7 @@ class Reading:
                 pass
             return True
         if tag.kind is Kind.CALL:
-            opens = bool(CALLABLE.match(self._text, SPACE.match(self._text, tag.end).end()))
+            opens = self._opens_call(tag)
         elif tag.kind is Kind.FUNCTION:
             opens = tag.fresh and tag.usual
         else:
@@ -306,7 +345,7 @@ class Reading:
 
     def _past_doubled(self, at: int) -> int:
         """Behind tags that close what is closed already."""
-        while self._only is None:
+        while self._only is None and (self._way.pairs or self._way.slips):
             after = SPACE.match(self._text, at).end()
             closer = next((tag for tag in FRAMES if self._text.startswith(tag, after)), None)
             if closer is None:

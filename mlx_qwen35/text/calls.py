@@ -15,9 +15,9 @@ yet. The text is read in up to four ways, and the first that makes a call of it 
 
     as it is written       calls and parameters inside a value are text together with what closes them; a value ends
                            where </parameter> is followed by a parameter or by </function></tool_call>
+    without pairs          as it is written, where a value holds a tag that nothing closes, and that could begin nothing
     with slips             </parameter> or </function> left out, other closing tags, words between parameters, a name
                            without its >, several functions in one <tool_call>, frames missing at the end of the reply
-    without pairs          as it is written, where a value holds a tag that nothing closes, and that could begin nothing
     the last two together
 
 Where a call ends is certain only by what follows it: the end of the reply, or another call. Only a call that is read
@@ -50,7 +50,7 @@ from mlx_qwen35.text.tags import Kind, Tags
 __all__ = ["OPENING", "CallReader", "CallState", "WrittenCall"]
 
 _AS_WRITTEN = Way(pairs=True, slips=False)
-_WAYS = (_AS_WRITTEN, Way(pairs=True, slips=True), Way(pairs=False, slips=False), Way(pairs=False, slips=True))
+_WAYS = (_AS_WRITTEN, Way(pairs=False, slips=False), Way(pairs=True, slips=True), Way(pairs=False, slips=True))
 
 
 class CallState(Enum):
@@ -72,6 +72,7 @@ class CallReader:
         self._schemas = schemas
         self._tags = Tags()
         self._looked = 0  # tags whose surroundings are known
+        self._judged = 0  # the same, of ended_before()
         self.calls: tuple[WrittenCall, ...] = ()
         self.end = 0
         self.reason = ""
@@ -107,14 +108,20 @@ class CallReader:
         """Whether the next character, whichever it is, may decide."""
         return not self.begun or self._looked < len(self._tags.found)
 
-    def ended_before(self, text: str, *but: str) -> bool:
-        """Whether a call that is as it should be ends in the text and is followed by something else than one of `but`,
-        or than a beginning of one."""
-        for tag in self._tags.found:
-            after = text[tag.end :].lstrip() if tag.kind is Kind.CALL_END else ""
-            other = after and not any(word.startswith(after[: len(word)]) for word in but)
-            if other and self._read(text, _AS_WRITTEN, only=tag.end):
-                return True
+    def ended_before(self, text: str, but: str) -> bool:
+        """Whether a call that is as it should be ends in the text, before that which advance() found if it found one,
+        and is followed by something else than a call, or `but`, or a beginning of them."""
+        found = self._tags.found
+        while self._judged < len(found) and not 0 < self.end <= found[self._judged].end:
+            tag = found[self._judged]
+            if tag.kind is Kind.CALL_END:
+                after = SPACE.match(text, tag.end).end()
+                another = follows(text, tag.end, self._schemas)
+                if another is None or but.startswith(text[after : after + len(but)]):
+                    return False
+                if not another and self._read(text, _AS_WRITTEN, only=tag.end):
+                    return True
+            self._judged += 1
         return False
 
     def finish(self, text: str, *, cut: bool) -> CallState:

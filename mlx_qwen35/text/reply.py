@@ -210,32 +210,33 @@ class ReplyParser:
     def _read_reasoned_call(self) -> bool:
         """Calls inside the reasoning: held back as long as nothing else follows them."""
         end = self._text.find(_THINK_END)
+        if self._is_pondered(self._text if end < 0 else self._text[:end]):
+            self._give(ReasoningDelta, OPENING)
+            self._text = self._text[len(OPENING) :]
+            self._read = self._read_reasoning
+            return True
         if end >= 0 and self._text[end + len(_THINK_END) :].strip():
             self._give(ReasoningDelta, self._text[:end])
             self._end_reasoning(end)
             return True
         if self._final:
             self._end_with_reasoned_calls(self._text if end < 0 else self._text[:end])
-            return False
-        if end < 0 and self._is_pondered():
-            self._give(ReasoningDelta, OPENING)
-            self._text = self._text[len(OPENING) :]
-            self._read = self._read_reasoning
-            return True
         return False
 
-    def _is_pondered(self) -> bool:
-        """Whether the text cannot be calls alone any more."""
+    def _is_pondered(self, text: str) -> bool:
+        """Whether the text cannot be calls alone any more, however it goes on."""
         while True:
-            rest = self._text[self._passed :].lstrip()
+            rest = text[self._passed :].lstrip()
             if OPENING.startswith(rest) or _THINK_END.startswith(rest):
                 return False
             if not rest.startswith(OPENING):
                 return True
             state = self._call.advance(rest)
-            if state is not CallState.WHOLE:
-                return state is CallState.BROKEN or self._call.ended_before(rest, _THINK_END, OPENING)
-            self._passed = len(self._text) - len(rest) + self._call.end
+            if state is CallState.BROKEN or self._call.ended_before(rest, _THINK_END):
+                return True
+            if state is CallState.OPEN:
+                return False
+            self._passed = len(text) - len(rest) + self._call.end
             self._call = CallReader(self._schemas)
 
     def _end_with_reasoned_calls(self, text: str) -> None:
