@@ -85,7 +85,7 @@ def load(
     # The small files first: a tokenizer that is missing should not be found out after minutes of weights.
     processor = load_processor(folder, context_length=held.context_length, yarn=yarn)
     if adapter is not None:
-        check_fit(adapter, processor.config)
+        check_fit(adapter, read_config(folder))
     model = load_held(held, warm_start=warm_start, on_progress=on_progress)
     if mtp:
         model.take_mtp(load_head(folder, model, dtype=dtype, on_progress=on_progress))
