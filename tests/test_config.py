@@ -85,6 +85,19 @@ def test_published_sizes(name, hidden, layers, heads, values, tied, ffn):
     assert config.quantization is None and config.source_quantization is None
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["Qwen3.6-27B", "Qwen3.6-35B-A3B", "Qwen3.8-27B", "Qwen3.8-2.4T-A95B", "Intel_Qwen3.6-27B-int4-mlx-AutoRound"],
+)
+def test_successors(shared_dir, name):
+    config = read(json.loads((shared_dir / "model_data/configs" / f"{name}.json").read_text()))
+    assert config.text.rope == Rope(1e7, 64, (11, 11, 10), None) and config.text.vocab_size == 248320
+    assert (config.vision is None) == ("2.4T" in name) and config.text.mtp_num_hidden_layers == 1
+    if name.startswith("Intel"):
+        assert config.quantization.default == QuantSpec(4, 128, "affine")
+        assert config.quantization.overrides["model.visual.pos_embed"] is None
+
+
 @pytest.mark.parametrize("kind", ["dense", "moe"])
 def test_nested_and_flat_are_the_same_model(kind):
     nested, flat = (read(tiny_config(kind, flat=f)) for f in (False, True))
