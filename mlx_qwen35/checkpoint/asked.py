@@ -101,6 +101,6 @@ def check_target(source: Path | None, target: Path, overwrite: bool) -> None:
     if source is not None and target.resolve() in (source.resolve(), *source.resolve().parents):
         raise Refused(f"{target} is the source or holds it: choose another folder for the conversion")
     if not overwrite:
-        raise Refused(f"{target} exists already: choose another folder, or ask to overwrite it")
+        raise Refused(f"{target} exists already: choose another folder, or overwrite it (--overwrite, overwrite=True)")
     if not target.is_dir() or (any(listed(target)) and not (target / "config.json").exists()):
         raise Refused(f"{target} is no checkpoint and is not overwritten: choose another folder")
