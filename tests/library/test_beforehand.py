@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import pytest
 from PIL import Image
 
@@ -12,7 +13,7 @@ import mlx_qwen35
 from mlx_qwen35.cli.main import main
 from mlx_qwen35.config import ModelConfig
 from mlx_qwen35.errors import CheckpointError, Qwen35Error
-from mlx_qwen35.library import find, hold, load_model
+from mlx_qwen35.library import find, hold, load_model, loading
 from mlx_qwen35.library.beforehand import check_offer
 from mlx_qwen35.library.hub import Offer
 from tests.checkpoint.foreign import write_fp8, write_gptq
@@ -219,3 +220,23 @@ def test_one_bar_where_none_is_given(published: Path, hub: Hub, capsys: pytest.C
     mlx_qwen35.load(OTHER, on_progress=mlx_qwen35.ProgressBar("Loading"))
     err = capsys.readouterr().err
     assert err.count("100%") == 2 and {line[:7] for line in err.replace("\n", "\r").split("\r")} == {"", "Loading"}
+
+
+def test_an_adapter_of_another_model_costs_no_weights(
+    published: Path, hub: Hub, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a download nor, of what is here, the reading."""
+    name = "language_model.model.layers.0.mlp.gate_proj"
+    leaves = {f"{name}.lora_a": mx.zeros((7, 2)), f"{name}.lora_b": mx.zeros((2, 7))}
+    mx.save_safetensors("adapter/adapters.safetensors", leaves)
+    parameters = {"rank": 2, "scale": 1.0, "dropout": 0.0}
+    Path("adapter/adapter_config.json").write_text(json.dumps({"lora_parameters": parameters, "num_layers": 1}))
+    monkeypatch.setattr(loading, "read_model", None)
+    for model in (NAME, "demo"):
+        with pytest.raises(CheckpointError, match="was trained on another model"):
+            mlx_qwen35.load(model, adapter_path="adapter")
+        assert main(["generate", "-p", "hi", "--model", model, "--adapter-path", "adapter"]) == 2
+        assert "was trained on another model" in capsys.readouterr().err
+    with pytest.raises(CheckpointError, match="was trained on another model"):
+        mlx_qwen35.convert(NAME, "x", adapter_path="adapter")
+    assert fetched(hub) == set()
