@@ -30,7 +30,7 @@ _PACKAGES = ("mlx-lm", "numpy", "safetensors", "tokenizers", "huggingface_hub", 
 _NOT_FOR_USERS = ("test", "dev")  # extras
 _VARIABLES = (
     "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_ENDPOINT", "XDG_CACHE_HOME", "TRANSFORMERS_OFFLINE", "LD_PRELOAD",
-    "MLX_METAL_FAST_SYNCH", "MLX_MAX_OPS_PER_BUFFER", "OPENBLAS_CORETYPE",
+    "MLX_METAL_FAST_SYNCH", "MLX_MAX_OPS_PER_BUFFER", "MLX_ENABLE_TF32", "OPENBLAS_CORETYPE",
 )  # fmt: skip
 _QUESTION, _ANSWER = "What is 17 + 25?", "42"
 _ANSWER_SECONDS = 60  # that the demo may take, with the compiling of kernels

@@ -129,6 +129,7 @@ class Model(nn.Module):
         self._pool: ExpertPool | None = None
         self.kv_form: KVFormat | None = None  # how caches keep keys and values; None: as they are
         self.snapshot_bytes = SNAPSHOT_BYTES
+        self.exact = False  # whether be_exact() was called
         self._mtp: tuple[MTPHead, ...] = ()  # no list: what tools do to a module's parts must not happen to a head
 
     @property
@@ -149,6 +150,15 @@ class Model(nn.Module):
     def take_mtp(self, head: MTPHead) -> None:
         """Keep a head beside the model."""
         self._mtp = (head,)
+
+    def be_exact(self) -> None:
+        """From now on up to 8 rows of a call have the bits that each has alone, and streamed experts give those of
+        resident ones, on a GPU too; docs/EXACTNESS.md has what that means and costs. After loading; for good."""
+        banks = [] if self._pool is None else self._pool.banks
+        for part in (*self.modules(), *banks):
+            if part is not self and hasattr(part, "be_exact"):
+                part.be_exact()
+        self.exact = True
 
     @property
     def model_type(self) -> str:

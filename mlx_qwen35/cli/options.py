@@ -60,8 +60,14 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         default=True,
         help="where experts are read from the disk: note at the end which are in memory, and begin with them next time",
     )
+    group.add_argument(
+        "--exact",
+        action="store_true",
+        help="give drafted tokens the bits that they have alone, and streamed experts those of resident ones, on a GPU "
+        "too; slower",
+    )
     add_kv_arguments(group)
-    drafts = parser.add_argument_group("drafts (how fast tokens come, not which)")
+    drafts = parser.add_argument_group("drafts (how fast tokens come, not which; see --exact)")
     drafts.add_argument(
         "--mtp",
         action=argparse.BooleanOptionalAction,
@@ -192,6 +198,8 @@ def hold(args: argparse.Namespace, check: CheckOffer | None = None) -> Held:
         raise OptionError(f"--context-length is {args.context_length}; it must be 2 or more")
     if args.mtp and args.draft_model is not None:
         raise OptionError("--mtp and --draft-model: only one can draft; leave one out")
+    if args.exact and args.adapter_path is not None:
+        raise OptionError("--exact does not hold for an adapter beside the weights: merge it first, or leave one out")
     if args.num_draft_tokens is not None and not 1 <= args.num_draft_tokens <= 4:
         raise OptionError(f"--num-draft-tokens is {args.num_draft_tokens}; it must be 1 to 4")
     if args.num_draft_tokens is not None and not args.mtp and args.draft_model is None:
@@ -289,7 +297,7 @@ def load_model(args: argparse.Namespace, held: Held) -> Model:
     adapter = None if args.adapter_path is None else read_adapter(args.adapter_path)
     if adapter is not None:
         check_fit(adapter, read_config(held.folder))
-    model = library.load_held(held, warm_start=args.warm_start, on_progress=progress)
+    model = library.load_held(held, exact=args.exact, warm_start=args.warm_start, on_progress=progress)
     if args.mtp:
         from mlx_qwen35.library.drafting import load_head
 

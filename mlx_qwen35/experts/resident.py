@@ -16,16 +16,34 @@ from ..kernels.activation import swiglu
 from ..kernels.expert_down import down
 from ..kernels.expert_gate_up import gate_up
 from ..kernels.lanes import LEAST_SHARED, in_lanes, on_all_cores, together
+from ..kernels.one_row import ROWS
 from ..kernels.weights import Projections
 from .linear import ExpertLinear, QuantizedExpertLinear
 
 # From this many (row, expert) pairs on, taking them expert by expert pays: each expert is then read once.
 SORT_FROM = 64
+_EXACT_SORT_FROM = 512  # where `be_exact` was called, on a GPU
 _LEAST_ON_CORES = 2**24  # products of a projection for which the CPU's threads are worth waking: some milliseconds
 
 
 class Experts(nn.Module):
     """down(silu(gate(x)) * up(x)) of a stack of experts, all of a layer or those in some slots."""
+
+    exact = False
+
+    def be_exact(self) -> None:
+        """From now on no bit hangs on how large the stack is, nor in a few rows on the others, on every device.
+
+        Many rows go expert by expert on a GPU too: MLX chooses the kernel of a sorted product by the rows that come to
+        an expert of the stack which it is given, so slots may take another than all experts would.
+        """
+        self.exact = True
+
+    def few(self, expert_ids: mx.array) -> bool:
+        """Whether rows with these experts [N, K] go through them each by itself (`pairs`), or sorted by expert."""
+        if not self.exact:
+            return expert_ids.size < SORT_FROM
+        return len(expert_ids) <= ROWS or expert_ids.size < (SORT_FROM if _on_cpu() else _EXACT_SORT_FROM)
 
     def __init__(self, gate_proj: nn.Module, up_proj: nn.Module, down_proj: nn.Module):
         super().__init__()
@@ -37,7 +55,7 @@ class Experts(nn.Module):
         def of(columns: slice) -> mx.array:
             return self._gathered(x[:, None, None, :], expert_ids[:, columns], sorted_indices=False).squeeze(-2)
 
-        if not self._one_by_one():
+        if not (_on_cpu() and self._one_by_one()):
             return of(slice(None))
         if all(isinstance(m, QuantizedExpertLinear) for m in (self.gate_proj, self.up_proj, self.down_proj)):
             return self._pairs_by_outputs(x, expert_ids)
@@ -76,7 +94,8 @@ class Experts(nn.Module):
         """rows [R, H], of which the first counts[0] go through experts[0], the next through experts[1], ... -> [R, H].
 
         On a GPU one sorted product, and nothing is evaluated; the experts must ascend. On the CPU, whose gathered
-        product is slow, expert by expert, as many at a time as there are cores, and evaluated.
+        product is slow, expert by expert, as many at a time as there are cores, and evaluated; after `be_exact` on a
+        GPU too, one after the other.
         """
         if not self._one_by_one():
             ids = mx.array(np.repeat(np.asarray(experts, np.uint32), counts))
@@ -90,7 +109,8 @@ class Experts(nn.Module):
             return self.down_proj.of(experts[number], hidden)
 
         work = rows.size * self.gate_proj.output_dims
-        made = on_all_cores(through, len(experts)) if work >= _LEAST_ON_CORES else [*map(through, range(len(experts)))]
+        on_cores = _on_cpu() and work >= _LEAST_ON_CORES
+        made = on_all_cores(through, len(experts)) if on_cores else [*map(through, range(len(experts)))]
         return mx.concatenate(made)
 
     def _gathered(self, x: mx.array, expert_ids: mx.array, *, sorted_indices: bool) -> mx.array:
@@ -99,10 +119,11 @@ class Experts(nn.Module):
         return self.down_proj(swiglu(gate, up), expert_ids, sorted_indices=sorted_indices)
 
     def _one_by_one(self) -> bool:
-        """Whether `runs` may look at values (no gradient is asked for) and gains by it; not where an adapter lies."""
+        """Whether `runs` may look at values (no gradient is asked for) and gains by it, or has to; not where an adapter
+        lies."""
         plain = (ExpertLinear, QuantizedExpertLinear)
-        cpu = mx.default_device().type == mx.cpu and not self.training
-        return cpu and all(isinstance(m, plain) for m in (self.gate_proj, self.up_proj, self.down_proj))
+        gains = (self.exact or _on_cpu()) and not self.training
+        return gains and all(isinstance(m, plain) for m in (self.gate_proj, self.up_proj, self.down_proj))
 
 
 class ResidentExperts(Experts):
@@ -119,7 +140,7 @@ class ResidentExperts(Experts):
         self, x: mx.array, expert_ids: mx.array, weights: mx.array, beside: Sequence[mx.array] = ()
     ) -> mx.array:
         """x [N, H], expert_ids [N, K] int, weights [N, K] -> sum over K of weight * expert(x), [N, H]."""
-        if expert_ids.size < SORT_FROM:
+        if self.few(expert_ids):
             return weighted_sum(self.pairs(x, expert_ids), weights)
         # pairs in the order of x:      row 0 0 1 1 2 2   expert 5 1 1 4 5 0
         # sorted by expert:             row 2 0 1 1 0 2   expert 0 1 1 4 5 5
@@ -133,6 +154,10 @@ class ResidentExperts(Experts):
             y = self._gathered(rows, expert_ids.flatten()[order], sorted_indices=True).squeeze(-2)
             y = y[mx.argsort(order)]
         return weighted_sum(y.reshape(*expert_ids.shape, -1), weights)
+
+
+def _on_cpu() -> bool:
+    return mx.default_device().type == mx.cpu
 
 
 def weighted_sum(y: mx.array, weights: mx.array) -> mx.array:

@@ -1,5 +1,6 @@
-"""The bank whose experts are on the disk, and in memory as far as they fit: the same sums as resident.py, bit for bit.
+"""The bank whose experts are on the disk, and in memory as far as they fit: the same sums as resident.py.
 
+Bit for bit on a CPU, for few rows, and after `be_exact`: on a GPU MLX chooses a sorted product by its stack's size.
 Knows what a layer needs next and in which order things happen. Who is in which slot is residency.py's business, the
 bytes are reader.py's, and when slots may be overwritten is pool.py's.
 
@@ -24,7 +25,7 @@ from .layout import LayerLayout
 from .pool import ExpertPool
 from .reader import Read
 from .residency import Residency
-from .resident import SORT_FROM, ByExpert, weighted_sum
+from .resident import ByExpert, weighted_sum
 from .slots import Slots
 
 POLICY = "slru"  # it kept at least as much as LRU on every trace of benchmarks/replay.py, and costs the same
@@ -50,6 +51,10 @@ class StreamedExperts:
         self._next: StreamedExperts | None = None
         self._guess: Guess | None = None
 
+    def be_exact(self) -> None:
+        """From now on the slots' sums are those of all experts for any number of rows, on every device."""
+        self._slots.experts.be_exact()
+
     def follow(self, bank: StreamedExperts, guess: Guess) -> None:
         """bank: of the next layer. guess(x [N, H]) -> the ids [N, K] that its router probably asks for after this x."""
         self._next, self._guess = bank, guess
@@ -61,7 +66,7 @@ class StreamedExperts:
 
         beside: arrays that can be computed while experts are read. Raises ExpertReadError if the disk fails.
         """
-        if expert_ids.size >= SORT_FROM:
+        if not self._slots.experts.few(expert_ids):
             self._pool.settled(expert_ids, x)
             return weighted_sum(self._many(x, np.array(expert_ids), beside), weights)
         guessed = self._decided(x, expert_ids)
@@ -237,7 +242,7 @@ class StreamedExperts:
         if passing:
             staging = self._pool.staging(
                 (self._layout.tensors, tuple(self._specs.items())),
-                lambda: Slots(self._layout, self._specs, min(group, self.residency.num_experts), self._dtype),
+                lambda: self._stage(min(group, self.residency.num_experts)),
             )
             for number, start in enumerate(range(0, len(passing), group)):
                 members = [(expert, slot) for slot, expert in enumerate(passing[start : start + group])]
@@ -247,6 +252,13 @@ class StreamedExperts:
             after = max(len(passes) - 1, first_to_stay)
             passes.append(_Pass(self._slots, staying[start : start + group], read=True, after=after))
         return passes
+
+    def _stage(self, size: int) -> Slots:
+        """Slots for experts that pass through."""
+        made = Slots(self._layout, self._specs, size, self._dtype)
+        if self._slots.experts.exact:
+            made.experts.be_exact()
+        return made
 
     def _read_pass(self, each: _Pass) -> list[Read]:
         if not each.read:

@@ -99,7 +99,7 @@ def causal_attention(
     if mx.default_device().type == mx.cpu:
         most_scores //= ON_THE_WAY
     rows = max(_FUSED_ROWS, most_scores // (batch * heads * keys.shape[2]))
-    if length < _FUSED_ROWS:
+    if length <= _FUSED_ROWS:
         rows = 1  # each by itself, with the bits of a single step: MLX's forms add up more keys in another order
     tiles = []
     for start in range(0, length, rows):

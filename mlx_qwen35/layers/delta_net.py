@@ -6,6 +6,7 @@ Knows neither positions nor other layers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import mlx.core as mx
@@ -92,6 +93,13 @@ def _convolution(x: mx.array, weight: mx.array) -> mx.array:
 class GatedDeltaNet(JoinedInputs, nn.Module):
     """in_proj -> short convolution -> delta rule with decay and write strength -> gated norm -> out_proj."""
 
+    _most_in_one: float = MOST_TOKENS  # tokens of a call that a GPU takes in one launch
+    _plain = False  # the rule not in MLX's own form on a GPU
+
+    def be_exact(self) -> None:
+        """From now on a GPU takes one token after the other in the kernel that decodes, and never MLX's own form."""
+        self._most_in_one, self._plain = math.inf, True
+
     def __init__(self, config: TextConfig):
         super().__init__()
         self.key_heads, self.value_heads = config.linear_num_key_heads, config.linear_num_value_heads
@@ -121,7 +129,7 @@ class GatedDeltaNet(JoinedInputs, nn.Module):
         it) leaves them as they were.
         """
         batch, length, _ = x.shape
-        in_one = on_gpu() and present is None and length <= MOST_TOKENS and not self.training
+        in_one = on_gpu() and present is None and length <= self._most_in_one and not self.training
         if in_one and self.conv1d.weight.shape[1] > 1:
             return self._decode(x, cache)
         if present is None and not self.training and worth_lanes(x, *self.joinable(), self.out_proj):
@@ -164,9 +172,10 @@ class GatedDeltaNet(JoinedInputs, nn.Module):
             gamma, beta = mx.where(present[..., None], gamma, 1), mx.where(present[..., None], beta, 0)
         before = None if cache is None or cache.matrix is None else cache.matrix[:, heads]
         if cache is not None and cache.steps is not None:
-            out, matrix = gated_delta_states(q, k, v, gamma, beta, before)
+            out, matrix = gated_delta_states(q, k, v, gamma, beta, before, plain=self._plain)
         else:
-            out, matrix = gated_delta(q, k, v, gamma, beta, before, differentiable=self.training)
+            how = {"differentiable": self.training, "plain": self._plain}
+            out, matrix = gated_delta(q, k, v, gamma, beta, before, **how)
         z = z.reshape(batch, length, count, self.value_dim)
         return self.norm(out.astype(z.dtype), z).reshape(batch, length, -1), matrix
 

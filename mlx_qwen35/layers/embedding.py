@@ -8,6 +8,7 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..kernels import one_row
 from ..kernels.matmul import matmul
 from ..kernels.quantized_matmul import quantized_matmul
 
@@ -15,9 +16,15 @@ from ..kernels.quantized_matmul import quantized_matmul
 class Embedding(nn.Embedding):
     """nn.Embedding through kernels.matmul, that quantizes to the QuantizedEmbedding below."""
 
+    _multiply = staticmethod(matmul)
+
+    def be_exact(self) -> None:
+        """From now on `as_linear` gives a few rows the bits that each has alone, on every device."""
+        self._multiply = one_row.matmul
+
     def as_linear(self, x: mx.array) -> mx.array:
         """x [.., H] -> [.., vocab]."""
-        return matmul(x, self.weight)
+        return self._multiply(x, self.weight)
 
     def to_quantized(
         self, group_size: int | None = None, bits: int | None = None, mode: str = "affine", quantize_input: bool = False
@@ -31,7 +38,13 @@ class Embedding(nn.Embedding):
 class QuantizedEmbedding(nn.QuantizedEmbedding):
     """nn.QuantizedEmbedding whose `as_linear` goes through kernels.quantized_matmul."""
 
+    _multiply = staticmethod(quantized_matmul)
+
+    def be_exact(self) -> None:
+        """From now on `as_linear` gives a few rows the bits that each has alone, on every device."""
+        self._multiply = one_row.quantized_matmul
+
     def as_linear(self, x: mx.array) -> mx.array:
         """x [.., H] -> [.., vocab]."""
         how = {"group_size": self.group_size, "bits": self.bits, "mode": self.mode}
-        return quantized_matmul(x, self.weight, self.scales, self.get("biases"), **how)
+        return self._multiply(x, self.weight, self.scales, self.get("biases"), **how)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..kernels import one_row
 from ..kernels.lanes import LEAST_SHARED, in_lanes, lane_count
 from ..kernels.matmul import matmul
 from ..kernels.once import cut
@@ -17,9 +18,15 @@ from ..kernels.weights import Readable
 class Linear(Readable, nn.Linear):
     """nn.Linear through kernels.matmul, that quantizes to the QuantizedLinear below."""
 
+    _multiply = staticmethod(matmul)
+
+    def be_exact(self) -> None:
+        """From now on a few rows have the bits that each has alone, on every device."""
+        self._multiply = one_row.matmul
+
     def __call__(self, x: mx.array) -> mx.array:
         """x [.., in] -> [.., out]."""
-        y = matmul(x, self.weight)
+        y = self._multiply(x, self.weight)
         return y + self.bias if "bias" in self else y
 
     def to_quantized(
@@ -34,6 +41,12 @@ class Linear(Readable, nn.Linear):
 class QuantizedLinear(Readable, nn.QuantizedLinear):
     """nn.QuantizedLinear through kernels.quantized_matmul."""
 
+    _multiply = staticmethod(quantized_matmul)
+
+    def be_exact(self) -> None:
+        """From now on a few rows have the bits that each has alone, on every device."""
+        self._multiply = one_row.quantized_matmul
+
     def __call__(self, x: mx.array) -> mx.array:
         """x [.., in] -> [.., out]."""
         y = self.product(x, self.weight, self.scales, self.get("biases"))
@@ -42,7 +55,7 @@ class QuantizedLinear(Readable, nn.QuantizedLinear):
     def product(self, x: mx.array, weight: mx.array, scales: mx.array, biases: mx.array | None = None) -> mx.array:
         """x [.., in] with other weights [any, in] of the same quantization -> [.., any]."""
         how = {"group_size": self.group_size, "bits": self.bits, "mode": self.mode}
-        return quantized_matmul(x, weight, scales, biases, **how)
+        return self._multiply(x, weight, scales, biases, **how)
 
     def rows(self, x: mx.array, taken: slice) -> mx.array:
         """x [.., in] -> some of its outputs, without bias, [.., taken]."""

@@ -34,7 +34,7 @@ def stretched_attention(
     At most about `most_scores` scores exist at once, in a few copies.
     """
     length = queries.shape[2]
-    most = _MOST_ROWS if length >= UNPACK_FROM else 1  # a few each by itself, with the bits of a single step
+    most = _MOST_ROWS if length > UNPACK_FROM else 1  # a few each by itself, with the bits of a single step
     tiles = []
     for start in range(0, length, most):
         stop = min(start + most, length)

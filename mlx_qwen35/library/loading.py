@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from mlx_qwen35.checkpoint.adapters import check_fit, load_adapter, read_adapter
 from mlx_qwen35.checkpoint.load import compute_dtype, read_config
 from mlx_qwen35.checkpoint.load import load_model as read_model
+from mlx_qwen35.errors import ArgumentError
 from mlx_qwen35.kv import KVFormat
 from mlx_qwen35.library.beforehand import check_offer
 from mlx_qwen35.library.drafting import drafting_bytes, load_head
@@ -42,6 +43,7 @@ def load(
     dtype: mx.Dtype | str | None = None,
     adapter_path: str | Path | None = None,
     mtp: bool = False,
+    exact: bool = False,
     warm_start: bool = True,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Model, Processor]:
@@ -50,8 +52,8 @@ def load(
     ref: a name or a folder, as `find` understands it; None is the small trained demo inside this package. What is not
     on this machine is downloaded. dtype: to compute in; None is float32 on the CPU and bfloat16 on a GPU.
     memory: the most that this process may take, in bytes or as "24GB" or "60%" of what there is. Experts that do not
-    fit are read from the disk when they are chosen: the answers stay the same. None: experts are streamed only where
-    the model does not fit into what MLX recommends on this Mac, or what is free.
+    fit are read from the disk when they are chosen: the answers stay the same (docs/EXACTNESS.md). None: experts are
+    streamed only where the model does not fit into what MLX recommends on this Mac, or what is free.
     context_length: the most tokens to allow, at most what the checkpoint allows. None is all of it; under a ceiling the
     longest that fits, and 32,768 or fewer where experts are streamed.
     yarn: for a context_length above what the checkpoint allows, stretch positions so that it reaches up to 1,010,000
@@ -62,12 +64,16 @@ def load(
     the first prompt; `unload` writes down which they are, in a folder of the user's cache. False: neither.
     adapter_path: a LoRA adapter to put on the model, a folder as mlx-lm's trainer writes it (`fuse` merges it).
     mtp: read its MTP head too (`model.mtp`), which then drafts tokens ahead (docs/SPECULATIVE.md).
+    exact: give up to 8 rows of a call (drafted tokens, a batch) the bits that each has alone, and streamed experts
+    those of resident ones, on a GPU too, whose products do not promise it. It has a price, and an adapter has to be
+    merged first: docs/EXACTNESS.md.
     on_progress: called with (bytes done, bytes in all), of the download where there is one, then of the weights, each
     beginning with (0, ..). What it raises ends the work, and so does Ctrl-C; nothing is left in memory then, and on the
     disk only files that are complete.
     Raises CheckpointError if nothing has that name, if something in it is missing, damaged or not supported, or if it
     does not fit into memory, with figures; before a weight is read, and as far as its config.json tells, downloaded.
     """
+    check_exact(exact, adapter_path)
     adapter = None if adapter_path is None else read_adapter(adapter_path)
     form = None if kv_bits is None else KVFormat(kv_bits, kv_group_size, quantized_kv_start)
     chosen = {"dtype": dtype, "context_length": context_length, "yarn": yarn, "kv_form": form}
@@ -86,7 +92,7 @@ def load(
     processor = load_processor(folder, context_length=held.context_length, yarn=yarn)
     if adapter is not None:
         check_fit(adapter, read_config(folder))
-    model = load_held(held, warm_start=warm_start, on_progress=on_progress)
+    model = load_held(held, exact=exact, warm_start=warm_start, on_progress=on_progress)
     if mtp:
         model.take_mtp(load_head(folder, model, dtype=dtype, on_progress=on_progress))
     return model if adapter is None else load_adapter(model, adapter), processor
@@ -102,6 +108,7 @@ def load_model(
     kv_group_size: int = 64,
     quantized_kv_start: int = 0,
     dtype: mx.Dtype | str | None = None,
+    exact: bool = False,
     warm_start: bool = True,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Model:
@@ -111,11 +118,15 @@ def load_model(
     """
     form = None if kv_bits is None else KVFormat(kv_bits, kv_group_size, quantized_kv_start)
     held = hold(folder, memory, dtype=dtype, context_length=context_length, yarn=yarn, kv_form=form)
-    return load_held(held, warm_start=warm_start, on_progress=on_progress)
+    return load_held(held, exact=exact, warm_start=warm_start, on_progress=on_progress)
 
 
 def load_held(
-    held: Held, *, warm_start: bool = True, on_progress: Callable[[int, int], None] | None = None
+    held: Held,
+    *,
+    exact: bool = False,
+    warm_start: bool = True,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> Model:
     """The model, as hold() decided. The other arguments as in `load`."""
     model = read_model(
@@ -130,7 +141,18 @@ def load_held(
     )
     if held.bounded:
         model.snapshot_bytes = 0  # the fewest, which is what was planned for
+    if exact:
+        model.be_exact()
     return model
+
+
+def check_exact(exact: bool, adapter_path: str | Path | None) -> None:
+    """Raises ArgumentError where exact cannot be kept."""
+    if exact and adapter_path is not None:
+        raise ArgumentError(
+            "exact=True does not hold for an adapter beside the weights, whose products MLX computes for all rows at "
+            "once: merge it first (mlx_lm.fuse), or leave exact out"
+        )
 
 
 def load_processor(

@@ -8,9 +8,9 @@ drawn last and k guesses after it in one call of the model:
     and says              d  e  x  y      -> d and e are right, x is drawn in place of f, y is void
     cache  .. a b c d e   drawn: x
 
-A call with a few tokens computes of each what a call with it alone would, bit for bit (docs/SPECULATIVE.md has the
-conditions), so greedy decoding says the same with and without guesses. The state after each token is kept on the way:
-going back to the last right one is a choice among them.
+A call with a few tokens computes of each what a call with it alone would: bit for bit where docs/EXACTNESS.md says so,
+and there greedy decoding says the same with and without guesses; elsewhere but for ties within rounding. The state
+after each token is kept on the way: going back to the last right one is a choice among them.
 """
 
 from __future__ import annotations

@@ -32,6 +32,7 @@ def gated_delta(
     state: mx.array | None = None,
     *,
     differentiable: bool = False,
+    plain: bool = False,
 ) -> tuple[mx.array, mx.array]:
     """Run the recurrence over T tokens from `state` (None: zeros); reference.py defines it and is its twin.
 
@@ -39,11 +40,12 @@ def gated_delta(
     that matters: MLX's kernel takes the decay in the dtype of q, and in bfloat16 a decay of 0.999 is 1.
     differentiable: gradients will be asked for. MLX finds those of its own form token by token: at 512 tokens the plain
     form's come in a sixth of the time (on the CPU).
+    plain: on a GPU not by MLX's own form, whose arithmetic is relaxed on M5 (docs/EXACTNESS.md).
     Returns (o [B, T, Hv, Dv], state after the last token), float32.
     """
     if state is None:
         state = mx.zeros((q.shape[0], v.shape[2], v.shape[3], k.shape[3]), mx.float32)
-    if not differentiable and has_own_form(q.shape[2:], v.shape[2:], q.shape[1]):
+    if not differentiable and not (plain and _ON_GPU) and has_own_form(q.shape[2:], v.shape[2:], q.shape[1]):
         output, state = _OWN(q, k, v, decay, beta, state)
         return output, state
     if differentiable or _ON_GPU:
@@ -58,6 +60,8 @@ def gated_delta_states(
     decay: mx.array,
     beta: mx.array,
     state: mx.array | None = None,
+    *,
+    plain: bool = False,
 ) -> tuple[mx.array, mx.array]:
     """gated_delta for a few tokens of which it is not yet known how many will count: the state after each of them.
 
@@ -67,7 +71,7 @@ def gated_delta_states(
     """
     outputs, states = [], []
     for t in range(q.shape[1]):
-        output, state = gated_delta(*(a[:, t : t + 1] for a in (q, k, v, decay, beta)), state)
+        output, state = gated_delta(*(a[:, t : t + 1] for a in (q, k, v, decay, beta)), state, plain=plain)
         outputs.append(output)
         states.append(state)
     return mx.concatenate(outputs, axis=1), mx.stack(states, axis=1)

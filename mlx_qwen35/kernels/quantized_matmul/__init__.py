@@ -3,7 +3,8 @@
 Knows which form to run. Knows no layers and no experts.
 MLX's CPU kernel is scalar and unpacks the weights again for each row: 64 rows of 2048 values and 512 outputs take it
 59 ms, where unpacking takes 1.5 ms and OpenBLAS's product as much again; with the BLAS of MLX's Linux wheel both forms
-break even (docs/SPEED.md). A row has the same bits wherever it stands among others of one form.
+break even (docs/SPEED.md). On a CPU a row has the same bits wherever it stands among others of one form; of GPUs
+docs/EXACTNESS.md says which.
 """
 
 from __future__ import annotations
