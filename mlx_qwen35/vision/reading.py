@@ -9,6 +9,7 @@ Memory: some tens of frames inside the decoder, however long the video.
 
 from __future__ import annotations
 
+import math
 import struct
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
@@ -66,8 +67,11 @@ class VideoFile:
         best = streams.best("video")
         if best in covers:
             best = next((stream for stream in streams.video if stream not in covers), None)
-        if best is not None:
+        if best is not None and best.codec_context is not None:
             return best
+        if best is not None:
+            self._container.close()
+            raise PromptError(f"{self._name} has pictures in a form that FFmpeg has no decoder for; give another file")
         others = [stream.type for stream in streams if stream not in covers]
         kinds = f" ({', '.join(sorted(set(others)))})" if others else ""
         beside = " and a cover" if covers else ""
@@ -205,7 +209,11 @@ class VideoFile:
 def display_matrix(frame: av.VideoFrame) -> tuple[float, float, float, float]:
     """(a, b, c, d): a pixel at (x, y) is shown at (a x + c y, b x + d y), but for where the origin is; y grows
     downwards. (1, 0, 0, 1) where the file says nothing (ISO/IEC 14496-12, track header)."""
-    data = frame.side_data.get("DISPLAYMATRIX")
+    try:
+        data = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:  # beside it lies what PyAV has no name for, EXIF for one; of the matrix it tells the turn then
+        turn = math.radians(frame.rotation)
+        return math.cos(turn), -math.sin(turn), math.sin(turn), math.cos(turn)
     if data is None:
         return 1.0, 0.0, 0.0, 1.0
     values = struct.unpack("=9i", bytes(data))

@@ -230,10 +230,12 @@ def _fill(frames: Iterator[Any], count: int, limits: VideoLimits, max_pixels: in
 
     place(0, first)
     pending: deque[Future[None]] = deque()
+    last = None
     with ThreadPoolExecutor(_THREADS) as pool:
         for number, frame in enumerate(frames, 1):
-            if len(pending) >= _THREADS:
+            while pending and (len(pending) >= _THREADS or frame is last):  # one frame is never two threads' at a time
                 pending.popleft().result()
+            last = frame
             pending.append(pool.submit(place, number, frame))
         for future in pending:
             future.result()

@@ -7,15 +7,17 @@ to show both where they were drawn, and to date every frame pair by the times th
 import io
 import itertools
 import struct
+import time
 from collections.abc import Callable, Sequence
 from fractions import Fraction
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from mlx_qwen35.errors import PromptError
+from mlx_qwen35.vision import video
 from mlx_qwen35.vision.images import ImageLimits, prepare_image
 from mlx_qwen35.vision.pace import read_pace
 from mlx_qwen35.vision.video import VideoLimits, prepare_video
@@ -284,3 +286,39 @@ def test_pace_of_times() -> None:
     assert read_pace([Fraction(5)], None, tick).fps == 1.0
     uneven = read_pace([Fraction(3), Fraction(4), Fraction(9)], Fraction(30), tick)
     assert uneven.times == (0.0, 1.0, 6.0) and uneven.fps == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("turn", [1, 3, 6, 8])
+def test_exif_beside_the_matrix_of_a_frame(turn: int) -> None:
+    """PyAV 18.1 has no name for EXIF among a frame's data, and refuses all of them."""
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    lying = {1: None, 3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}[turn]
+    picture = Image.fromarray(drawn(77))
+    file = io.BytesIO()
+    (picture if lying is None else picture.transpose(lying)).save(file, "PNG", exif=exif)
+    assert set(numbers_of(prepare_video(file.getvalue(), LIMITS))) == {77}
+
+
+def test_a_form_without_a_decoder_is_said() -> None:
+    with pytest.raises(PromptError, match="no decoder"):
+        prepare_video(b"<svg xmlns='http://www.w3.org/2000/svg' width='10' height='10'/>", LIMITS)
+
+
+def test_a_frame_that_stands_for_others_is_read_by_one_thread_at_a_time() -> None:
+    """A damaged file gives one frame several times; two threads that convert one end the process."""
+
+    class Frame:
+        side_data: ClassVar[dict[str, bytes]] = {}
+        busy = 0
+
+        def to_ndarray(self, format: str) -> np.ndarray:
+            self.busy += 1
+            time.sleep(0.01)
+            assert self.busy == 1
+            self.busy -= 1
+            return drawn(5)
+
+    frame, other = Frame(), Frame()
+    rows = video._fill(iter([frame, frame, frame, frame, other, other, other]), 7, LIMITS, None)
+    assert rows.any()
