@@ -6,6 +6,7 @@ Knows values and names. Knows nothing of what they are for.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from numbers import Integral, Real
@@ -14,6 +15,7 @@ from typing import Any
 from mlx_qwen35.errors import ArgumentError
 
 _SHOWN = 60  # characters of a value that an error shows
+_LIKE = 0.75  # how alike, of 1, a name and what it may have meant are; "verbose" and "videos" are 0.62
 
 
 def shown(value: Any) -> str:
@@ -55,6 +57,13 @@ def text(name: str, value: Any, *, optional: bool = False) -> None:
         raise ArgumentError(f"{name} is {shown(value)}; give a text")
 
 
+def path(name: str, value: Any, *, optional: bool = False) -> None:
+    """A text or a Path that is not empty."""
+    given = isinstance(value, (str, os.PathLike)) and str(value).strip()
+    if not given and not (value is None and optional):
+        raise ArgumentError(f"{name} is {shown(value)}; give a text or a Path")
+
+
 def mapping(name: str, value: Any) -> None:
     """A dict with names for keys, or None."""
     if value is not None and not (isinstance(value, Mapping) and all(isinstance(key, str) for key in value)):
@@ -77,5 +86,30 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     """What a name that there is not may have meant: a question for the end of an error, or ''."""
     known = list(known)
     longer = [other for other in known if len(name) > 2 and other.startswith(name)]
-    found = longer or get_close_matches(name, known, n=1)
+    found = longer or get_close_matches(name, known, n=1, cutoff=_LIKE)
     return f"; did you mean {found[0]}?" if found else ""
+
+
+def model_and_processor(owner: str, model: Any, processor: Any, *, optional: bool = False) -> None:
+    """What `load` returns, each in its place. owner: what takes them. optional: the processor may be None."""
+    pair(owner, model)
+    if _is_processor(model) and not is_model(model):
+        raise ArgumentError(f"{owner}: the model comes first, then the processor: {owner}(model, processor, ...)")
+    if not is_model(model):
+        raise ArgumentError(f"{owner}: model is {shown(model)}; give the model that load returns")
+    if not _is_processor(processor) and not (processor is None and optional):
+        raise ArgumentError(f"{owner}: processor is {shown(processor)}; give the processor that load returns")
+
+
+def pair(owner: str, model: Any) -> None:
+    """Refuses what `load` returns, where it is given as it is."""
+    if isinstance(model, (tuple, list)):
+        raise ArgumentError(f"{owner}: model is a {type(model).__name__}; load gives two: model, processor = load(...)")
+
+
+def is_model(value: Any) -> bool:
+    return hasattr(value, "make_cache") and hasattr(value, "hidden")
+
+
+def _is_processor(value: Any) -> bool:
+    return hasattr(value, "prompt") and hasattr(value, "tokenizer")

@@ -13,10 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlx_qwen35 import generation
+from mlx_qwen35 import checks, generation
 from mlx_qwen35.errors import PromptError
 from mlx_qwen35.interrupt import stop_on_ctrl_c
-from mlx_qwen35.request import PromptOptions, check_model_and_processor, check_options, option_names
+from mlx_qwen35.request import PromptOptions, check_options, option_names
 from mlx_qwen35.screen import call_record
 from mlx_qwen35.session import Session, load_session
 from mlx_qwen35.text.messages import MediaPart
@@ -59,7 +59,7 @@ class Conversation:
         """options: what the template is told beside system, tools and enable_thinking. reading: how pictures and videos
         are read, as `Processor.prepare` has it. settings: of `stream_generate`. session: what was computed, and what
         was said if `save` wrote it."""
-        check_model_and_processor(model, processor, type(self).__name__)
+        checks.model_and_processor(type(self).__name__, model, processor)
         check_options({"system": system, "tools": tools, "enable_thinking": enable_thinking}, type(self).__name__)
         check_settings(settings or {}, type(self).__name__)
         self._model, self._processor = model, processor

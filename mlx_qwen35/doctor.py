@@ -130,7 +130,8 @@ def _memory() -> tuple[str, dict[str, Any]]:
     from mlx_qwen35.machine import system
 
     there, free, allowed = system.installed_memory(), system.free_memory(), system.wired_limit_set()
-    words = f"{_size(there)}, {_size(free)} of it free"
+    counted = f"{there >> 30} GB as Apple counts, {_size(there)}" if system.is_mac() else _size(there)
+    words = f"{counted}, {_size(free)} of it free"
     values: dict[str, Any] = {"installed": there, "free": free, "wired_limit_set": allowed}
     if system.is_mac():
         words += f"; iogpu.wired_limit_mb {'is not set' if allowed is None else f'is {allowed >> 20}'}"

@@ -98,6 +98,11 @@ class Request:
         """held: tokens that the cache has before the prompts. Raises PromptError or ArgumentError for what cannot be
         done."""
         longest, vocab_size = max(len(prompt.tokens) for prompt in prompts), model.config.text.vocab_size
+        if context_length is not None and context_length > processor.context_length:
+            raise ArgumentError(
+                f"context_length is {context_length}, and the model was loaded for {processor.context_length}: give as "
+                "much or less, or load it with a larger one"
+            )
         room = _room(longest, held, context_length or processor.context_length)
         sampling = sampling or Sampling.from_generation_config(processor.generation_config)
         if sampling.logit_bias:
@@ -215,14 +220,14 @@ def checked(*, options_of: Callable[..., Any] | None = None) -> Callable[[_Funct
                 if name not in names and name not in signature.parameters:
                     raise ArgumentError(_unknown(name, names, function.__name__))
             if values:
-                _check_pair(values[0], function.__name__)
+                checks.pair(function.__name__, values[0])
             try:
                 bound = signature.bind(*values, **named)
             except TypeError as error:
                 raise ArgumentError(f"{function.__name__}: {error}") from None
             given = dict(bound.arguments)
             given |= given.pop("options", {})
-            _check_model_and_processor(given.pop("model"), given.pop("processor"), function.__name__)
+            checks.model_and_processor(function.__name__, given.pop("model"), given.pop("processor"))
             _check_values(given)
             return function(*values, **named)
 
@@ -245,11 +250,6 @@ def check_options(given: Mapping[str, Any], owner: str, *, names: Collection[str
     _check_values(given)
 
 
-def check_model_and_processor(model: Any, processor: Any, owner: str) -> None:
-    """Refuses what is neither, and the two in each other's place."""
-    _check_model_and_processor(model, processor, owner)
-
-
 def _unknown(name: str, names: Iterable[str], owner: str) -> str:
     drawn = [spec.name for spec in fields(Sampling)]
     if name in drawn or name == "temp":
@@ -269,29 +269,6 @@ def _check_values(given: Mapping[str, Any]) -> None:
     for name, value in given.items():
         if check := _CHECKS.get(name):
             check(name, value)
-
-
-def _check_model_and_processor(model: Any, processor: Any, owner: str) -> None:
-    _check_pair(model, owner)
-    if _is_processor(model) and not _is_model(model):
-        raise ArgumentError(f"{owner}: the model comes first, then the processor: {owner}(model, processor, ...)")
-    if not _is_model(model):
-        raise ArgumentError(f"{owner}: model is {checks.shown(model)}; give the model that load returns")
-    if not _is_processor(processor):
-        raise ArgumentError(f"{owner}: processor is {checks.shown(processor)}; give the processor that load returns")
-
-
-def _check_pair(model: Any, owner: str) -> None:
-    if isinstance(model, (tuple, list)):
-        raise ArgumentError(f"{owner}: model is a {type(model).__name__}; load gives two: model, processor = load(...)")
-
-
-def _is_model(value: Any) -> bool:
-    return hasattr(value, "make_cache") and hasattr(value, "hidden")
-
-
-def _is_processor(value: Any) -> bool:
-    return hasattr(value, "prompt") and hasattr(value, "tokenizer")
 
 
 def _check_sampling(name: str, value: Any) -> None:
@@ -345,7 +322,7 @@ def _check_covered_number(name: str, value: Any) -> None:
 
 
 def _check_draft_model(name: str, value: Any) -> None:
-    if value is not None and not isinstance(value, MTPHead) and not _is_model(value):
+    if value is not None and not isinstance(value, MTPHead) and not checks.is_model(value):
         raise ArgumentError(f"{name} is {checks.shown(value)}; give what load_draft_model returns")
 
 

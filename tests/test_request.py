@@ -132,11 +132,24 @@ def test_a_long_value_is_shown_by_its_beginning():
         ("sampler", "did you mean sampling"),
         ("prefill_step_size", "did you mean chunk_size"),
         ("zzz", "there are .*max_tokens"),
+        ("verbos", "verbose|there are .*max_tokens"),  # and not videos
     ],
 )
 def test_a_name_that_there_is_not(call, name, says):
     with pytest.raises(ArgumentError, match=f"no option {name}.*{says}"):
         call(MODEL, PROCESSOR, PROMPT, **{name: 5})
+
+
+@pytest.mark.parametrize("name", ["cache", "prompt_cache", "verbose", "num_draft_tokens"])
+def test_what_only_other_ways_take_is_not_taken_for_something_else(name):
+    with pytest.raises(ArgumentError, match=f"generate_batch has no option {name}; there are images"):
+        generate_batch(MODEL, PROCESSOR, [PROMPT], **{name: 5})
+
+
+@pytest.mark.parametrize("call", [stream_generate, generate, in_a_batch, in_a_message])
+def test_a_context_that_the_model_was_not_loaded_for(call):
+    with pytest.raises(ArgumentError, match="context_length is 1000000000, and the model was loaded for"):
+        call(MODEL, PROCESSOR, PROMPT, context_length=10**9)
 
 
 def test_what_generate_has_beside_the_others_is_checked_too():

@@ -19,6 +19,7 @@ from mlx_qwen35.cli import experts
 from mlx_qwen35.cli.demo import DEMO_HINT
 from mlx_qwen35.cli.progress import Progress
 from mlx_qwen35.errors import Qwen35Error
+from mlx_qwen35.screen import note
 
 if TYPE_CHECKING:
     from mlx_qwen35.library import Held
@@ -207,7 +208,7 @@ def hold(args: argparse.Namespace, check: CheckOffer | None = None) -> Held:
     if args.kv_bits is None and (args.kv_group_size, args.quantized_kv_start) != (64, 0):
         raise OptionError("--kv-group-size and --quantized-kv-start say how --kv-bits is done: add --kv-bits 4 or 8")
     if args.model is None:
-        print(f"No --model: this is the demo, a tiny model inside the package. {DEMO_HINT}", file=sys.stderr)
+        note(f"No --model: this is the demo, a tiny model inside the package. {DEMO_HINT}")
     try:
         held = _held(args, find_model(args, check))
     except ValueError as error:

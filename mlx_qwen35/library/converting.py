@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 from collections.abc import Callable, Mapping
 from functools import wraps
 from pathlib import Path
@@ -18,6 +17,9 @@ from mlx_qwen35.library.plan import parse_size
 
 if TYPE_CHECKING:
     from mlx_qwen35.library.hub import Offer
+
+
+_OF_MLX_LM = {"hf_path": "source", "mlx_path": "target", "quant_predicate": "recipe", "quantize": "bits"}
 
 
 @wraps(checkpoints.convert)
@@ -44,7 +46,7 @@ def _check_arguments(target: Any, options: Mapping[str, Any]) -> None:
     """Raises ArgumentError for names that there are not, and for values of another type."""
     for name, value in options.items():
         if name not in convert.__signature__.parameters:
-            known = checks.suggestion(name, convert.__signature__.parameters)
+            known = checks.suggestion(_OF_MLX_LM.get(name, name), convert.__signature__.parameters)
             raise ArgumentError(f"convert has no argument {name!r}{known}")
         if name == "bits":
             checks.whole(name, value, 1, otherwise="leaves the weights unquantized")
@@ -58,8 +60,11 @@ def _check_arguments(target: Any, options: Mapping[str, Any]) -> None:
             checks.text(name, value, optional=name == "recipe")
         elif name == "target_size" and not isinstance(value, str):
             checks.whole(name, value, 1, otherwise="leaves the size to bits")
-    if not isinstance(target, (str, os.PathLike)) or not str(target).strip():
-        raise ArgumentError(f"target is {checks.shown(target)}; give the folder to write")
+        elif name == "adapter_path":
+            checks.path(name, value, optional=True)
+        elif name == "verify" and not callable(value):
+            checks.flag(name, value)
+    checks.path("target", target)
 
 
 _taken = inspect.signature(checkpoints.convert)

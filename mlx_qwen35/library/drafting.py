@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
+from mlx_qwen35 import checks
 from mlx_qwen35.checkpoint.load import compute_dtype, load_model, read_config
 from mlx_qwen35.checkpoint.mtp import is_drafter, mtp_specs, open_head
 from mlx_qwen35.checkpoint.names import HF, MLX
 from mlx_qwen35.checkpoint.source import open_source
 from mlx_qwen35.config import ModelConfig
-from mlx_qwen35.errors import CheckpointError, Qwen35Warning
+from mlx_qwen35.errors import ArgumentError, CheckpointError, Qwen35Warning
 from mlx_qwen35.library import hub
 from mlx_qwen35.library.finding import find, look_up
 from mlx_qwen35.library.holding import Demand, of_source
@@ -130,6 +131,10 @@ def load_draft_model(
 ) -> MTPHead | Model:
     """What drafts for `model` (`stream_generate(draft_model=...)`): the head in a drafter's folder, as mlx-vlm splits
     one off, or a small model with the same tokenizer. Arguments and errors as in `load`; all of it is in memory."""
+    checks.pair("load_draft_model", model)
+    if not checks.is_model(model):
+        raise ArgumentError(f"load_draft_model: model is {checks.shown(model)}; give the model that it drafts for")
+    checks.called("on_progress", on_progress)
     folder = find(
         ref, on_progress=on_progress, check=lambda offer: check_vocabulary(offer.config, model.config, offer.name)
     )

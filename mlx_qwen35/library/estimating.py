@@ -12,6 +12,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
+from mlx_qwen35 import checks
 from mlx_qwen35.checkpoint.context import with_context
 from mlx_qwen35.checkpoint.inventory import text_tensors
 from mlx_qwen35.checkpoint.load import check_kv_form, compute_dtype
@@ -64,18 +65,21 @@ def estimate(
     this Mac, or the memory that is free. context_length: tokens to plan for; None: as many as fit, and 32,768 or fewer
     where experts are streamed. bits: as a conversion to so many bits would have it. mtp, draft_model: with what drafts
     tokens, the model's own MTP head or another model (a name, of which no weight is read either). mac: in place of
-    memory, that of a Mac, such as "24GB", of which the system leaves a part to models. probe: where experts would be
+    memory, that of a Mac, such as "24GB", of which the system leaves a part to models, and whose GPU computes in
+    bfloat16. probe: where experts would be
     streamed from files that are here, read from them for a second, compute for half of one, and model how fast answers
     will come. The others as in `load`.
     Exact for weights and cache; what a prompt takes while it is read is modelled (footprint.py), without pictures.
     Raises CheckpointError where `find` does, ValueError for a memory or context_length that makes no sense.
     """
+    for flag, value in (("yarn", yarn), ("mtp", mtp), ("probe", probe)):
+        checks.flag(flag, value)
     if mac is not None and memory is not None:
         raise ArgumentError("memory and mac both say how much there is: give one of them")
     if mtp and draft_model is not None:
         raise ArgumentError("mtp and draft_model: only one can draft; leave one out")
     size, source = memory_size(memory) if mac is None else mac_memory(mac)
-    compute = compute_dtype(dtype)
+    compute = compute_dtype(mx.bfloat16 if mac is not None and dtype is None else dtype)
     name, config, found = _described(ref)
     read = with_context(config, context_length, yarn=yarn, where=name)
     config = read if (context_length or 0) > config.text.max_position_embeddings else config

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlx_qwen35 import checks
 from mlx_qwen35.config import MOE_TYPES
 from mlx_qwen35.errors import CheckpointError
 from mlx_qwen35.library import hub_cache, lmstudio
@@ -68,6 +69,8 @@ def list_models(*folders: str | Path) -> LocalModels:
 
     Models of other families are left out, unless their config.json is missing and their name says Qwen3.5, 3.6 or 3.8.
     """
+    for folder in folders:
+        checks.path("a folder", folder)
     seen: set[Path] = set()
     names: set[str] = set()
     models = LocalModels()

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from mlx_qwen35 import checks
 from mlx_qwen35.checkpoint.adapters import check_fit, load_adapter, read_adapter
 from mlx_qwen35.checkpoint.load import compute_dtype, read_config
 from mlx_qwen35.checkpoint.load import load_model as read_model
@@ -73,6 +74,9 @@ def load(
     Raises CheckpointError if nothing has that name, if something in it is missing, damaged or not supported, or if it
     does not fit into memory, with figures; before a weight is read, and as far as its config.json tells, downloaded.
     """
+    checks.path("adapter_path", adapter_path, optional=True)
+    checks.flag("mtp", mtp)
+    _check_flags(yarn, warm_start, on_progress)
     check_exact(exact, adapter_path)
     adapter = None if adapter_path is None else read_adapter(adapter_path)
     form = None if kv_bits is None else KVFormat(kv_bits, kv_group_size, quantized_kv_start)
@@ -116,6 +120,8 @@ def load_model(
 
     Quantized weights stay as they are, but FP8, which MLX does not compute with: it is dequantized and cast.
     """
+    checks.path("folder", folder)
+    _check_flags(yarn, warm_start, on_progress)
     form = None if kv_bits is None else KVFormat(kv_bits, kv_group_size, quantized_kv_start)
     held = hold(folder, memory, dtype=dtype, context_length=context_length, yarn=yarn, kv_form=form)
     return load_held(held, exact=exact, warm_start=warm_start, on_progress=on_progress)
@@ -167,8 +173,16 @@ def load_processor(
     `load_model(find(ref), context_length=...)` is the model that belongs to it. A ceiling on memory may allow fewer
     tokens than the checkpoint does: `hold` says how many.
     """
+    _check_flags(yarn, True, on_progress)
     folder = find(ref, on_progress=on_progress)
     return Processor.from_folder(folder, read_config(folder, context_length, yarn=yarn))
+
+
+def _check_flags(yarn: Any, warm_start: Any, on_progress: Any) -> None:
+    """Raises ArgumentError for what is neither True nor False, and what cannot be called."""
+    checks.flag("yarn", yarn)
+    checks.flag("warm_start", warm_start)
+    checks.called("on_progress", on_progress)
 
 
 def _hot_lists() -> Path:

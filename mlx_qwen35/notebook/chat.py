@@ -18,7 +18,7 @@ from mlx_qwen35.notebook import shell
 from mlx_qwen35.notebook.reply import Reply
 from mlx_qwen35.notebook.thumbnails import thumbnails
 from mlx_qwen35.notebook.views import PLACES, open_view
-from mlx_qwen35.request import PromptOptions, check_model_and_processor
+from mlx_qwen35.request import PromptOptions
 from mlx_qwen35.session.file import check_place
 from mlx_qwen35.session.lock import SessionLock
 from mlx_qwen35.text.markdown import reply_markdown, safe_markdown
@@ -70,7 +70,7 @@ class Chat:
         if display not in PLACES:
             raise ArgumentError(f"display is {display!r}; choose {', '.join(PLACES)}")
         check_settings(settings, "Chat")
-        check_model_and_processor(model, processor, "Chat")
+        checks.model_and_processor("Chat", model, processor)
         options = PromptOptions(
             reasoning_effort=reasoning_effort,
             preserve_thinking=preserve_thinking,
@@ -155,6 +155,7 @@ class Chat:
     def save(self, path: str | Path) -> None:
         """Writes what was said and computed to a file, which `load`, `mlx-qwen35 chat --session` and `load_session` go
         on with. Raises SessionError while another program has the file, WriteError where the disk refuses."""
+        checks.path("path", path)
         check_place(Path(path))
         with SessionLock(path):
             self._talk.save(path)
@@ -162,6 +163,7 @@ class Chat:
     def load(self, path: str | Path) -> None:
         """Goes on with a chat that was saved, in place of what was said here; the settings stay, but the system message
         is that of the file. Raises SessionError where it is no session of this model."""
+        checks.path("path", path)
         self._talk.load(path)
         self.last = None
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
+from mlx_qwen35 import checks
 from mlx_qwen35.cache import AnyLayer, Cache, DeltaState, KVCache, Snapshot, StretchedKVCache
 from mlx_qwen35.errors import SessionError
 from mlx_qwen35.kv import KVFormat, Stretch
@@ -69,6 +70,8 @@ def load_session(
     snapshot_bytes, pool: as in Session. Raises SessionError with the reason where the file is damaged or cut off, is no
     session, or is that of another model, quantization, tokenizer or template.
     """
+    checks.path("path", path)
+    checks.model_and_processor("load_session", model, processor, optional=True)
     path = Path(path)
     _check(path, file.read_description(path), model, processor)
     description, arrays = file.read_all(path)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
+from mlx_qwen35 import checks
 from mlx_qwen35.errors import SessionError
 from mlx_qwen35.session.marks import Marks
 
@@ -53,6 +54,8 @@ class Session:
 
         notes: what is saved with it: anything of JSON, with Media among it.
         """
+        checks.model_and_processor("Session", model, processor, optional=True)
+        checks.whole("snapshot_bytes", snapshot_bytes, 0, otherwise="for what the model says")
         self.model, self.processor = model, processor
         self._snapshot_bytes = model.snapshot_bytes if snapshot_bytes is None else snapshot_bytes
         self._pool = pool

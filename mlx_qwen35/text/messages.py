@@ -72,7 +72,7 @@ def with_media(
     empty = [part for part in media_parts(messages) if part.source is None]
     for kind, given in zip(KINDS, (images, videos), strict=True):
         if isinstance(given, (str, bytes)) or not isinstance(given, Sequence):
-            raise PromptError(f"{kind}s= is a list of {kind}s, not a {type(given).__name__}; write [{kind}]")
+            raise PromptError(f"{kind}s= is a list of {kind}s, not of type {type(given).__name__}; write [{kind}]")
         places = [part for part in empty if part.kind == kind]
         if not places:
             first += [MediaPart(kind, source, f"{kind}s[{at}]") for at, source in enumerate(given)]
@@ -150,7 +150,8 @@ def _messages(message: Any, where: str) -> list[dict[str, Any]]:
     if not content and isinstance(message.get("refusal"), str):
         content = message["refusal"]
     if not (content is None or isinstance(content, (str, list, tuple))):
-        raise PromptError(f"{where}.content is a {type(content).__name__}; write text (json.dumps for a tool's result)")
+        kind = type(content).__name__
+        raise PromptError(f"{where}.content is of type {kind}; write text (json.dumps for a tool's result)")
     parts = [] if isinstance(content, str) else [(p, f"{where}.content[{at}]") for at, p in enumerate(content or ())]
     if message["role"] == "assistant":
         return [_answer(message, content, parts, where)]
@@ -175,7 +176,7 @@ def _answer(message: dict[str, Any], content: Any, parts: list[tuple[Any, str]],
     if calls is None and message.get("function_call") is not None:
         calls = [message.pop("function_call")]
     if calls is not None and not isinstance(calls, (list, tuple)):
-        raise PromptError(f"{where}.tool_calls is a {type(calls).__name__}; it must be a list")
+        raise PromptError(f"{where}.tool_calls is of type {type(calls).__name__}; it must be a list")
     made = [_tool_call(call, f"{where}.tool_calls[{at}]") for at, call in enumerate(calls or ())]
     made += [_tool_use(part, place) for part, place in parts if _type(part) == "tool_use"]
     said = [(p, place) for p, place in parts if _type(p) not in (*_THINKING_PARTS, "tool_use")]
@@ -191,7 +192,7 @@ def _reasoning(message: Mapping[str, Any], thought: str | None, where: str) -> s
     """The first that is not empty, else the first that is there."""
     own = message.get("reasoning_content")
     if own is not None and not isinstance(own, str):
-        raise PromptError(f"{where}.reasoning_content is a {type(own).__name__}; write text")
+        raise PromptError(f"{where}.reasoning_content is of type {type(own).__name__}; write text")
     found = [value for value in (*map(message.get, _REASONING), thought) if isinstance(value, str)]
     return next(filter(None, found), found[0] if found else None)
 

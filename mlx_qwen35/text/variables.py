@@ -80,8 +80,8 @@ class TemplateVariables:
             return {}
         if not isinstance(kwargs, Mapping) or not all(isinstance(name, str) for name in kwargs):
             raise PromptError(
-                f"chat_template_kwargs is a {type(kwargs).__name__}; write a dict of the template's variables, such as "
-                '{"enable_thinking": false}'
+                f"chat_template_kwargs is of type {type(kwargs).__name__}; write a dict of the template's variables, "
+                'such as {"enable_thinking": false}'
             )
         known = sorted(self.template.variables - {*_RESERVED})
         for name in kwargs:

@@ -188,6 +188,8 @@ def open_picture(place: Path | BinaryIO, name: str) -> Image.Image:
             image = Image.open(place)
         except Image.DecompressionBombError as error:
             raise PromptError(f"{name} has too many pixels ({error}); scale it down") from None
+        except Image.UnidentifiedImageError as error:  # which shows the object that was read from
+            raise PromptError(f"{name} is no picture that can be read; check the file") from error
         except Exception as error:  # readers raise anything on damaged data, struct.error and SyntaxError included
             raise PromptError(f"{name} is no picture that can be read ({error}); check the file") from error
     if image.width * image.height > LARGEST_PIXELS:

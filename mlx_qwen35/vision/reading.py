@@ -55,7 +55,8 @@ class VideoFile:
             # Formats that are lists of other files (playlists) must not reach the network, or anything but files.
             self._container = self._av.open(place, options={"protocol_whitelist": "file"})
         except (self._av.error.FFmpegError, OSError, ValueError) as error:
-            raise PromptError(f"{self._name} is no video that can be read ({error}); check the file") from error
+            why = getattr(error, "strerror", None) or error  # without a number and the name once more
+            raise PromptError(f"{self._name} is no video that can be read ({why}); check the file") from error
         self._stream = self._best_stream()
         self._stream.thread_type = "AUTO"
 

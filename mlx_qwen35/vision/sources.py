@@ -40,7 +40,7 @@ def open_source(source: object, what: str, *, fetch: bool = False) -> tuple[Path
         return _path(source, what), f"the {what} {_short(str(source))}"
     if hasattr(source, "read") and hasattr(source, "seek"):
         return source, f"the {what} {_short(str(getattr(source, 'name', 'in an open file')))}"  # type: ignore[return-value]
-    raise PromptError(f"a {what} is a path, bytes or a data: URL, not a {type(source).__name__}")
+    raise PromptError(f"a {what} is a path, bytes or a data: URL, not {type(source).__name__}")
 
 
 def _path(source: str | Path, what: str) -> Path:
@@ -89,4 +89,6 @@ def _download(url: str, what: str) -> BinaryIO:
 
 
 def _short(text: str) -> str:
+    if not text.strip():
+        return repr(text)
     return text if len(text) <= 120 else f"{text[:100]}... ({len(text)} characters)"

@@ -239,7 +239,7 @@ def test_interrupted(tmp_path: Path) -> None:
 def test_target(tmp_path: Path) -> None:
     source = source_of(tmp_path / "a")
     convert(source, tmp_path / "b")
-    with pytest.raises(CheckpointError, match="exists already"):
+    with pytest.raises(CheckpointError, match="exists already.*--overwrite, overwrite=True"):
         convert(source, tmp_path / "b", bits=8)
     convert(source, tmp_path / "b", bits=8, overwrite=True)
     assert load_model(tmp_path / "b").embed_tokens.bits == 8

@@ -1,6 +1,7 @@
 """`chat`: turns, commands, and what is kept of the computation between turns."""
 
 from mlx_qwen35 import generation
+from mlx_qwen35.cli.chat.transcript import recalled
 
 
 def test_turns_remember_one_another(speak, run):
@@ -79,3 +80,9 @@ def test_a_chat_with_drafts_says_the_same(run):
     drafted = run("chat", *options, "--mtp", "--num-draft-tokens", 2, "--stats", stdin=asked)
     assert plain.status == drafted.status == 0 and drafted.out == plain.out
     assert drafted.err.count("tokens accepted") == 2
+
+
+def test_reasoning_is_recalled_by_its_length():
+    said = [{"role": "user", "content": "hi"}]
+    shown = [recalled([(said, {"content": "", "reasoning_content": text})], 80) for text in ("9+9=18", "so be it")]
+    assert shown == ["> hi\n[thought, 1 word]", "> hi\n[thought, 3 words]"]

@@ -46,6 +46,7 @@ def test_several_lines_commands_and_history(chat, tmp_path):
     first = chat(*DEMO)
     first.wait("What is 17 + 25?")  # the demo says what to ask
     first.wait_for_prompt()
+    assert " ".join(first.screen.split()).count("it knows nothing else.") == 1 and "jacket, violin" in first.screen
     first.type(f"{PASTE}Reverse this:\r\nstone \\\r\n/help{PASTED}")
     first.wait("stone \\\n  /help")
     first.type("\r")

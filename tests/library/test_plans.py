@@ -204,6 +204,9 @@ def test_macs(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["estimate", "--mac", "24GB"]) == 0
     said = capsys.readouterr().out
     assert "17.2 GB   what macOS lets the GPU keep of a Mac's 24 GB" in said and "A Mac with 8 GB" in said
+    assert "computed in bfloat16" in said  # whatever computes here
+    assert estimate(mac=24).weights.total == estimate(dtype="bfloat16").weights.total
+    assert estimate(mac=24, dtype="float32").weights.total == estimate(dtype="float32").weights.total
     assert main(["estimate", "--memory", "24GB"]) == 0
     said = capsys.readouterr().out
     assert "more than a Mac with 24 GB has to give, about 17.2 GB: for such a Mac give --mac 24GB" in said

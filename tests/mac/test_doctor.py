@@ -129,7 +129,7 @@ def test_a_mac(machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     monkeypatch.setattr(doctor, "_demo", lambda: ("fine", {}))
     told = lines(capsys)
     assert told["machine"] == f"Apple M1 (MacBookAir10,1), {system.processors()} processors, macOS 15.5 arm64"
-    assert told["memory"] == "8.6 GB, 8.6 GB of it free; iogpu.wired_limit_mb is 6144"
+    assert told["memory"] == "8 GB as Apple counts, 8.6 GB, 8.6 GB of it free; iogpu.wired_limit_mb is 6144"
     assert "with Metal, computing on the cpu; Apple M1 (applegpu_g13g); keeps up to 5.7 GB" in told["MLX"]
     assert "translated by Rosetta" in told["Python"] and "memory and not from the disk" in told["disk"]
     del says["iogpu.wired_limit_mb"], says["hw.model"]
@@ -190,6 +190,12 @@ class TestDisk:
         found, read = speed.file_speed(path, threads=2)
         assert found > 0 and read == sum(count for _, count, _ in seen)
         assert all(count == asked == min(size, 4 << 20) and at + count <= size for at, count, asked in seen)
+
+    def test_it_reads_once_where_there_is_no_time(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "file").write_bytes(bytes(5000))
+        monkeypatch.setattr(speed, "_FILE_SECONDS", 0.0)
+        found, read = speed.file_speed(tmp_path / "file", threads=2)
+        assert found > 0 and read == 10_000
 
     def test_a_disk_that_fails_or_hangs(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(OSError):

@@ -178,7 +178,7 @@ def test_reasoning_by_all_its_names(processor, message):
 
 
 def test_reasoning_that_is_no_text():
-    with pytest.raises(PromptError, match=r"messages\[0\]\.reasoning_content is a list"):
+    with pytest.raises(PromptError, match=r"messages\[0\]\.reasoning_content is of type list"):
         check_messages([answer("x", reasoning_content=["a"])])
     assert "reasoning_content" not in one(answer("x", reasoning={"effort": "low"}, reasoning_content=None))
 

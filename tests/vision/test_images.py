@@ -207,7 +207,7 @@ def test_large_but_allowed_is_quiet(recwarn: pytest.WarningsRecorder) -> None:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        (b"no picture", "10 bytes is no picture that can be read"),
+        (b"no picture", "10 bytes is no picture that can be read; check"),  # and no object at 0x...
         (b"", "no picture that can be read"),
         (encoded(Image.fromarray(noise(1, 90, 90, 3)))[:9000], "cannot be read to its end"),
         (encoded(Image.fromarray(noise(1, 90, 90, 3)), "JPEG")[:3000], "cannot be read to its end"),
@@ -219,8 +219,9 @@ def test_large_but_allowed_is_quiet(recwarn: pytest.WarningsRecorder) -> None:
         ("data:image/png;base64", "no comma"),
         ("http://127.0.0.1:9/a.png", "not fetched unless asked for"),
         ("HTTPS://127.0.0.1:9/a.png", "not fetched unless asked for"),
-        (7, "not a int"),
-        (None, "not a NoneType"),
+        (7, "not int"),
+        ("", "no picture at ''; check the path"),
+        (None, "not NoneType"),
         (np.zeros((4, 4), np.int64), "int64"),
         (np.full((4, 4), 1.5), "from 0 to 1"),
         (np.full((4, 4), np.nan), "from 0 to 1"),

@@ -301,7 +301,7 @@ def test_damaged_files(clip: Callable[..., bytes]) -> None:
     broken[800:1600] = bytes(byte ^ 0x5A for byte in broken[800:1600])
     for data, message in [
         (b"", "no video that can be read"),
-        (b"no video at all" * 99, "no video that can be read"),
+        (b"no video at all" * 99, r"no video that can be read \(Invalid data found when processing input\); check"),
         (whole[: len(whole) // 2], "no video that can be read"),
         (bytes(broken), "damaged"),
     ]:

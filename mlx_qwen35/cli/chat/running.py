@@ -96,7 +96,7 @@ class _Chat:
     def run(self) -> None:
         """Reads lines and answers them, until the input ends, /exit, or Ctrl-C after something was given up already."""
         if self._reader.at_terminal:
-            if self._models.name == "demo":
+            if self._models.name == "demo" and self._args.model is not None:  # else it is said already
                 note(DEMO_HINT)
             note(WELCOME)
         self._recall()

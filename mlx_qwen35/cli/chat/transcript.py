@@ -30,7 +30,8 @@ def recalled(exchanges: Sequence[Exchange], columns: int, count: int = 2) -> str
     for questions, answer in exchanges[-count:]:
         shown += [_short(_asked(question), "> ", columns) for question in questions]
         if reasoning := answer.get("reasoning_content"):
-            shown.append(f"[thought, {len(reasoning.split())} words]")
+            words = len(reasoning.split())
+            shown.append(f"[thought, {words} word{'' if words == 1 else 's'}]")
         if answer["content"]:
             shown.append(_short(answer["content"], "", columns))
         shown += [f"[called {call['function']['name']}]" for call in answer.get("tool_calls", [])]
