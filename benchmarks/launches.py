@@ -1,15 +1,17 @@
 """How many operations a decode step launches, and how many bytes it moves: this package beside mlx-lm, by one rule.
 
-    python benchmarks/launches.py [--size 35B-A3B ...] [--layers 8] [--context 4096] [--list] [--out FILE]
+    python benchmarks/launches.py [--size 35B-A3B ...] [--layers 8] [--context 4096] [--rows 1] [--list] [--out FILE]
 
 Both models are built as they are on a Mac, with the published geometry and so many layers, and one decode step is
 traced (graph.py has the rule and pretends that Metal is there). What one delta-net layer and one attention layer add is
 then counted as often as the published model has them. Nothing is computed and no weight exists, so that the 397B is
-counted on any machine: nothing here is a speed.
+counted on any machine: nothing here is a speed. `--rows 4` is a step that verifies three drafted tokens; `--side exact`
+is this package as exact=True has it.
 
 Bytes: what each operation must at least read and write, summed; of a stack of experts those that are chosen. The bound
 beside it is what any decode step must move: each weight of the trunk and of the chosen experts once, keys and values of
-the context, and the delta states read and written. Activations are not in the bound.
+the context, and the delta states read and written. Activations are not in the bound. "asked for" counts a matrix
+once for each row of a gathered product of one matrix, which is what moves where no cache keeps it.
 
 Knows how both projects build a model and what a cache holds. Knows nothing of Metal's speed.
 """
@@ -21,6 +23,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,37 +58,57 @@ class Step:
 
 @dataclass(frozen=True)
 class Count:
-    """Launches and bytes of a decode step at the published depth; held: bytes of all weights and of the cache."""
+    """Launches and bytes of a decode step at the published depth; held: bytes of all weights and of the cache.
+
+    asked: bytes moved, a matrix counted once for each row of a gathered product.
+    """
 
     launches: int
     moved: int
+    asked: int
     bound: int
     held: int
     by_kind: dict[str, list[Launch]]  # "linear_attention", "full_attention", and "around" the layers
     times: dict[str, int]
 
 
-def our_step(config: dict[str, Any], context: int) -> Step:
-    """Of this package; call it within PretendedMetal."""
+def our_step(config: dict[str, Any], context: int, rows: int = 1, *, exact: bool = False) -> Step:
+    """Of this package; call it within PretendedMetal. Of several rows the state after each is kept."""
     from mlx_qwen35.config import ModelConfig
     from mlx_qwen35.model import Model
 
     model = Model(ModelConfig.from_dict(config))
     cache = model.make_cache()
-    return _step(model, cache.layers, config, context, cache, model.join, lambda token: model(token, cache))
+
+    def loaded() -> None:
+        model.join()
+        if exact:
+            model.be_exact()
+
+    def call(token: mx.array) -> mx.array:
+        with cache.each_step() if rows > 1 else nullcontext():
+            return model(token, cache)
+
+    return _step(model, cache.layers, config, context, cache, loaded, call, rows)
 
 
-def peer_step(config: dict[str, Any], context: int) -> Step:
+def exact_step(config: dict[str, Any], context: int, rows: int = 1) -> Step:
+    """Of this package with exact=True."""
+    return our_step(config, context, rows, exact=True)
+
+
+def peer_step(config: dict[str, Any], context: int, rows: int = 1) -> Step:
     """Of mlx-lm; call it within PretendedMetal."""
     from importlib import import_module
 
     module = import_module(f"mlx_lm.models.{config['model_type']}")
     model = module.Model(module.ModelArgs.from_dict(json.loads(json.dumps(config))))
     caches = model.make_cache()
-    return _step(model, caches, config, context, None, lambda: None, lambda token: model(token, cache=caches))
+    return _step(model, caches, config, context, None, lambda: None, lambda token: model(token, cache=caches), rows)
 
 
 SIDES = {"ours": our_step, "mlx-lm": peer_step}
+ALL_SIDES = SIDES | {"exact": exact_step}
 
 
 def _step(
@@ -96,6 +119,7 @@ def _step(
     whole: Any,
     loaded: Callable[[], None],
     call: Callable[..., Any],
+    rows: int,
 ) -> Step:
     """caches: one a layer, of either project; whole: the object that knows their common offset, if there is one.
 
@@ -137,9 +161,9 @@ def _step(
             logits = call(token)
         return logits, [_held(cache, kind) for kind, cache in zip(kinds, caches, strict=True)]
 
-    arguments = {"token": shape_only((1, 1), mx.uint32)} | weights | states
+    arguments = {"token": shape_only((1, rows), mx.uint32)} | weights | states
     table = next(name.partition("embed_tokens")[0] for name in weights if "embed_tokens" in name) + "embed_tokens."
-    part = text["num_experts_per_tok"] / text["num_experts"] if "num_experts" in text else 1.0
+    part = min(1.0, rows * text["num_experts_per_tok"] / text["num_experts"]) if "num_experts" in text else 1.0
     return Step(len(kinds), kinds, arguments, run, "" if text["tie_word_embeddings"] else table, part)
 
 
@@ -221,9 +245,9 @@ def _by_kind(step: Step, of: Callable[[str, mx.array], float]) -> dict[str, int]
     return {kind: round(total / (step.kinds.count(kind) or 1)) for kind, total in totals.items()}
 
 
-def count(side: str, size: str, layers: int, context: int) -> Count:
+def count(side: str, size: str, layers: int, context: int, rows: int = 1) -> Count:
     """Within PretendedMetal. Raises ValueError where layers of one kind differ, so that none can stand for all."""
-    step = SIDES[side](geometry.config(size, layers), context)
+    step = ALL_SIDES[side](geometry.config(size, layers), context, rows)
     launches = trace(step.run, step.arguments, touched=touched(step))
     by_layer = [[launch for launch in launches if launch.layer == number] for number in range(step.layers + 2)]
     by_kind = {"around": by_layer[0] + by_layer[-1]}
@@ -237,11 +261,18 @@ def count(side: str, size: str, layers: int, context: int) -> Count:
     return Count(
         launches=sum(times[kind] * sum(a.count for a in found) for kind, found in by_kind.items()),
         moved=sum(times[kind] * sum(a.read + a.written for a in found) for kind, found in by_kind.items()),
+        asked=sum(times[kind] * sum(map(asked_for, found)) for kind, found in by_kind.items()),
         bound=sum(times[kind] * least[kind] for kind in times),
         held=sum(times[kind] * held[kind] for kind in times),
         by_kind=by_kind,
         times=times,
     )
+
+
+def asked_for(launch: Launch) -> int:
+    """Bytes of a launch; of a gathered product [rows, 1, out] with one matrix, that matrix for each row."""
+    alone = launch.name in ("GatherQMM", "GatherMM") and not any(bank in n for n in launch.inputs for bank in BANKS)
+    return launch.read * (launch.shape[0] if alone else 1) + launch.written
 
 
 def table(size: str, counts: dict[str, Count]) -> list[str]:
@@ -258,10 +289,10 @@ def table(size: str, counts: dict[str, Count]) -> list[str]:
     for side, found in counts.items():
         over = f"{found.moved / found.bound - 1:+.1%}"
         lines.append(
-            f"  {side:8s}{found.launches:6d} launches a token; {found.moved / 1e9:.3f} GB moved, {over} of the bound "
-            f"of {found.bound / 1e9:.3f} GB"
+            f"  {side:8s}{found.launches:6d} launches a step; {found.moved / 1e9:.3f} GB moved, {over} of the bound "
+            f"of {found.bound / 1e9:.3f} GB; {found.asked / 1e9:.3f} GB asked for"
         )
-    if len(counts) == 2:
+    if list(counts) == list(SIDES):
         ours, theirs = counts.values()
         lines.append(f"  {ours.launches / theirs.launches:.2f} of mlx-lm's launches")
     return lines
@@ -279,23 +310,24 @@ def listing(side: str, found: Count) -> list[str]:
     return lines
 
 
-def record(size: str, side: str, found: Count, context: int) -> dict[str, Any]:
+def record(size: str, side: str, found: Count, context: int, rows: int) -> dict[str, Any]:
     """One JSON line."""
     kinds = {kind: sum(launch.count for launch in launches) for kind, launches in found.by_kind.items()}
     return {
         "benchmark": "launches", "how": "counted in the traced graph, not run", "size": size, "side": side,
-        "context": context, "launches": found.launches, "launches_by_kind": kinds,
+        "context": context, "rows": rows, "launches": found.launches, "launches_by_kind": kinds,
         "arange": sum(found.times[k] * sum(a.name == "Arange" for a in v) for k, v in found.by_kind.items()),
-        "bytes": found.moved, "bytes_bound": found.bound,
+        "bytes": found.moved, "bytes_asked": found.asked, "bytes_bound": found.bound,
     }  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", nargs="*", choices=geometry.SIZES, default=list(COUNTED))
-    parser.add_argument("--side", nargs="*", choices=list(SIDES), default=list(SIDES))
+    parser.add_argument("--side", nargs="*", choices=list(ALL_SIDES), default=list(SIDES))
     parser.add_argument("--layers", type=int, default=8, help="that are traced; a multiple of 4 (8)")
     parser.add_argument("--context", type=int, default=4096, help="tokens in the cache (4096)")
+    parser.add_argument("--rows", type=int, default=1, help="tokens of the step: a drawn one and drafted ones (1)")
     parser.add_argument("--list", action="store_true", help="every operation, with its bytes read and written")
     parser.add_argument("--out", type=Path, help="append JSON lines to this file")
     arguments = parser.parse_args()
@@ -304,11 +336,12 @@ def main() -> None:
     records = []
     with PretendedMetal():
         for size in arguments.size:
-            counts = {side: count(side, size, arguments.layers, arguments.context) for side in arguments.side}
+            how = size, arguments.layers, arguments.context, arguments.rows
+            counts = {side: count(side, *how) for side in arguments.side}
             print(*table(size, counts), sep="\n")
             if arguments.list:
                 print(*(line for side, found in counts.items() for line in listing(side, found)), sep="\n")
-            records += [record(size, side, found, arguments.context) for side, found in counts.items()]
+            records += [record(size, side, found, arguments.context, arguments.rows) for side, found in counts.items()]
     print()
     write(records, circumstances(), arguments.out)
 

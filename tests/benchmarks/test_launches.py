@@ -25,6 +25,11 @@ with PretendedMetal():
     MLP.__call__ = lambda mlp, x: call(mlp, x) * 2
     made["planted"] = totals("ours", "0.8B", 8)
     MLP.__call__ = call
+    for side in ("ours", "exact"):
+        found = launches.count(side, "35B-A3B", 8, context=300, rows=4)
+        products = [a for kind in found.by_kind.values() for a in kind if a.name in ("QuantizedMatmul", "GatherQMM")]
+        forms = sorted({(a.name, a.shape[:2]) for a in products})
+        made["four " + side] = [found.launches, found.moved, found.asked, forms]
 print(json.dumps(made))
 """
 
@@ -48,6 +53,13 @@ def test_fewer_layers_stand_for_all(made: dict) -> None:
 
 def test_a_planted_operation_is_noticed_in_every_layer(made: dict) -> None:
     assert made["planted"][0] == made["ours"]["0.8B"][0] + 24
+
+
+def test_exact_rows_are_products_of_their_own_and_no_launches_more(made: dict) -> None:
+    usual, exact = made["four ours"], made["four exact"]
+    assert exact[3] == [["GatherQMM", [4, 1]]] and {name for name, _ in usual[3]} == {"QuantizedMatmul"}
+    assert exact[:2] == pytest.approx(usual[:2], rel=1e-4)
+    assert usual[2] == usual[1] and 1.5 * usual[2] < exact[2] < 4 * usual[2]
 
 
 @pytest.mark.parametrize("size", ["0.8B", "35B-A3B"])

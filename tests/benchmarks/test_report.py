@@ -33,7 +33,7 @@ def test_lines_are_appended_with_their_circumstances(tmp_path: Path) -> None:
 
 
 def test_bounds_follow_from_bytes_and_launches() -> None:
-    found = Count(launches=1000, moved=2 * 10**9, bound=10**9, held=90 * 2**30, by_kind={}, times={})
+    found = Count(launches=1000, moved=2 * 10**9, asked=2 * 10**9, bound=10**9, held=90 * 2**30, by_kind={}, times={})
     assert roofline.bound(found, 100) == pytest.approx(100)
     assert roofline.modelled(found, 100, 0) == pytest.approx(50)
     assert roofline.modelled(found, 100, 5e-6) == pytest.approx(1 / 0.025)
