@@ -30,6 +30,8 @@ with PretendedMetal():
         products = [a for kind in found.by_kind.values() for a in kind if a.name in ("QuantizedMatmul", "GatherQMM")]
         forms = sorted({(a.name, a.shape[:2]) for a in products})
         made["four " + side] = [found.launches, found.moved, found.asked, forms]
+        found = launches.count(side, "0.8B", 4, context=300, rows=20)
+        made["prompt " + side] = [a.name for a in found.by_kind["linear_attention"]]
 print(json.dumps(made))
 """
 
@@ -60,6 +62,12 @@ def test_exact_rows_are_products_of_their_own_and_no_launches_more(made: dict) -
     assert exact[3] == [["GatherQMM", [4, 1]]] and {name for name, _ in usual[3]} == {"QuantizedMatmul"}
     assert exact[:2] == pytest.approx(usual[:2], rel=1e-4)
     assert usual[2] == usual[1] and 1.5 * usual[2] < exact[2] < 4 * usual[2]
+
+
+def test_an_exact_prompt_goes_through_the_kernel_that_decodes(made: dict) -> None:
+    assert made["prompt exact"].count("kernel delta_decode") == 1
+    assert not [name for name in made["prompt exact"] if "gated_delta" in name]
+    assert "fast.gated_delta_update" in made["prompt ours"]
 
 
 @pytest.mark.parametrize("size", ["0.8B", "35B-A3B"])

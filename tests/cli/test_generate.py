@@ -129,6 +129,19 @@ def test_statistics_and_progress_go_to_standard_error(checkpoint, run):
     assert "Loading: " in done.err and "Reading the prompt: " in done.err
 
 
+@pytest.mark.parametrize("command", ["generate", "chat"])
+def test_exact(checkpoint, run, monkeypatch, tmp_path, command):
+    made, load = [], library.load_held
+    monkeypatch.setattr(library, "load_held", lambda held, **how: made.append(load(held, **how)) or made[-1])
+    said = {"stdin": "hi\n"} if command == "chat" else {}
+    asked = () if said else ("-p", "hi")
+    for flags in ((), ("--exact",)):
+        assert run(command, "--model", checkpoint, *asked, "-n", 2, *flags, **said).status == 0
+    assert [model.exact for model in made] == [False, True]
+    done = run(command, "--model", checkpoint, *asked, "--exact", "--adapter-path", tmp_path, **said)
+    assert done.status and "merge it first" in done.err and len(made) == 2
+
+
 def test_drafts(checkpoint, run):
     """A draft model (the same once more), the head of the demo, and what makes no sense."""
     asked = ("generate", "--model", checkpoint, "-p", "hello", "-n", 12, "--json")
