@@ -10,7 +10,7 @@ import mlx.core as mx
 
 from ..backend import Kernel
 
-MOST_TOKENS = 8  # of a sequence in one launch; a prompt goes through the chunked rule
+MOST_TOKENS = 8  # of a sequence in one launch; a prompt goes through the chunked rule, unless it is to be exact
 # SIMD groups a head: with 128 x 128 states, 32 values a thread; and fewer, for a GPU that does not give so many threads
 # so many registers. The bits are the same.
 SIMDS = (16, 8, 4)
@@ -39,7 +39,7 @@ def delta_decode(
     each: bool = False,
     most_simds: int = SIMDS[0],
 ) -> tuple[mx.array, mx.array, mx.array]:
-    """Arguments as in reference.py, where `backend.on_gpu()` and for at most MOST_TOKENS tokens.
+    """Arguments as in reference.py, where `backend.on_gpu()`; made for MOST_TOKENS tokens, right for any number.
 
     mixed may have more columns than it needs, gates more before and behind: b begins at column `gates_at`. So both may
     be one array, the product of projections that were joined.
