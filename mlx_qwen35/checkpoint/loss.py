@@ -34,7 +34,9 @@ class Loss:
     @property
     def relative(self) -> float:
         """The error by the size of the values (RMS)."""
-        return math.sqrt(self.lost / self.whole) if self.whole > 0 else 0.0
+        if self.whole == 0:
+            return math.inf if self.lost > 0 else 0.0
+        return math.sqrt(self.lost / self.whole)
 
     @property
     def emptied_share(self) -> float:

@@ -13,6 +13,7 @@ from mlx_qwen35.config import BITS, GROUP_SIZES, QuantSpec
 from mlx_qwen35.errors import CheckpointError
 
 _FLOATS = ("F32", "F16", "BF16")
+_LEAST = 2.0**-100  # of mxfp4 and mxfp8; MLX 0.32.4 makes a power of two above 2^100 of a group's scale below 2^-127
 
 
 def packed(shape: Shape, spec: QuantSpec) -> dict[str, tuple[Shape, tuple[str, ...]]]:
@@ -55,6 +56,11 @@ def pack(
     if search and spec.mode == "affine":
         arrays = rounding.quantize(weight, spec.group_size, spec.bits, dtype)
     else:
+        if spec.mode in ("mxfp4", "mxfp8"):
+            groups = weight.reshape(*weight.shape[:-1], -1, spec.group_size)
+            most = mx.abs(groups).max(-1, keepdims=True)
+            gone = mx.logical_and(most > 0, most < _LEAST)
+            weight = mx.where(gone, mx.zeros((), weight.dtype), groups).reshape(weight.shape)
         arrays = mx.quantize(weight, spec.group_size, spec.bits, mode=spec.mode)
         if spec.mode == "affine":
             arrays = arrays[0], arrays[1].astype(dtype), arrays[2].astype(dtype)

@@ -115,9 +115,10 @@ def sensitivities(modules: Mapping[str, Shape]) -> dict[str, float]:
 
 
 def fitted(spec: QuantSpec, shape: Shape) -> QuantSpec | None:
-    """`spec` with the largest group, not above its own, that divides the rows of a weight [.., in]; None: none does."""
+    """`spec` with the largest group, not above its own, that divides the rows of a weight [.., in]; None: none does.
+    Rows of nvfp4 are whole pairs of its groups, or MLX 0.32.4 refuses them."""
     sizes = (size for size in reversed(GROUP_SIZES[spec.mode]) if size <= spec.group_size)
-    return next((replace(spec, group_size=size) for size in sizes if shape[-1] % size == 0), None)
+    return next((replace(spec, group_size=size) for size in sizes if shape[-1] % max(size, 32) == 0), None)
 
 
 def _spec(module: str, default: QuantSpec, more: float) -> QuantSpec:

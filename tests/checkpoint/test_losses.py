@@ -54,8 +54,31 @@ def test_what_is_too_much() -> None:
     assert "loses 30% of its size" in Loss(0.09, 1.0, 10, 0).excess(NVFP4)
     assert Loss(0.09, 1.0, 10, 0).excess(QuantSpec(3, 64, "affine")) is None
     assert Loss(0.09, 1.0, 10, 0).excess(NVFP4, 2.0) is None
+    assert Loss(1.0, 0.0, 10, 0).excess(NVFP4, 2.0)  # something of nothing
     assert Loss(float("nan"), 1.0, 10, 0).excess(NVFP4, 2.0)
     assert Loss(1.0, 2.0, 3, 4) + Loss(10.0, 20.0, 30, 40) == Loss(11.0, 22.0, 33, 44)
+
+
+@pytest.mark.parametrize("mode", ["mxfp4", "mxfp8"])
+@pytest.mark.parametrize("size", [2.0**-99, 2.0**-120, 2.0**-126, 2.0**-140])
+def test_weights_below_any_scale_do_not_become_huge(mode: str, size: float) -> None:
+    """As of rows that training left behind; MLX 0.32.4 makes 2^122 of their scales."""
+    spec = QuantSpec(4 if mode == "mxfp4" else 8, 32, mode)
+    weight = np.concatenate([normal(1, 2, 64, size=size), normal(2, 2, 64, size=1.0)])
+    back = np.array(unpack(pack(mx.array(weight), spec), spec))
+    assert np.abs(back - weight).max(axis=1)[:2].max() <= np.abs(weight[:2]).max()
+    assert np.array_equal(back[2:], np.array(unpack(pack(mx.array(weight[2:]), spec), spec)))
+
+
+@pytest.mark.parametrize("mode", ["nvfp4", "mxfp4"])
+def test_rows_that_no_group_divides(tmp_path: Path, mode: str) -> None:
+    """80 is five groups of nvfp4, and MLX takes pairs of them."""
+    config = tiny_config("dense", **(SIZES | {"hidden_size": 80}), **FFN["dense"])
+    source = write_checkpoint(tmp_path / "source", config, random_tensors(config))
+    convert(source, tmp_path / "target", mode=mode)
+    specs = open_source(tmp_path / "target").specs
+    assert specs["layers.0.mlp.down_proj"].mode == mode and not specs.get("layers.0.mlp.gate_proj")
+    assert np.isfinite(np.array(load_model(tmp_path / "target", dtype="float32")(TOKENS))).all()
 
 
 def source_with_small(folder: Path, kind: str, small: str, size: float = 2e-3) -> Path:
