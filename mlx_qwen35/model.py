@@ -130,6 +130,7 @@ class Model(nn.Module):
         self.kv_form: KVFormat | None = None  # how caches keep keys and values; None: as they are
         self.snapshot_bytes = SNAPSHOT_BYTES
         self.exact = False  # whether be_exact() was called
+        self.kernels = True  # whether kernels of ours are wanted on a GPU
         self._mtp: tuple[MTPHead, ...] = ()  # no list: what tools do to a module's parts must not happen to a head
 
     @property

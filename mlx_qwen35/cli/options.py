@@ -67,6 +67,12 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         help="give drafted tokens the bits that they have alone, and streamed experts those of resident ones, on a GPU "
         "too; slower",
     )
+    group.add_argument(
+        "--kernels",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="on a GPU, take this package's kernels where they stand a short test, or MLX's operations alone",
+    )
     add_kv_arguments(group)
     drafts = parser.add_argument_group("drafts (how fast tokens come, not which; see --exact)")
     drafts.add_argument(
@@ -298,7 +304,8 @@ def load_model(args: argparse.Namespace, held: Held) -> Model:
     adapter = None if args.adapter_path is None else read_adapter(args.adapter_path)
     if adapter is not None:
         check_fit(adapter, read_config(held.folder))
-    model = library.load_held(held, exact=args.exact, warm_start=args.warm_start, on_progress=progress)
+    how = {"exact": args.exact, "kernels": args.kernels, "warm_start": args.warm_start}
+    model = library.load_held(held, **how, on_progress=progress)
     if args.mtp:
         from mlx_qwen35.library.drafting import load_head
 

@@ -51,6 +51,11 @@ def on_gpu() -> bool:
     return _chosen is not None
 
 
+def current() -> Backend | None:
+    """What kernels run on; None: nothing, references take their place."""
+    return _chosen
+
+
 @contextmanager
 def using(backend: Backend | None) -> Iterator[None]:
     """Inside: kernels of this backend, or none. For tests, and for tracing a step on a machine that cannot run it:

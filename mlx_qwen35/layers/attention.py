@@ -26,6 +26,8 @@ _FUSED_ROWS = 8
 class GatedAttention(JoinedInputs, nn.Module):
     """softmax(q k^T) v * sigmoid(gate), projected; grouped key/value heads."""
 
+    unfused = False  # MLX's operations take the kernel's place: it was found wrong here, or is not wanted
+
     def __init__(self, config: TextConfig):
         super().__init__()
         self.heads, self.kv_heads, self.head_dim = (
@@ -66,7 +68,7 @@ class GatedAttention(JoinedInputs, nn.Module):
             kv_heads=self.kv_heads,
             eps=self.q_norm.eps,
             keys_at=made[1][1],
-            differentiable=self.training,
+            differentiable=self.training or self.unfused,
         )
         if isinstance(cache, StretchedKVCache):
             out = stretched_attention(queries, cache.update(keys, values), readable)

@@ -16,7 +16,7 @@ from ..cache import DeltaState
 from ..config import TextConfig
 from ..kernels.activation import fused, silu
 from ..kernels.backend import on_gpu
-from ..kernels.delta_decode import MOST_TOKENS, delta_decode
+from ..kernels.delta_decode import MOST_TOKENS, SIMDS, delta_decode
 from ..kernels.gated_delta import gated_delta, gated_delta_states
 from ..kernels.lanes import LEAST_SHARED, in_lanes, together
 from ..kernels.once import cut, once
@@ -93,6 +93,8 @@ def _convolution(x: mx.array, weight: mx.array) -> mx.array:
 class GatedDeltaNet(JoinedInputs, nn.Module):
     """in_proj -> short convolution -> delta rule with decay and write strength -> gated norm -> out_proj."""
 
+    unfused = False  # MLX's operations take the kernel's place: it was found wrong here, or is not wanted
+    most_simds = SIMDS[0]
     _most_in_one: float = MOST_TOKENS  # tokens of a call that a GPU takes in one launch
     _plain = False  # the rule not in MLX's own form on a GPU
 
@@ -129,7 +131,7 @@ class GatedDeltaNet(JoinedInputs, nn.Module):
         it) leaves them as they were.
         """
         batch, length, _ = x.shape
-        in_one = on_gpu() and present is None and length <= self._most_in_one and not self.training
+        in_one = on_gpu() and present is None and length <= self._most_in_one and not (self.training or self.unfused)
         if in_one and self.conv1d.weight.shape[1] > 1:
             return self._decode(x, cache)
         if present is None and not self.training and worth_lanes(x, *self.joinable(), self.out_proj):
@@ -243,6 +245,7 @@ class GatedDeltaNet(JoinedInputs, nn.Module):
             eps=self.norm.eps,
             gates_at=gates_at,
             each=each,
+            most_simds=self.most_simds,
         )
         if each:
             cache.update_each(*([a[:, t] for t in range(x.shape[1])] for a in (windows, matrices)))

@@ -68,6 +68,17 @@ class Joined:
                 column += width
         return found
 
+    def places(self, maps: Sequence[nn.Module], widths: Sequence[int]) -> list[tuple[int, int, int]]:
+        """For each map, of `widths` outputs: which array its result for few rows lies in, how many columns that array
+        has, and the column in it where the result begins."""
+        found: list[tuple[int, int, int]] = []
+        runs = {run.first: run for run in self._unchanged(maps)}
+        while (number := len(found)) < len(maps):
+            run = runs.get(number)
+            taken = [widths[number]] if run is None else run.widths
+            found += [(number, sum(taken), sum(taken[:place])) for place in range(len(taken))]
+        return found
+
     def _unchanged(self, maps: Sequence[nn.Module]) -> list[Run]:
         """The runs whose maps hold what was joined. Others are forgotten, so that their arrays do not stay."""
         kept = [

@@ -47,6 +47,8 @@ class ExpertBank(Protocol):
 class SparseMoE(nn.Module):
     """The chosen experts' weighted sum plus sigmoid(shared_expert_gate(x)) * shared_expert(x)."""
 
+    unfused = False  # MLX's operations take the kernels' place: one was found wrong here, or none is wanted
+
     def __init__(self, hidden_size: int, moe: MoE, experts: ExpertBank):
         super().__init__()
         self.experts_per_token = moe.experts_per_token
@@ -57,12 +59,12 @@ class SparseMoE(nn.Module):
 
     def choose(self, rows: mx.array) -> tuple[mx.array, mx.array]:
         """rows [N, H], normed -> (expert ids [N, K], weights [N, K])."""
-        return route(self.gate(rows), self.experts_per_token, differentiable=self.training)
+        return route(self.gate(rows), self.experts_per_token, differentiable=self.training or self.unfused)
 
     def __call__(self, x: mx.array) -> mx.array:
         """x [B, T, H] -> [B, T, H]."""
         rows = x.reshape(-1, x.shape[-1])  # [N, H]
-        if on_gpu() and len(rows) <= MIX_UP_TO and not self.training:
+        if on_gpu() and len(rows) <= MIX_UP_TO and not (self.training or self.unfused):
             shared, shared_gate = self.shared_expert.projections(), weights_of(self.shared_expert_gate)
             if shared is not None and shared_gate is not None and self.experts.projections() is not None:
                 expert_ids, weights = route(self.gate(rows), self.experts_per_token, rows, shared_gate)

@@ -17,7 +17,7 @@ class RotaryEmbedding:
     """Cosines and sines of positions; holds no parameters."""
 
     def __init__(self, rope: Rope):
-        half = rope.rotary_dim // 2
+        self.half = half = rope.rotary_dim // 2  # pairs of values that turn
         inv_freq = rope.theta ** (-np.arange(half) / half)
         self.factor = 1.0
         if rope.yarn is not None:

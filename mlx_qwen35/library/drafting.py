@@ -24,6 +24,7 @@ from mlx_qwen35.errors import ArgumentError, CheckpointError, Qwen35Warning
 from mlx_qwen35.library import hub
 from mlx_qwen35.library.finding import find, look_up
 from mlx_qwen35.library.holding import Demand, of_source
+from mlx_qwen35.library.kernel_check import check_kernels
 from mlx_qwen35.library.stored import Stored
 from mlx_qwen35.library.told import head_bytes, told_demand, told_head, told_specs
 
@@ -51,6 +52,7 @@ def load_head(
     """
     opened = open_head(folder, model.config)
     head, norms = opened.load(dtype, on_progress), opened.norms
+    check_kernels(head, wanted=model.kernels)
     if norms.sure or (norms.seen and model.expert_stats is not None):
         return head
     other = MLX if norms.chosen == HF else HF
@@ -142,6 +144,7 @@ def load_draft_model(
         return load_head(folder, model, dtype=dtype, on_progress=on_progress)
     small = load_model(folder, dtype=dtype, on_progress=on_progress)
     check_vocabulary(small.config, model.config, folder)
+    check_kernels(small, wanted=model.kernels)
     return small
 
 

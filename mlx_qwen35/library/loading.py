@@ -19,6 +19,7 @@ from mlx_qwen35.library.beforehand import check_offer
 from mlx_qwen35.library.drafting import drafting_bytes, load_head
 from mlx_qwen35.library.finding import find
 from mlx_qwen35.library.holding import Held, hold
+from mlx_qwen35.library.kernel_check import check_kernels
 from mlx_qwen35.library.memory import memory_size
 from mlx_qwen35.machine.system import cache_folder
 from mlx_qwen35.processor import Processor
@@ -45,6 +46,7 @@ def load(
     adapter_path: str | Path | None = None,
     mtp: bool = False,
     exact: bool = False,
+    kernels: bool = True,
     warm_start: bool = True,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Model, Processor]:
@@ -68,6 +70,8 @@ def load(
     exact: give up to 8 rows of a call (drafted tokens, a batch) the bits that each has alone, and streamed experts
     those of resident ones, on a GPU too, whose products do not promise it. It has a price, and an adapter has to be
     merged first: docs/EXACTNESS.md.
+    kernels: on a GPU, let kernels of this package take the place of MLX's operations where they stand a short test,
+    whose result is kept in the user's cache (docs/KERNELS.md). False: MLX's operations alone.
     on_progress: called with (bytes done, bytes in all), of the download where there is one, then of the weights, each
     beginning with (0, ..). What it raises ends the work, and so does Ctrl-C; nothing is left in memory then, and on the
     disk only files that are complete.
@@ -77,6 +81,7 @@ def load(
     checks.path("adapter_path", adapter_path, optional=True)
     checks.flag("mtp", mtp)
     _check_flags(yarn, warm_start, on_progress)
+    checks.flag("kernels", kernels)
     check_exact(exact, adapter_path)
     adapter = None if adapter_path is None else read_adapter(adapter_path)
     form = None if kv_bits is None else KVFormat(kv_bits, kv_group_size, quantized_kv_start)
@@ -96,7 +101,7 @@ def load(
     processor = load_processor(folder, context_length=held.context_length, yarn=yarn)
     if adapter is not None:
         check_fit(adapter, read_config(folder))
-    model = load_held(held, exact=exact, warm_start=warm_start, on_progress=on_progress)
+    model = load_held(held, exact=exact, kernels=kernels, warm_start=warm_start, on_progress=on_progress)
     if mtp:
         model.take_mtp(load_head(folder, model, dtype=dtype, on_progress=on_progress))
     return model if adapter is None else load_adapter(model, adapter), processor
@@ -113,6 +118,7 @@ def load_model(
     quantized_kv_start: int = 0,
     dtype: mx.Dtype | str | None = None,
     exact: bool = False,
+    kernels: bool = True,
     warm_start: bool = True,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Model:
@@ -122,15 +128,17 @@ def load_model(
     """
     checks.path("folder", folder)
     _check_flags(yarn, warm_start, on_progress)
+    checks.flag("kernels", kernels)
     form = None if kv_bits is None else KVFormat(kv_bits, kv_group_size, quantized_kv_start)
     held = hold(folder, memory, dtype=dtype, context_length=context_length, yarn=yarn, kv_form=form)
-    return load_held(held, exact=exact, warm_start=warm_start, on_progress=on_progress)
+    return load_held(held, exact=exact, kernels=kernels, warm_start=warm_start, on_progress=on_progress)
 
 
 def load_held(
     held: Held,
     *,
     exact: bool = False,
+    kernels: bool = True,
     warm_start: bool = True,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Model:
@@ -149,6 +157,8 @@ def load_held(
         model.snapshot_bytes = 0  # the fewest, which is what was planned for
     if exact:
         model.be_exact()
+    model.kernels = kernels
+    check_kernels(model, wanted=kernels)
     return model
 
 

@@ -41,7 +41,7 @@ def delta_decode(
     b, a = mx.split(gates.astype(mx.float32), 2, axis=-1)
     decay = mx.exp(-mx.exp(A_log.astype(mx.float32)) * mx.logaddexp(a + dt_bias, 0))
     v = v.reshape(batch, length, heads, value_dim)
-    out, states = gated_delta_states(q * key_dim**-0.5, k, v, decay, mx.sigmoid(b), state)
+    out, states = gated_delta_states(q * key_dim**-0.5, k, v, decay, mx.sigmoid(b), state, plain=True)
     z = mixed[..., channels:].astype(mx.float32).reshape(out.shape)
     y = mx.fast.rms_norm(out, norm.astype(mx.float32), eps) * z * mx.sigmoid(z)
     return y.reshape(batch, length, -1).astype(mixed.dtype), windows, states

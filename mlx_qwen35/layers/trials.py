@@ -1,0 +1,102 @@
+"""Which kernels a layer launches, as trials; and what to do where one fails.
+
+Knows the layers' sizes and weights. Knows neither how a trial is judged nor what is remembered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ..kernels import trials
+from ..kernels.delta_decode import SIMDS
+from ..kernels.trial import Trial
+from ..kernels.weights import weights_of
+from .attention import GatedAttention
+from .delta_net import GatedDeltaNet
+from .moe import SparseMoE
+
+
+@dataclass(frozen=True)
+class Use:
+    """A module that launches kernels. forms: in the order in which they are to be taken, each its trials and what makes
+    the module take it; where none of them stands its trials, MLX's operations do the work (`unfused`)."""
+
+    module: nn.Module
+    forms: tuple[tuple[Sequence[Trial], Callable[[], None]], ...]
+
+
+def uses(layers: Sequence[nn.Module], dtype: mx.Dtype, half: int) -> Iterator[Use]:
+    """Of decoder layers that compute in dtype. half: pairs of values that rotary positions turn.
+
+    A module is left out where its weights are nothing that kernels read.
+    """
+    for layer in layers:
+        norm = layer.post_attention_layernorm
+        yield _one(norm, [trials.of_add_norm(norm.weight.shape[0], dtype, norm.weight.dtype)])
+        if layer.is_attention:
+            yield _attention(layer.self_attn, dtype, half)
+        elif layer.linear_attn.conv1d.weight.shape[1] > 1:
+            yield _delta(layer.linear_attn, dtype)
+        if isinstance(layer.mlp, SparseMoE):
+            yield from _experts(layer.mlp, dtype)
+
+
+def _one(module: nn.Module, needed: Sequence[Trial]) -> Use:
+    return Use(module, ((needed, lambda: None),))
+
+
+def _attention(layer: GatedAttention, dtype: mx.Dtype, half: int) -> Use:
+    dim, heads, kv_heads = layer.head_dim, layer.heads, layer.kv_heads
+    sizes = [2 * heads * dim, kv_heads * dim, kv_heads * dim]
+    (first, queries, _), (second, keys, keys_at), _ = layer._joined.places(layer.joinable(), sizes)
+    assert first == second or not keys_at
+    how = {"heads": heads, "kv_heads": kv_heads, "dim": dim, "half": half, "widths": (queries, keys)}
+    norms = layer.q_norm.weight.dtype, layer.k_norm.weight.dtype
+    both = (True, False)
+    return _one(
+        layer, [trials.of_attention_inputs(dtype, norms, **how, keys_at=keys_at, same=same) for same in both]
+    )
+
+
+def _delta(layer: GatedDeltaNet, dtype: mx.Dtype) -> Use:
+    (first, mixed, _), (second, *_), (third, gates, gates_at), (fourth, *_) = layer._joined.places(
+        layer.joinable(), layer._widths
+    )
+    # What is in two arrays is put together (joined.neighbours).
+    mixed = mixed if first == second else sum(layer._widths[:2])
+    gates, gates_at = (gates, gates_at) if third == fourth else (sum(layer._widths[2:]), 0)
+    weights = layer.conv1d.weight.dtype, layer.A_log.dtype, layer.dt_bias.dtype, layer.norm.weight.dtype
+    how = {
+        "key_heads": layer.key_heads, "heads": layer.value_heads, "key_dim": layer.key_dim,
+        "value_dim": layer.value_dim, "taps": layer.conv1d.weight.shape[1], "widths": (mixed, gates),
+    }  # fmt: skip
+
+    def take(simds: int) -> Callable[[], None]:
+        return lambda: setattr(layer, "most_simds", simds)
+
+    forms = (
+        ([trials.of_delta_decode(dtype, weights, **how, gates_at=gates_at, most_simds=simds)], take(simds))
+        for simds in SIMDS
+    )
+    return Use(layer, tuple(forms))
+
+
+def _experts(layer: SparseMoE, dtype: mx.Dtype) -> Iterator[Use]:
+    """Of a few rows, and the router's of many."""
+    number, chosen = layer.gate.weight.shape[0], layer.experts_per_token
+    needed = [trials.of_router(dtype, dtype, number, chosen, None)]
+    own, shared = layer.experts.projections(), layer.shared_expert.projections()
+    gate = weights_of(layer.shared_expert_gate)
+    if own is not None and shared is not None and gate is not None:
+        kinds = own.gate.kind, own.up.kind, shared.gate.kind, shared.up.kind
+        needed.append(trials.of_router(dtype, dtype, number, chosen, gate.kind))
+        for rows in (3,) if chosen >= 8 else (3, 1):  # MLX passes arrays of fewer than 8 elements in another way
+            needed.append(trials.of_expert_gate_up(dtype, chosen, kinds, rows))
+            needed.append(trials.of_expert_down(dtype, chosen, (own.down.kind, shared.down.kind), rows))
+    yield _one(layer, needed)
+
+
