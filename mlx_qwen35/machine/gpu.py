@@ -6,6 +6,7 @@ be the CPU on a Mac: here the GPU is always asked by name.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -65,7 +66,11 @@ class _Limit:
                 self._before = before
             self._asked[key] = nbytes
 
+        asker = os.getpid()
+
         def let_go() -> None:
+            if os.getpid() != asker:
+                return  # a forked child, which collects what its parent had: MLX's locks may be held there for ever
             with self._lock:
                 if self._asked.pop(key, None) is not None:
                     left = [*self._asked.values()]

@@ -1,6 +1,7 @@
 """MLX's GPU asked by name, and limits that several share: what was there before is there again afterwards."""
 
 import gc
+import os
 from collections.abc import Iterator
 
 import mlx.core as mx
@@ -96,6 +97,18 @@ def test_the_last_to_let_go_puts_back_what_was_there(mac: Limits) -> None:
     assert mac.wired == 30
     one()
     assert mac.wired == 0
+
+
+def test_a_forked_child_leaves_the_limits_alone(mac: Limits, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It collects what its parent had, and a lock of MLX's that another thread held then is held there for ever."""
+    let_go = gpu.limit_cache(50)
+    pid = os.getpid()
+    with monkeypatch.context() as child:
+        child.setattr(os, "getpid", lambda: pid + 1)
+        let_go()
+    assert mac.cache == 50
+    let_go()
+    assert mac.cache == BEFORE
 
 
 def test_what_mlx_refuses_is_not_asked(mac: Limits, monkeypatch: pytest.MonkeyPatch) -> None:
