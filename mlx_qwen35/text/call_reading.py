@@ -210,7 +210,6 @@ class Reading:
     ) -> tuple[str, int]:
         """-> (the text of a value, the first tag behind those that close it)"""
         value = _Value(opening.name, opening.end)
-        others = frozenset() if names is None else names
         pairs: list[Kind] = []
         at = opening.end
         doubted = False  # what ends a function was text, if the value goes on
@@ -228,7 +227,7 @@ class Reading:
                 tag.kind is Kind.PARAMETER
                 and tag.name not in given
                 and tag.name != value.key
-                and (names is None or tag.name in others)
+                and (names is None or tag.name in names)
                 and (tag.fresh or value.run is not None)
                 and (tag.usual or value.run is not None or not (opening.usual and self._is_closed(tag)))
             )

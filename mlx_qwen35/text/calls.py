@@ -88,8 +88,9 @@ class CallReader:
         if state is not None:
             return state
         self._tags.advance(text)
-        if self._has_json(text):
-            return self._advance_json(text, final=False)
+        start = self._json_start(text)
+        if start is not None:
+            return self._advance_json(text, start, final=False)
         found = self._tags.found
         ending = Kind.CALL_END if text.startswith(OPENING) else Kind.FUNCTION_END
         while self._looked < len(found):
@@ -131,8 +132,9 @@ class CallReader:
         if state is not None:
             return state
         self._tags.advance(text, final=True)
-        if self._has_json(text):
-            return self._advance_json(text, final=True)
+        start = self._json_start(text)
+        if start is not None:
+            return self._advance_json(text, start, final=True)
         body = text[: len(text) - _partial_end(text)]
         for way in _WAYS:
             if self._read(body, way, cut=cut):
@@ -174,11 +176,8 @@ class CallReader:
 
     # A body in JSON
 
-    def _has_json(self, text: str) -> bool:
-        return self._json_start(text) is not None
-
     def _json_start(self, text: str) -> int | None:
-        """Where JSON begins: behind <tool_call>, or behind the function's tag."""
+        """Where JSON begins: behind <tool_call>, or behind the function's tag; None: the body is no JSON."""
         at = SPACE.match(text, len(OPENING) if text.startswith(OPENING) else 0).end()
         if text.startswith("{", at):
             return at
@@ -188,8 +187,7 @@ class CallReader:
         at = SPACE.match(text, first[0].end).end()
         return at if text.startswith("{", at) else None
 
-    def _advance_json(self, text: str, *, final: bool) -> CallState:
-        start = self._json_start(text)
+    def _advance_json(self, text: str, start: int, *, final: bool) -> CallState:
         found = self._tags.found
         if final or any(tag.kind in (Kind.CALL_END, Kind.FUNCTION_END) for tag in found[self._looked :]):
             self._looked = len(found)

@@ -146,10 +146,10 @@ def test_without_pyav(monkeypatch: pytest.MonkeyPatch) -> None:
 SIDE = 16
 
 
-def numbered(number: int, height: int = 32, width: int = 64) -> np.ndarray:
+def numbered(number: int) -> np.ndarray:
     digits = np.array([(number >> bit) & 1 for bit in range(8)], dtype=np.uint8).reshape(2, 4) * 255
     frame = np.repeat(np.repeat(digits, SIDE, axis=0), SIDE, axis=1)
-    return np.repeat(np.pad(frame, [(0, height - 32), (0, width - 64)])[..., None], 3, axis=2)
+    return np.repeat(frame[..., None], 3, axis=2)
 
 
 def number_of(image: np.ndarray) -> int:
@@ -162,15 +162,14 @@ def number_of(image: np.ndarray) -> int:
 def clip() -> Callable[..., bytes]:
     av = pytest.importorskip("av", reason="PyAV is not installed (extra 'video')")
 
-    def make(frames: int, *, codec: str = "libx264", form: str = "mp4", rate: int = 24,
-             height: int = 32, **options: str) -> bytes:  # fmt: skip
+    def make(frames: int, *, codec: str = "libx264", form: str = "mp4", rate: int = 24, **options: str) -> bytes:
         file = io.BytesIO()
         with av.open(file, "w", format=form) as container:
             stream = container.add_stream(codec, rate=rate, options=options)
-            stream.width, stream.height = 64, height
+            stream.width, stream.height = 64, 32
             stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
             for number in range(frames):
-                frame = av.VideoFrame.from_ndarray(numbered(number, height), format="rgb24")
+                frame = av.VideoFrame.from_ndarray(numbered(number), format="rgb24")
                 container.mux(stream.encode(frame))
             container.mux(stream.encode())
         return file.getvalue()
