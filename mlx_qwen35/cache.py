@@ -321,6 +321,10 @@ class Cache:
         readable = mx.arange(self.offset + length) >= self.left_padding[:, None]
         return readable, readable[:, self.offset :] if self.offset < self.longest_padding else None
 
+    def positions(self, length: int) -> mx.array:
+        """Where the next `length` tokens stand if they are text: one position a token, [B or 1, length]."""
+        return text_positions(self, length)
+
     def advance(self, length: int) -> None:
         """The layers have taken `length` more positions."""
         self.offset += length
@@ -425,3 +429,13 @@ class Cache:
     @property
     def nbytes(self) -> int:
         return sum(a.nbytes for a in self.arrays())
+
+
+def text_positions(cache: Any, length: int) -> mx.array:
+    """`Cache.positions` of anything with offset, rope_delta and left_padding."""
+    delta = cache.rope_delta
+    positions = mx.arange(cache.offset, cache.offset + length)[None]
+    positions = positions + (delta if isinstance(delta, int) else mx.array(delta)[:, None])
+    if cache.left_padding is not None:
+        positions = mx.maximum(positions - cache.left_padding[:, None], 0)
+    return positions

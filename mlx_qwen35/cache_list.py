@@ -11,6 +11,8 @@ from typing import Any
 
 import mlx.core as mx
 
+from .cache import text_positions
+
 
 class CacheList:
     """A list of mlx-lm's caches for one call: has what Model takes from a Cache. Text only.
@@ -35,6 +37,10 @@ class CacheList:
         if self.left_padding is not None:
             readable = mx.arange(self.offset + length) >= self.left_padding[:, None]
         return readable, self._deltas[0].mask(length) if self._deltas else None
+
+    def positions(self, length: int) -> mx.array:
+        """As `Cache.positions`."""
+        return text_positions(self, length)
 
     def advance(self, length: int) -> None:
         self.offset += length

@@ -16,6 +16,7 @@ import numpy as np
 
 from .cache import Cache, DeltaState, KVCache, StretchedKVCache
 from .cache_list import CacheList
+from .cache_rows import RowsCache
 from .config import ModelConfig, TextConfig
 from .errors import PromptError, Qwen35Error
 from .experts.resident import ResidentExperts
@@ -178,13 +179,14 @@ class Model(nn.Module):
     def hidden(
         self,
         tokens: mx.array,
-        cache: Cache | list[Any] | None = None,
+        cache: Cache | RowsCache | list[Any] | None = None,
         media: Sight | AnyMedia | None = None,
         *,
         more: bool = False,
     ) -> mx.array:
         """tokens [B, T] int -> hidden states after the final norm [B, T, H].
 
+        cache: as in a call, or a RowsCache, whose rows take one token each [B, 1].
         more: further tokens of the same prompt follow; streamed experts then keep their memory for the end of it.
         """
         cache = CacheList(cache) if isinstance(cache, list) else cache
@@ -197,7 +199,11 @@ class Model(nn.Module):
                 raise ValueError(f"media were placed in {list(sight.shape)} tokens, these are {list(tokens.shape)}")
         length = tokens.shape[1]
         readable, present = (None, None) if cache is None else cache.masks(length)
-        rope = self._rope(_text_positions(cache, length) if sight is None else sight.positions)
+        if sight is not None:
+            positions = sight.positions
+        else:
+            positions = mx.arange(length)[None] if cache is None else cache.positions(length)
+        rope = self._rope(positions)
         # An embedding in one of the mx modes comes out in bfloat16, whatever the model computes in.
         x = self.embed_tokens(tokens).astype(self.norm.weight.dtype)
         if sight is not None:
@@ -213,7 +219,7 @@ class Model(nn.Module):
         self,
         x: mx.array,
         rope: tuple[mx.array, mx.array],
-        cache: Cache | CacheList | None,
+        cache: Cache | CacheList | RowsCache | None,
         readable: mx.array | None,
         present: mx.array | None,
         more: bool,
@@ -406,18 +412,6 @@ class UnloadedModel(Model):
 
     def unload(self) -> None:
         """Nothing is left to give back."""
-
-
-def _text_positions(cache: Cache | None, length: int) -> mx.array:
-    """Where `length` text tokens after those of the cache stand: one position a token, [B or 1, length]."""
-    if cache is None:
-        return mx.arange(length)[None]
-    delta = cache.rope_delta
-    positions = mx.arange(cache.offset, cache.offset + length)[None]
-    positions = positions + (delta if isinstance(delta, int) else mx.array(delta)[:, None])
-    if cache.left_padding is not None:
-        positions = mx.maximum(positions - cache.left_padding[:, None], 0)
-    return positions
 
 
 def _begin(cache: Cache | None, batch: int) -> tuple[list[int], list[int]]:

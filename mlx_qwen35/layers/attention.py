@@ -9,12 +9,14 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..cache import KVCache, StretchedKVCache
+from ..cache_rows import RowsKV
 from ..config import TextConfig
 from ..kernels.activation import gated
 from ..kernels.attention_inputs import attention_inputs
 from .joined import JoinedInputs, columns
 from .linear import Linear
 from .norm import RMSNorm
+from .rows import attention_of_rows
 from .stretches import stretched_attention
 
 # Scores of one layer that may exist at once. MLX materialises them for head_dim 256 when more than 8 rows ask.
@@ -47,7 +49,7 @@ class GatedAttention(JoinedInputs, nn.Module):
         self,
         x: mx.array,
         rope: tuple[mx.array, mx.array],
-        cache: KVCache | StretchedKVCache | None = None,
+        cache: KVCache | StretchedKVCache | RowsKV | None = None,
         readable: mx.array | None = None,
     ) -> mx.array:
         """x [B, T, H] -> [B, T, H]. rope: cos, sin of these T positions. cache: of this layer, or None.
@@ -70,17 +72,33 @@ class GatedAttention(JoinedInputs, nn.Module):
             keys_at=made[1][1],
             differentiable=self.training or self.unfused,
         )
-        if isinstance(cache, StretchedKVCache):
-            out = stretched_attention(queries, cache.update(keys, values), readable)
+        if isinstance(cache, RowsKV):
+            out = attention_of_rows(queries, keys, values, cache, cached_attention)
         else:
-            if cache is not None:
-                keys, values = cache.update(keys, values)
-            out = causal_attention(queries, keys, values, readable)
+            out = cached_attention(queries, keys, values, cache, readable)
         out = out.swapaxes(1, 2).reshape(batch, length, -1)
         return self.o_proj(gated(out, gate))
 
     def joinable(self) -> list[nn.Module]:
         return [self.q_proj, self.k_proj, self.v_proj]
+
+
+def cached_attention(
+    queries: mx.array,
+    keys: mx.array,
+    values: mx.array,
+    cache: KVCache | StretchedKVCache | None,
+    readable: mx.array | None = None,
+) -> mx.array:
+    """Attention of T tokens: queries [B, Hq, T, D], keys and values [B, Hkv, T, D] -> [B, Hq, T, D].
+
+    cache: what came before, which takes the keys and values in; None: nothing did. `readable` as above.
+    """
+    if isinstance(cache, StretchedKVCache):
+        return stretched_attention(queries, cache.update(keys, values), readable)
+    if cache is not None:
+        keys, values = cache.update(keys, values)
+    return causal_attention(queries, keys, values, readable)
 
 
 def causal_attention(
