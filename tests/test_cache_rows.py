@@ -111,7 +111,8 @@ def test_rows_that_share_their_past():
 
 
 def test_rows_whose_keys_are_packed():
-    model, _ = tiny_model("dense", head_dim=32)
+    rope = {"partial_rotary_factor": 0.5, "mrope_section": [3, 3, 2]}
+    model, _ = tiny_model("dense", head_dim=32, rope_parameters=rope)
     model.kv_form = KVFormat(8, 32)
     tokens = prompt(70, seed=1)
     made = step(model, RowsCache([read(model, tokens), read(model, tokens[:40])]), [3, 3])
