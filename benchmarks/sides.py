@@ -58,6 +58,7 @@ CASES = {
     for case in (
         Case("0.8B", "0.8B"),
         Case("0.8B-8-layers", "0.8B", 8, "8 of 24 layers"),
+        Case("0.8B-4-layers", "0.8B", 4, "4 of 24 layers, vocabulary 32768", {"vocab_size": 32768}),
         Case("35B-4-layers", "35B-A3B", 4, "4 layers, 8 of 64 experts, vocabulary 4096",
              {"num_experts": 64, "vocab_size": 4096}),
         Case("35B-8-layers", "35B-A3B", 8, "8 of 40 layers"),
@@ -98,8 +99,11 @@ class Side:
     loaded: what it said when it was ready: seconds and bytes.
     """
 
-    def __init__(self, name: str, folder: Path):
-        command = [sys.executable, str(Path(__file__)), name, str(folder)]
+    program = Path(__file__)
+
+    def __init__(self, name: str, folder: Path, *more: str):
+        """more: what else the program is told."""
+        command = [sys.executable, str(self.program), name, str(folder), *more]
         self.name = name
         self._ids = min(_IDS, json.loads((folder / "config.json").read_text())["text_config"]["vocab_size"])
         self._process = subprocess.Popen(
@@ -121,7 +125,10 @@ class Side:
         Seconds: "first" from the prompt to the first token, "later" of each further one. "tokens", and "logprobs" of
         some ids at the first. Bytes, the most so far: "peak" of arrays, "resident" of the process.
         """
-        asked = {"tokens": prompt_tokens(prompt, self._ids), "new": new}
+        return self.send({"tokens": prompt_tokens(prompt, self._ids), "new": new})
+
+    def send(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """What the program says to it."""
         print(json.dumps(asked), file=self._process.stdin, flush=True)
         return self._answer()
 
@@ -164,7 +171,7 @@ class _MlxLm:
         from mlx_lm.utils import load_model
 
         self._model, _ = load_model(folder, lazy=True)
-        _ready(self._model, mx)
+        ready(self._model, mx)
 
     def stream(self, tokens: list[int], new: int) -> Iterator[tuple[int, Any]]:
         import mlx.core as mx
@@ -180,7 +187,7 @@ class _MlxVlm:
         from mlx_vlm.utils import load_model
 
         self._model = load_model(folder, lazy=True)
-        _ready(self._model, mx)
+        ready(self._model, mx)
 
     def stream(self, tokens: list[int], new: int) -> Iterator[tuple[int, Any]]:
         import mlx.core as mx
@@ -190,7 +197,8 @@ class _MlxVlm:
             yield int(token), logprobs
 
 
-def _ready(model: Any, mx: Any) -> None:
+def ready(model: Any, mx: Any) -> None:
+    """A peer's weights as this package has them on the CPU, read."""
     if mx.default_device() == mx.cpu:
         model.set_dtype(mx.float32)
     mx.eval(model.parameters())
