@@ -32,3 +32,11 @@ class SessionError(Qwen35Error, ValueError):
 
 class ExpertReadError(Qwen35Error):
     """An expert's bytes could not be had from the disk while a model was running: nothing was computed with them."""
+
+
+class BusyError(Qwen35Error):
+    """As many requests are waiting as may: try again when one has ended."""
+
+
+class BudgetError(Qwen35Error):
+    """A request cannot be answered within the memory that all of them may take."""
