@@ -27,15 +27,20 @@ def masked(logits: mx.array, words: np.ndarray) -> mx.array:
 
 def allowed(words: np.ndarray, rows: int, vocab_size: int) -> np.ndarray:
     """The bits of `masked` words as bool, [V] or [B, V]."""
-    words = np.asarray(words)
-    fits = words.ndim in (1, 2) and words.shape[-1] * BITS >= vocab_size and words.shape[:-1] in ((), (rows,))
-    if words.dtype != np.uint32 or not fits:
-        raise ArgumentError(
-            f"a mask is words of {words.dtype} {list(words.shape)}; for logits [{rows}, {vocab_size}] give uint32 "
-            f"[{-(-vocab_size // BITS)}] or [{rows}, {-(-vocab_size // BITS)}]"
-        )
+    check(words, rows, vocab_size)
     octets = np.ascontiguousarray(words.astype("<u4", copy=False)).view(np.uint8)
     bits = np.unpackbits(octets, axis=-1, bitorder="little", count=vocab_size).view(bool)
     if not bits.any(axis=-1).all():
         raise ArgumentError("a mask lets no token come; end the answer instead")
     return bits
+
+
+def check(words: np.ndarray, rows: int, vocab_size: int) -> None:
+    """Refuses words of another form than `masked` takes for logits [rows, vocab_size]."""
+    fits = words.ndim in (1, 2) and words.shape[-1] * BITS >= vocab_size and words.shape[:-1] in ((), (rows,))
+    if words.dtype != np.uint32 or not fits:
+        least = -(-vocab_size // BITS)
+        raise ArgumentError(
+            f"a mask is words of {words.dtype} {list(words.shape)}; for logits [{rows}, {vocab_size}] give uint32 "
+            f"[{least}] or [{rows}, {least}]"
+        )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, fields, replace
 from functools import wraps
@@ -21,11 +21,13 @@ import numpy as np
 
 from mlx_qwen35 import checks
 from mlx_qwen35.errors import ArgumentError, CheckpointError
+from mlx_qwen35.largest import top_ids
+from mlx_qwen35.masking import masked
 
 if TYPE_CHECKING:
     from mlx_qwen35.thinking import ThinkingBudget
 
-BLOCK = 256  # vocabulary entries that share one maximum in `top_ids`
+_LEAST = 2.0**-33  # in place of a random number of 0, half of the least above it
 
 
 def _named_only(cls: type) -> type:
@@ -124,6 +126,11 @@ class Sampling:
             raise CheckpointError(f"generation_config.json: {error}") from error
         return replace(base, **{name: value for name, value in overrides.items() if value is not None})
 
+    def for_answer(self, index: int) -> Sampling:
+        """The sampling of one of several answers to a prompt: its seed is `seed` + index (modulo 2^64), so that answer
+        0 is the one that a single answer is. Without a seed all are drawn differently anyhow."""
+        return self if self.seed is None else replace(self, seed=(self.seed + index) % 2**64)
+
     @property
     def needs_history(self) -> bool:
         return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0
@@ -149,7 +156,7 @@ class History:
         self.seen: mx.array | None = None  # [B, V] bool: in prompt or answer
         self.recent: mx.array | None = None  # [B, N]: the last N tokens, oldest first, V where there is none
         self.answered: mx.array | None = None  # [B, V] bool: in the answer
-        rows = len(prompts)
+        self.rows = rows = len(prompts)
         if sampling.repetition_penalty != 1.0:
             if sampling.repetition_context_size is None:
                 seen = np.zeros((rows, vocab_size), dtype=bool)
@@ -187,12 +194,27 @@ class History:
     def joined(histories: Sequence[History]) -> History:
         """One whose rows are those of all."""
         other = copy(histories[0])
+        other.rows = sum(history.rows for history in histories)
         for name in ("seen", "recent", "answered"):
             if getattr(other, name) is not None:
                 setattr(other, name, mx.concatenate([getattr(history, name) for history in histories]))
         if other.budget is not None:
             other.budget = other.budget.joined([history.budget for history in histories])
         return other
+
+    def split(self) -> list[History]:
+        """Each row by itself, in memory of its own: a row that is kept does not keep the others."""
+        found = []
+        budgets = None if self.budget is None else self.budget.split()
+        for row in range(self.rows):
+            one = copy(self)
+            one.rows = 1
+            for name in ("seen", "recent", "answered"):
+                if getattr(one, name) is not None:
+                    setattr(one, name, mx.contiguous(getattr(one, name)[row : row + 1]))
+            one.budget = None if budgets is None else budgets[row]
+            found.append(one)
+        return found
 
     def repeated(self) -> mx.array | None:
         """[B, V] bool, what the repetition penalty touches"""
@@ -203,131 +225,173 @@ class History:
         return mx.put_along_axis(empty, self.recent, mx.array(True), axis=1)[:, : self.vocab_size]
 
 
-class Sampler:
-    """Draws one token a row. Holds the random key, which moves on with every call."""
+class Steps:
+    """The steps of a Sampling over logits; or those of several that differ in numbers only, one for each row.
 
-    def __init__(self, sampling: Sampling) -> None:
-        self.sampling = sampling
-        self._key = mx.random.key(secrets.randbits(64) if sampling.seed is None else sampling.seed)
-        self._bias: mx.array | None = None
+    tokens: how many the tokenizer has. The head may have more rows than that, which no token stands for: they are cut
+    off here, before anything else, so that nothing is ever drawn from them. None: every row of the head is a token.
+    """
 
-    def __call__(self, logits: mx.array, history: History | None = None) -> tuple[mx.array, mx.array]:
-        """logits: [B, V] -> token [B], logprobs [B, V], both lazy.
+    def __init__(self, samplings: Sequence[Sampling], tokens: int | None = None) -> None:
+        self._samplings, self._tokens, first = samplings, tokens, samplings[0]
+        self.greedy = first.temperature == 0
+        self._needs_history, self._top_k, self._sorts = first.needs_history, first.top_k, first.top_p < 1
+        self._bias: mx.array | None = None  # [1 or B, V], made when V is known
+        self._repetition = self._column("repetition_penalty", 1.0)
+        self._presence = self._column("presence_penalty", 0.0)
+        self._temperature = self._column("temperature", 0.0)
+        self._top_p = self._column("top_p", 1.0)
+        self._min_p = self._column("min_p", 0.0, lambda value: math.log(value) if value else -math.inf)
 
-        The log probabilities are those of the distribution after bias and penalties and before temperature and
-        truncation, as mlx-lm reports them; a token that a budget forces has all of it. The caller appends the token to
-        `history`.
-        """
-        logits = self._adjusted(logits, history)
-        logprobs = _normalised(logits)
-        if self.sampling.temperature == 0:
-            return mx.argmax(logits, axis=-1), logprobs
-        return self._draw(logprobs, self.next_key()), logprobs
+    @staticmethod
+    def form(sampling: Sampling) -> tuple[Any, ...]:
+        """Samplings with the same form can be the rows of one `Steps`."""
+        penalised = sampling.repetition_penalty != 1.0
+        return (
+            bool(sampling.logit_bias),
+            penalised,
+            sampling.repetition_context_size if penalised else None,
+            sampling.presence_penalty != 0.0,
+            None if sampling.temperature == 0 else (sampling.top_k, sampling.top_p < 1),
+        )
 
-    def weights(self, logits: mx.array, history: History | None = None) -> tuple[mx.array, mx.array]:
-        """logits: [B, V] -> what a token is drawn with, as log weights [B, V] (-inf: never), and logprobs as above.
+    def _column(self, name: str, off: float, of: Callable[[float], float] = float) -> float | mx.array | None:
+        """A number, or [B, 1] of them; None where it is off in all rows."""
+        values = [getattr(sampling, name) for sampling in self._samplings]
+        if all(value == off for value in values):
+            return None
+        return of(values[0]) if len(values) == 1 else mx.array([of(value) for value in values], mx.float32)[:, None]
 
-        Of the same logits and history, the distribution that a call draws from. For temperatures above 0.
-        """
-        logprobs = _normalised(self._adjusted(logits, history))
-        scaled, ids = self._candidates(logprobs)
-        if ids is None:
-            return scaled, logprobs
-        return mx.put_along_axis(mx.full(logprobs.shape, -mx.inf), ids, scaled, axis=-1), logprobs
+    def width(self, vocab_size: int) -> int:
+        """How many of the head's rows are tokens."""
+        return vocab_size if self._tokens is None else min(self._tokens, vocab_size)
 
-    def guess(self, logits: mx.array, history: History | None = None) -> tuple[mx.array, mx.array | None]:
-        """A call's token [B] with the log weights [B, V] that it was drawn with; None where the largest is taken."""
-        if self.sampling.temperature == 0:
-            return mx.argmax(self._adjusted(logits, history), axis=-1), None
-        weights, _ = self.weights(logits, history)
-        return mx.random.categorical(weights, axis=-1, key=self.next_key()), weights
-
-    def next_key(self) -> mx.array:
-        """A random key that was not used before."""
-        self._key, key = mx.random.split(self._key)
-        return key
-
-    def _adjusted(self, logits: mx.array, history: History | None) -> mx.array:
-        chosen = self.sampling
-        if chosen.needs_history and history is None:
+    def adjusted(self, logits: mx.array, history: History | None = None, words: np.ndarray | None = None) -> mx.array:
+        """logits [B, V] -> [B, tokens] float32, with mask, bias and penalties, or as a budget forces them."""
+        if self._needs_history and history is None:
             raise ValueError("a repetition or presence penalty needs a History of the rows")
-        logits = logits.astype(mx.float32)
-        if chosen.logit_bias:
+        size = self.width(logits.shape[-1])
+        logits = logits[:, :size].astype(mx.float32)
+        if words is not None:
+            logits = masked(logits, words)
+        if self._samplings[0].logit_bias:
             if self._bias is None:
-                self._bias = bias_row(chosen.logit_bias, logits.shape[-1])
+                rows = [bias_row(sampling.logit_bias, size) for sampling in self._samplings]
+                self._bias = mx.array(np.concatenate(rows))
             logits = logits + self._bias
-        if chosen.repetition_penalty != 1.0:
-            penalty = chosen.repetition_penalty
-            smaller = mx.where(logits < 0, logits * penalty, logits / penalty)
-            logits = mx.where(history.repeated(), smaller, logits)
-        if chosen.presence_penalty != 0.0:
-            logits = logits - history.answered.astype(mx.float32) * chosen.presence_penalty
+        if self._repetition is not None:
+            smaller = mx.where(logits < 0, logits * self._repetition, logits / self._repetition)
+            logits = mx.where(history.repeated()[:, :size], smaller, logits)
+        if self._presence is not None:
+            logits = logits - history.answered[:, :size].astype(mx.float32) * self._presence
         return logits if history is None or history.budget is None else history.budget.only(logits)
 
-    def _draw(self, logprobs: mx.array, key: mx.array) -> mx.array:
-        """logprobs: [B, V] -> token [B]"""
-        scaled, ids = self._candidates(logprobs)
-        drawn = mx.random.categorical(scaled, axis=-1, key=key)
-        if ids is None:
-            return drawn
-        return mx.take_along_axis(ids, drawn[:, None], axis=-1)[:, 0]
+    def draw(self, logprobs: mx.array, key: mx.array) -> mx.array:
+        """logprobs: [B, V]; key as in `drawn` -> token [B]. For temperatures above 0."""
+        scaled, ids = self.candidates(logprobs)
+        place = drawn(scaled, key)
+        return place if ids is None else mx.take_along_axis(ids, place[:, None], axis=-1)[:, 0]
 
-    def _candidates(self, logprobs: mx.array) -> tuple[mx.array, mx.array | None]:
+    def candidates(self, logprobs: mx.array) -> tuple[mx.array, mx.array | None]:
         """logprobs: [B, V] -> log weights [B, K] of what may be drawn, and its ids; None: of all, in their order."""
-        chosen = self.sampling
         ids = None  # [B, K] what is still a candidate, best first; None: everything, in the order of the vocabulary
-        if 0 < chosen.top_k < logprobs.shape[-1]:
-            ids = top_ids(logprobs, chosen.top_k)
+        if 0 < self._top_k < logprobs.shape[-1]:
+            ids = top_ids(logprobs, self._top_k)
             logprobs = mx.take_along_axis(logprobs, ids, axis=-1)
-        if chosen.top_p < 1:
+        if self._sorts:
             order = mx.argsort(-logprobs, axis=-1)
             ids = order if ids is None else mx.take_along_axis(ids, order, axis=-1)
             logprobs = mx.take_along_axis(logprobs, order, axis=-1)
-        scaled = logprobs / chosen.temperature
-        if chosen.top_p < 1:
+        scaled = logprobs / self._temperature
+        if self._sorts:
             probs = mx.softmax(scaled, axis=-1)
             before = mx.cumsum(probs, axis=-1) - probs  # mass of the better ones: 0 for the best, which always stays
-            scaled = mx.where(before < chosen.top_p, scaled, -mx.inf)
-        if chosen.min_p > 0:
-            floor = scaled.max(axis=-1, keepdims=True) + math.log(chosen.min_p)
+            scaled = mx.where(before < self._top_p, scaled, -mx.inf)
+        if self._min_p is not None:
+            floor = scaled.max(axis=-1, keepdims=True) + self._min_p
             scaled = mx.where(scaled >= floor, scaled, -mx.inf)
         return scaled, ids
 
 
-def _normalised(logits: mx.array) -> mx.array:
+class Sampler:
+    """Draws one token a row. Holds the random key, which moves on with every call.
+
+    tokens: how many the tokenizer has, as in `Steps`. `words` of a call: which tokens may come, as in `masking.masked`.
+    """
+
+    def __init__(self, sampling: Sampling, tokens: int | None = None) -> None:
+        self.sampling, self.tokens = sampling, tokens
+        self.key = mx.random.key(secrets.randbits(64) if sampling.seed is None else sampling.seed)
+        self._steps = Steps([sampling], tokens)
+
+    def __call__(
+        self, logits: mx.array, history: History | None = None, words: np.ndarray | None = None
+    ) -> tuple[mx.array, mx.array]:
+        """logits: [B, V] -> token [B], logprobs [B, tokens], both lazy.
+
+        The log probabilities are those of the distribution after mask, bias and penalties and before temperature and
+        truncation, as mlx-lm reports them; a token that a budget forces has all of it. The caller appends the token to
+        `history`.
+        """
+        logits = self._steps.adjusted(logits, history, words)
+        logprobs = normalised(logits)
+        if self._steps.greedy:
+            return mx.argmax(logits, axis=-1), logprobs
+        return self._steps.draw(logprobs, self.next_key()), logprobs
+
+    def weights(
+        self, logits: mx.array, history: History | None = None, words: np.ndarray | None = None
+    ) -> tuple[mx.array, mx.array]:
+        """logits: [B, V] -> what a token is drawn with, as log weights [B, tokens] (-inf: never); and logprobs.
+
+        Of the same logits and history, the distribution that a call draws from. For temperatures above 0.
+        """
+        logprobs = normalised(self._steps.adjusted(logits, history, words))
+        scaled, ids = self._steps.candidates(logprobs)
+        if ids is None:
+            return scaled, logprobs
+        return mx.put_along_axis(mx.full(logprobs.shape, -mx.inf), ids, scaled, axis=-1), logprobs
+
+    def guess(
+        self, logits: mx.array, history: History | None = None, words: np.ndarray | None = None
+    ) -> tuple[mx.array, mx.array | None]:
+        """A call's token [B] with the log weights [B, tokens] it was drawn with; None where the largest is taken."""
+        if self._steps.greedy:
+            return mx.argmax(self._steps.adjusted(logits, history, words), axis=-1), None
+        weights, _ = self.weights(logits, history, words)
+        return drawn(weights, self.next_key()), weights
+
+    def next_key(self) -> mx.array:
+        """A random key that was not used before."""
+        self.key, key = mx.random.split(self.key)
+        return key
+
+
+def normalised(logits: mx.array) -> mx.array:
     """Logits [B, V] -> log probabilities."""
     return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
 
 
-def top_ids(scores: mx.array, k: int) -> mx.array:
-    """The ids of the k largest scores of each row, in no order. scores: [B, V] -> [B, k]
+def drawn(weights: mx.array, key: mx.array) -> mx.array:
+    """An id of each row [B], with probabilities as exp(weights) are, [B, V]; -inf is never drawn.
 
-    A whole vocabulary is not sorted (which is what argpartition does on a GPU): the k largest lie in the k blocks with
-    the largest maxima, so the sort is over V / BLOCK maxima and then k * BLOCK scores. Of equal scores at the edge,
-    any is kept.
+    key: one for all rows [2], or each row's own [B, 2], which draws for it what the row alone with that key would get.
+    (mx.random.categorical draws by other rules for one row than for several, and takes one key.)
 
-        scores   3 1 | 0 9 | 7 8 | 2 4     BLOCK 2, k 2
-        maxima    3  |  9  |  8  |  4      -> blocks 1 and 2
-        inside   0 9 | 7 8                 -> ids 3 and 5
+    Each id waits for a time -log(1 - u) / exp(weight), u random: who is first has won with the right probability.
     """
-    rows, vocab = scores.shape
-    blocks = -(-vocab // BLOCK)
-    if 2 * k >= blocks:
-        return mx.argpartition(-scores, kth=k - 1, axis=-1)[:, :k]
-    padded = mx.pad(scores, [(0, 0), (0, blocks * BLOCK - vocab)], constant_values=-mx.inf)
-    padded = padded.reshape(rows, blocks, BLOCK)
-    best = mx.argpartition(-padded.max(axis=-1), kth=k - 1, axis=-1)[:, :k]  # [B, k] block ids
-    inside = mx.take_along_axis(padded, best[:, :, None], axis=1).reshape(rows, k * BLOCK)
-    place = mx.argpartition(-inside, kth=k - 1, axis=-1)[:, :k]  # [B, k] places in `inside`
-    ids = mx.take_along_axis(best, place // BLOCK, axis=-1) * BLOCK + place % BLOCK
-    return mx.minimum(ids, vocab - 1)  # padding is only reached where fewer than k scores are above -inf
+    if key.ndim == 1:
+        u = mx.random.uniform(_LEAST, 1.0, weights.shape, key=key)
+    else:
+        u = mx.vmap(lambda one: mx.random.uniform(_LEAST, 1.0, weights.shape[1:], key=one))(key)
+    return mx.argmax(weights - mx.log(-mx.log1p(-u)), axis=-1)
 
 
-def bias_row(bias: Mapping[int, float], vocab_size: int) -> mx.array:
+def bias_row(bias: Mapping[int, float], vocab_size: int) -> np.ndarray:
     """token id -> amount as one row [1, V]"""
     row = np.zeros((1, vocab_size), dtype=np.float32)
     for token, amount in bias.items():
         if not 0 <= int(token) < vocab_size:
             raise ArgumentError(f"logit_bias names token {token}; the vocabulary has ids 0 to {vocab_size - 1}")
         row[0, int(token)] = amount
-    return mx.array(row)
+    return row

@@ -70,6 +70,21 @@ class ThinkingBudget:
             setattr(other, name, mx.concatenate([getattr(budget, name) for budget in budgets]))
         return other
 
+    def split(self) -> list[ThinkingBudget]:
+        """Each row by itself."""
+        found = []
+        for row in range(self._inside.shape[0]):
+            one = copy(self)
+            for name in ("_inside", "_spent", "_closed"):
+                setattr(one, name, getattr(self, name)[row : row + 1])
+            found.append(one)
+        return found
+
+    @property
+    def kind(self) -> tuple[int, Tags]:
+        """What budgets that are joined have in common."""
+        return self._tokens, self._tags
+
     def _next(self) -> tuple[mx.array, mx.array]:
         """-> forced [B] bool, and the token [B] that it is"""
         forced = self._inside & (self._spent >= self._tokens)

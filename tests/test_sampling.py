@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from mlx_qwen35.errors import ArgumentError, CheckpointError
-from mlx_qwen35.sampling import BLOCK, History, Sampler, Sampling, top_ids
+from mlx_qwen35.largest import BLOCK, top_ids
+from mlx_qwen35.sampling import History, Sampler, Sampling
 
 VOCAB = 40
 DRAWS = 20_000

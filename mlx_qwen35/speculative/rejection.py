@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import mlx.core as mx
 
+from mlx_qwen35.sampling import drawn
+
 if TYPE_CHECKING:
     from mlx_qwen35.sampling import History, Sampler
 
@@ -53,5 +55,5 @@ def _drawn(
     over = mx.maximum(p[:-1] - q, 0)
     # p and q alike up to rounding: a rejection is as good as impossible, and p is right for it.
     over = mx.where(over.sum(axis=-1, keepdims=True) > 0, over, p[:-1])
-    tokens = mx.random.categorical(mx.log(mx.concatenate([over, p[-1:]])), axis=-1, key=dice)
+    tokens = drawn(mx.log(mx.concatenate([over, p[-1:]])), dice)
     return kept, tokens
