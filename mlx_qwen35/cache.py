@@ -11,7 +11,7 @@ it: `state`, `size`, `empty`, `nbytes`, and `merge`, from which on they batch wi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -238,6 +238,19 @@ class Follower(Protocol):
 
     def branched(self, cache: Cache) -> Follower:
         """One that follows `cache`, a branch of its own, from the same past; marks are good for both."""
+        ...
+
+    def copied(self, cache: Cache, mark: Any, offset: int) -> Follower:
+        """One that follows `cache`, with what this one had at `mark`, gone back to `offset` as in `go_back`, in arrays
+        of its own; this one is not touched."""
+        ...
+
+    def as_copied(self, mark: Any) -> Any:
+        """A mark of an earlier time, as one that was `copied` has it."""
+        ...
+
+    def shrink(self, shared: Container[int]) -> None:
+        """Leave no room behind what is held; shared: ids of arrays that others hold too, which stay."""
         ...
 
     def arrays(self) -> list[mx.array]: ...

@@ -2,6 +2,7 @@
 
 from mlx_qwen35.session.pool import Sessions
 from mlx_qwen35.session.saving import load_session
+from mlx_qwen35.session.store import Store
 from mlx_qwen35.session.timeline import Session
 
-__all__ = ["Session", "Sessions", "load_session"]
+__all__ = ["Session", "Sessions", "Store", "load_session"]

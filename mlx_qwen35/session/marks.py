@@ -12,7 +12,7 @@ between two is never longer than the spacing, which grows with the timeline:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -83,6 +83,10 @@ class Marks:
     def cut(self, offset: int) -> None:
         """Forget all beyond `offset`."""
         self._marks = [mark for mark in self._marks if mark.offset <= offset]
+
+    def keep(self, marks: Sequence[Mark]) -> None:
+        """Forget all but these."""
+        self._marks = list(marks)
 
     def last(self, offset: int) -> Mark | None:
         """The furthest mark that is not beyond `offset`."""

@@ -5,7 +5,7 @@ Knows token ids, what stands behind placeholders, the cache and its snapshots. K
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import zip_longest
 from pathlib import Path
@@ -15,7 +15,7 @@ import numpy as np
 
 from mlx_qwen35 import checks
 from mlx_qwen35.errors import SessionError
-from mlx_qwen35.session.marks import Marks
+from mlx_qwen35.session.marks import Mark, Marks
 
 if TYPE_CHECKING:
     from mlx_qwen35.cache import Cache
@@ -70,6 +70,7 @@ class Session:
         self.marks = Marks(self._snapshot_bytes, self.model.prefill_chunk)
         self.shown: list[Shown] = []  # among the tokens, and perhaps beyond
         self._meetings: frozenset[int] = frozenset()
+        self._asked: frozenset[int] = frozenset()
 
     @property
     def nbytes(self) -> int:
@@ -123,13 +124,12 @@ class Session:
 
         At least one token of the prompt is left to compute.
         """
-        places = self._places(prompt)
+        places = placed(self.model, prompt)
         shared = min(_common(self.tokens, prompt.tokens), _first_other(self.shown, [(a, m) for a, _, m in places]))
         # Now the tokens are the beginning of this prompt, and stay it whatever interrupts what follows.
         length = self._go_back(min(shared, len(prompt.tokens) - 1))
         self.shown = [(start, medium) for start, _, medium in places]
-        turns = {*prompt.turns[1:2], *prompt.turns[-1:]}  # after the system message and tools; where the answer begins
-        self._meetings = frozenset(at for at in turns | {end for _, end, _ in places} if at > length)
+        self._meetings = frozenset(at for at in {*meeting_places(prompt, places), *self._asked} if at > length)
         return length
 
     def _go_back(self, most: int) -> int:
@@ -150,6 +150,12 @@ class Session:
         """Where the prompt that `go_on` was given has places, after what is covered, at which to take a snapshot."""
         return sorted(self._meetings)
 
+    def meet(self, place: int) -> None:
+        """Have a snapshot taken after `place` tokens of the prompt that is computed now, or is about to be: another
+        prompt parts from it there."""
+        self._asked |= {place}
+        self._meetings |= {place}
+
     def reached(self, ahead: int) -> None:
         """The cache has come to the end of a chunk or token; the next end is at most `ahead` tokens away."""
         offset = self.cache.offset
@@ -160,7 +166,7 @@ class Session:
     def settle(self, tokens: Sequence[int]) -> None:
         """After an answer: `tokens`, prompt and answer, of which the cache covers the first `cache.offset`."""
         self.tokens = list(tokens[: self.cache.offset])
-        self._meetings = frozenset()
+        self._meetings = self._asked = frozenset()
         if self._pool is not None:
             self._pool.used(self)
 
@@ -203,25 +209,43 @@ class Session:
             self._pool.used(other)
         return other
 
-    def _places(self, prompt: Prompt) -> list[tuple[int, int, Media]]:
-        """Where the placeholders of each image and video begin and end, in the order of the tokens."""
-        if not prompt.media:
-            return []
-        taken = self.model.placement([prompt.tokens], [prompt.media]).features[0]
-        places, first = [], 0
-        for medium in prompt.media:
-            own = np.flatnonzero((taken >= first) & (taken < first + medium.tokens))
-            places.append((int(own[0]), int(own[-1]) + 1, medium))
-            first += medium.tokens
-        return sorted(places, key=lambda place: place[0])
+    def begin_with(self, tokens: Sequence[int], shown: Sequence[Shown], cache: Cache, marks: Iterable[Mark]) -> None:
+        """Takes a past that was computed elsewhere in place of its own: `cache` covers `tokens`, which show `shown`."""
+        self.forget()
+        for mark in marks:
+            self.marks.add(mark.offset, mark.snapshot, met=mark.met)
+        self.cache, self.shown = cache, list(shown)
+        self.tokens = list(tokens)  # last: an interrupt before leaves a cache that stands for nothing
+
+
+def placed(model: Model, prompt: Prompt) -> list[tuple[int, int, Media]]:
+    """Where the placeholders of each image and video begin and end, in the order of the tokens."""
+    if not prompt.media:
+        return []
+    taken = model.placement([prompt.tokens], [prompt.media]).features[0]
+    places, first = [], 0
+    for medium in prompt.media:
+        own = np.flatnonzero((taken >= first) & (taken < first + medium.tokens))
+        places.append((int(own[0]), int(own[-1]) + 1, medium))
+        first += medium.tokens
+    return sorted(places, key=lambda place: place[0])
+
+
+def meeting_places(prompt: Prompt, places: Iterable[tuple[int, int, Media]]) -> set[int]:
+    """Where other prompts are likely to part from this one: after the system message and tools, where the answer
+    begins, and after each image and video of `places`."""
+    return {*prompt.turns[1:2], *prompt.turns[-1:], *(end for _, end, _ in places)}
 
 
 def _common(left: Sequence[int], right: Sequence[int]) -> int:
     """How many tokens at the beginning are the same."""
+    least = min(len(left), len(right))
+    if left[:least] == right[:least]:
+        return least
     for at, (a, b) in enumerate(zip(left, right, strict=False)):
         if a != b:
             return at
-    return min(len(left), len(right))
+    return least
 
 
 def _first_other(left: Sequence[Shown], right: Sequence[Shown]) -> float:

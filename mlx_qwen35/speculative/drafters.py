@@ -13,18 +13,19 @@ state with the token after it, so what the last hidden state is taken with is th
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from copy import copy, deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import mlx.core as mx
 
+from mlx_qwen35.cache_copy import cache_at, copied, shrink, shrunk
 from mlx_qwen35.mtp import PRIME_AT_ONCE, MTPHead
 from mlx_qwen35.speculative.pace import Pace
 
 if TYPE_CHECKING:
-    from mlx_qwen35.cache import Cache, KVCache, StretchedKVCache
+    from mlx_qwen35.cache import Cache, KVCache, Snapshot, StretchedKVCache
     from mlx_qwen35.model import Model
 
 Choose = Callable[[mx.array], mx.array]  # logits [1, V] of a guess -> its token [1]
@@ -114,6 +115,23 @@ class Drafter:
         other._cache, other.pace = weakref.ref(cache), deepcopy(self.pace)
         return other
 
+    def copied(self, cache: Cache, mark: Any, offset: int) -> Drafter:
+        other = copy(self)
+        other._cache, other.pace = weakref.ref(cache), deepcopy(self.pace)
+        other._own_copied(mark[0])
+        other.go_back(self.as_copied(mark), offset)
+        return other
+
+    def _own_copied(self, mark: Any) -> None:
+        """Takes arrays of its own in place of those it has, with what is held at `mark`."""
+        raise NotImplementedError
+
+    def as_copied(self, mark: Any) -> Any:
+        return mark
+
+    def shrink(self, shared: Container[int]) -> None:
+        raise NotImplementedError
+
     def _own_mark(self) -> Any:
         raise NotImplementedError
 
@@ -200,6 +218,12 @@ class HeadDrafter(Drafter):
         self._caches, other._caches = [own for own, _ in pairs], [theirs for _, theirs in pairs]
         return other
 
+    def _own_copied(self, mark: int) -> None:
+        self._caches = [copied(held, mark) for held in self._caches]
+
+    def shrink(self, shared: Container[int]) -> None:
+        self._caches = [shrunk(held, self._held, shared) for held in self._caches]
+
     def arrays(self) -> list[mx.array]:
         return super().arrays() + [array for cache in self._caches for array in cache.arrays()]
 
@@ -252,6 +276,17 @@ class ModelDrafter(Drafter):
         other = super().branched(cache)
         other._own, _ = self._own.branch()
         return other
+
+    def _own_copied(self, mark: Snapshot) -> None:
+        self._own, (self._held,) = cache_at(self._own, mark, [mark])
+
+    def as_copied(self, mark: Any) -> Any:
+        own, waiting, covered = mark
+        return replace(own, rewinds=0), waiting, covered
+
+    def shrink(self, shared: Container[int]) -> None:
+        self._own.restore(self._held)
+        shrink(self._own, shared)
 
     def arrays(self) -> list[mx.array]:
         return super().arrays() + self._own.arrays()

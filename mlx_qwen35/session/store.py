@@ -1,0 +1,334 @@
+"""What was computed, for all requests: a prefix tree whose paths are timelines and whose inner points are their marks.
+
+Knows tokens, pictures, and which path was used when. Knows nothing of messages, and not when things are computed: its
+user calls it between steps, from the thread that computes.
+
+    system, tools ─┬─ user: what is ... ── answer                        a path that goes on from there
+                   └─ user: how many ─┬─ answer                          has the first 8,192 positions as a copy,
+                                      └─ answer, user: and ...           and from then on shares them
+
+A prompt begins where it parts from what was computed, or at the last mark before. Where a row is on its way to a place
+that more of the prompt has in common, the prompt waits for it, and the row takes a snapshot there.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path as FilePath
+from typing import TYPE_CHECKING
+
+from mlx_qwen35 import checks
+from mlx_qwen35.session.paths import SHARE_FROM, Asked, Path
+from mlx_qwen35.session.timeline import Session, placed
+from mlx_qwen35.session.tree import Tree, common, key_of
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from mlx_qwen35.model import Model
+    from mlx_qwen35.processor import Processor, Prompt
+
+WORTH = 64  # tokens, fewer of which are sooner computed than waited for, copied or read
+_WAIT = 4  # times as many tokens may be waited for as there are to gain
+_ASKED = 64  # prompts that are remembered from one question to the next
+DISK_BYTES = 32 << 30
+
+
+class Store:
+    """Sessions that are this store's, and give each other what they have computed. One thread calls it.
+
+    Between `begin` and `settled` or `drop` a session is in use: it is computed on, and never taken away. Afterwards it
+    is a path of the tree. Above `most_bytes` paths give up what was used longest ago, from their ends.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        processor: Processor | None = None,
+        *,
+        most_bytes: int,
+        directory: str | FilePath | None = None,
+        most_disk_bytes: int = DISK_BYTES,
+    ) -> None:
+        """most_bytes: 0 or more; what is in use is kept however large it is. processor: as in Session."""
+        checks.model_and_processor("Store", model, processor, optional=True)
+        checks.whole("most_bytes", most_bytes, 0)
+        checks.whole("most_disk_bytes", most_disk_bytes, 0)
+        self.most_bytes = most_bytes
+        self._model, self._processor = model, processor
+        self._tree: Tree[Path] = Tree()
+        self._lent: dict[int, Path] = {}  # by id of the session
+        self._clock = count(1)
+        self._asked: dict[int, Asked] = {}  # by id of the prompt
+
+    def __len__(self) -> int:
+        """How many paths there are."""
+        return len(self._tree)
+
+    def begin(self, prompt: Prompt) -> Session | None:
+        """A session of the store whose past begins as `prompt`, as far as there is such a past. `answering` and
+        `go_on(prompt)` are called on it as on any, and `settled` or `drop` at the end.
+
+        None: a row that is computing its prompt will soon have more of this one's beginning, and takes a snapshot there
+        (`session.meetings` has the place). Go on computing, and ask again.
+        """
+        self._forget_lost()
+        asked = self._look_at(prompt)
+        path, point = self._best(asked)
+        if self._is_coming(asked, point):
+            return None
+        now = next(self._clock)
+        if path is not None and self._may_be_taken(path, point):
+            session = path.session
+            path.lend(asked)
+        else:
+            session = Session(self._model, self._processor, snapshot_bytes=self._snapshot_bytes)
+            if path is not None:
+                path.gone_on_from(point, now)
+                path.give(session, point, prompt.tokens, asked.shown, len(prompt.tokens))
+            path = Path(session, asked)
+        self._lend(path, session, asked)
+        self._make_room()
+        return session
+
+    def seed(self, session: Session, prompt: Prompt) -> bool:
+        """Give a caller's own session the store's beginning of `prompt`, if it has less of it. It is in use from then
+        on, as one that `begin` gave, and goes its own way after `settled` or `drop`. Nobody else may be answering with
+        it. False: as None of `begin`."""
+        self._forget_lost()
+        asked = self._look_at(prompt)
+        guest = Path(session, guest=True)
+        own = 0
+        if session.tokens:
+            own = guest.point(min(common(key_of(session.tokens, session.shown), asked.key), len(asked.key) - 1))
+        path, point = self._best(asked)
+        if self._is_coming(asked, max(own, point)):
+            return False
+        if path is not None and path.session is not session and point - own >= WORTH:
+            path.gone_on_from(point, next(self._clock))
+            path.give(session, point, prompt.tokens, asked.shown, len(prompt.tokens))
+        guest.lend(asked)
+        self._lend(guest, session, asked)
+        return True
+
+    def settled(self, session: Session) -> None:
+        """The answer of a session has ended: it is a path of the tree from now on, and others make room for it."""
+        path = self._lent_to(session)
+        if path is None:
+            return
+        if path.guest:
+            self._remove(path)
+            self._learn_from(session)
+        elif path.settle(next(self._clock)) and not self._is_known(path, key_of(session.tokens, session.shown)):
+            self._tree.put(path, key_of(session.tokens, session.shown))
+            self._lent.pop(id(session), None)
+        else:
+            self._remove(path)
+        self._make_room()
+
+    def drop(self, session: Session) -> None:
+        """What was computed on a session has failed: forget it. A caller's own keeps what it has."""
+        path = self._lent_to(session)
+        if path is not None:
+            self._remove(path)
+            if not path.guest:
+                session.forget()
+
+    def give_up(self, amount: int) -> int:
+        """Frees `amount` bytes if that many are not in use; -> how many it were."""
+        checks.whole("amount", amount, 0)
+        self._forget_lost()
+        return self._free(amount)
+
+    def clear(self) -> None:
+        """Forgets all that is not in use."""
+        for path in self._idle():
+            self._remove(path)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held by all paths, those in use included: what several share once, snapshots and free room too. What
+        callers' own sessions hold is theirs."""
+        return _total(path for path in self._tree if not path.guest)
+
+    @property
+    def pinned_bytes(self) -> int:
+        """Those of paths in use."""
+        return _total(path for path in self._tree if path.asked is not None and not path.guest)
+
+    def close(self) -> None:
+        """Nothing is lost that was to be written."""
+
+    @property
+    def _snapshot_bytes(self) -> int:
+        return min(self._model.snapshot_bytes, self.most_bytes // 8)
+
+    def _look_at(self, prompt: Prompt) -> Asked:
+        """What it is made of; remembered, for it is asked again and again."""
+        asked = self._asked.pop(id(prompt), None)
+        if asked is None or asked.prompt is not prompt:
+            shown = tuple((start, medium) for start, _, medium in placed(self._model, prompt))
+            asked = Asked(prompt, key_of(prompt.tokens, shown), shown)
+        self._asked[id(prompt)] = asked
+        while len(self._asked) > _ASKED:
+            self._asked.pop(next(iter(self._asked)))
+        return asked
+
+    def _best(self, asked: Asked) -> tuple[Path | None, int]:
+        """The path with the furthest point of this beginning, and the point; of several the one that costs least."""
+        best, furthest, rank = None, 0, -1
+        for path, shared in self._tree.meeting(asked.key):
+            most = min(shared, len(asked.key) - 1)
+            if most < max(furthest, 1):
+                break
+            point = path.point(most)
+            cheap = 0 if not point else 2 if self._may_be_taken(path, point) else int(path.can_share(point))
+            if (point, cheap) > (furthest, rank) and point:
+                best, furthest, rank = path, point, cheap
+        return best, furthest
+
+    def _may_be_taken(self, path: Path, point: int) -> bool:
+        """Whether a path may go on from a point in place of a copy: nobody uses it, and nothing would be lost, or
+        nothing but an answer of a path that is too long to be copied."""
+        if path.asked is not None or path.session.in_use:
+            return False
+        if point == len(path.session.tokens):
+            return True
+        met = [mark.offset for mark in path.session.marks if mark.met]
+        return point > SHARE_FROM and met[-1:] == [point]
+
+    def _is_coming(self, asked: Asked, held: int) -> bool:
+        """Whether a row will soon have so much more of this beginning than what is held that it is worth waiting."""
+        for path, shared in self._tree.meeting(asked.key):
+            if shared - held < WORTH:
+                return False
+            if path.asked is None or path.session is None:
+                continue
+            offset, length = path.session.cache.offset, len(path.asked.key)
+            most = min(shared, len(asked.key) - 1)
+            if offset >= min(most, length):
+                continue
+            place = max((at for at in path.session.meetings if offset < at <= most), default=0)
+            asking = most - place >= WORTH
+            place = most if asking else place
+            gain = place - held
+            if gain >= WORTH and gain * _WAIT >= place - offset:
+                if asking:
+                    path.session.meet(place)
+                return True
+        return False
+
+    def _lend(self, path: Path, session: Session, asked: Asked) -> None:
+        session.go_on(asked.prompt)  # so that it has no marks of another past, and says where it will stop
+        self._lent[id(session)] = path
+        self._tree.put(path, asked.key)
+
+    def _lent_to(self, session: Session) -> Path | None:
+        path = self._lent.get(id(session))
+        return path if path is not None and path.session is session else None
+
+    def _is_known(self, path: Path, key: np.ndarray) -> bool:
+        """Whether other paths have every point that this one has."""
+        return {*path.points()} <= self._known(path, key)
+
+    def _known(self, path: Path, key: np.ndarray) -> set[int]:
+        """Points of a key that other paths have."""
+        return {
+            point
+            for other, shared in self._tree.meeting(key)
+            if other is not path and not other.guest and other.session is not None
+            for point in other.points()
+            if point <= shared
+        }
+
+    def _learn_from(self, session: Session) -> None:
+        """Keep the first place where prompts meet of a caller's own session: system message and tools."""
+        mark = next((mark for mark in session.marks if mark.met and mark.offset >= WORTH), None)
+        if mark is None or not self.most_bytes:
+            return
+        key = key_of(session.tokens[: mark.offset], session.shown)
+        if any(path.point(shared) == mark.offset for path, shared in self._tree.meeting(key)):
+            return
+        shown = tuple((start, medium) for start, medium in session.shown if start < mark.offset)
+        own = Session(self._model, self._processor, snapshot_bytes=self._snapshot_bytes)
+        Path(session, guest=True).give(own, mark.offset, session.tokens, shown)
+        path = Path(own)
+        path.settle(next(self._clock))
+        self._tree.put(path, key)
+
+    def _remove(self, path: Path) -> None:
+        self._lent = {key: other for key, other in self._lent.items() if other is not path}
+        self._tree.remove(path)
+
+    def _forget_lost(self) -> None:
+        """Paths in use that nobody can settle any more."""
+        for path in list(self._lent.values()):
+            if path.session is None:
+                self._remove(path)
+
+    def _idle(self) -> list[Path]:
+        return [path for path in self._tree if path.asked is None]
+
+    def _make_room(self) -> None:
+        over = self.nbytes - self.most_bytes
+        if over > 0:
+            self._free(over)
+
+    def _free(self, amount: int) -> int:
+        """Gives up marks on the way first, then ends of paths, those used longest ago first."""
+        held = _Held(path for path in self._tree if not path.guest)
+        idle = sorted(self._idle(), key=lambda path: path.since)
+        for path in idle:
+            if held.freed >= amount:
+                return held.freed
+            with held.changing(path):
+                path.thin()
+        while idle and held.freed < amount:
+            path = min(idle, key=lambda path: path.last_used(len(path.session.tokens)))
+            key = self._tree.key(path)
+            with held.changing(path):
+                left = path.cut(self._known(path, key), held.shared(path))
+                if left:
+                    self._tree.put(path, key[:left])
+                else:
+                    self._remove(path)
+                    idle.remove(path)
+                    path.end()
+        return held.freed
+
+
+class _Held:
+    """Which arrays are held how often, while paths give some up."""
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self._holders: Counter[int] = Counter()
+        self.freed = 0
+        for path in paths:
+            self._holders.update(path.buffers().keys())
+
+    @contextmanager
+    def changing(self, path: Path) -> Iterator[None]:
+        """Counts what a path, changed inside, frees."""
+        before = path.buffers().items()
+        yield
+        after = path.buffers().items()  # with sizes: what is new may have the identity of what is gone
+        for key, nbytes in before - after:
+            self._holders[key] -= 1
+            self.freed += 0 if self._holders[key] else nbytes
+        for key, nbytes in after - before:
+            self.freed -= 0 if self._holders[key] else nbytes
+            self._holders[key] += 1
+
+    def shared(self, path: Path) -> set[int]:
+        """Arrays that others hold too."""
+        return {key for key in path.buffers() if self._holders[key] > 1}
+
+
+def _total(paths: Iterable[Path]) -> int:
+    held: dict[int, int] = {}
+    for path in paths:
+        held |= path.buffers()
+    return sum(held.values())
