@@ -43,8 +43,10 @@ class _Mean:
 
 
 def _on_line(points: list[tuple[float, float]], at: float) -> float:
-    """The line through points of rising x; before the first and after the last, in proportion to that one: a length
-    like it will have been tried soon, and is known then."""
+    """The line through points of which neither x nor y falls; after the last, in proportion to it, which is careful."""
+    if at < points[0][0] and len(points) > 1:
+        (x, y), (x2, y2) = points[:2]
+        return max(y * at / x, y - (y2 - y) * (x - at) / (x2 - x))
     below = None
     for above in points:
         if above[0] > at:
@@ -101,8 +103,10 @@ class Pieces:
         wanted = self._wanted()
         if self._credit >= self._price(wanted):
             return wanted
-        smaller = self._longest(self._credit)  # owed a little: somewhat less, and at once
-        return smaller if smaller >= max(self.least, wanted // 2) else 0
+        if self._credit <= 0 or not self._known(wanted) or self.seconds(wanted) > self.pause * self._step.seconds:
+            return 0
+        smaller = self._longest(self._credit)  # something is owed: somewhat less, and at once
+        return smaller if smaller >= wanted // 2 else 0
 
     def seconds(self, tokens: int) -> float | None:
         """What a piece of so many tokens is predicted to take; None: nothing was measured."""
@@ -123,7 +127,12 @@ class Pieces:
         if shortest is None or not self._tried:
             return self.least
         share = self.pause * self._step.seconds
-        return self._longest(share if shortest <= share else _NEARLY * shortest)
+        if shortest <= share:
+            return self._longest(share)
+        longer = min(2 * self.least, self.chunk)
+        if self._known(self.least) and not self._known(longer):
+            return longer  # twice, to see what more tokens cost
+        return self._longest(_NEARLY * shortest)
 
     def _longest(self, seconds: float) -> int:
         """The most tokens predicted to take no longer (in fours, so that shapes recur); 0: not even the least."""
@@ -137,7 +146,11 @@ class Pieces:
     def _price(self, tokens: int) -> float:
         """Credit that a piece needs; one whose time is not known well needs no more than a few steps' shares."""
         share, predicted = self.pause * self._step.seconds, self.seconds(tokens)
-        known = self._lengths.get(tokens.bit_length())
-        if predicted is None or known is None or known.count < _SURE:
+        if predicted is None or not self._known(tokens):
             return min(predicted or share, _UNSURE * share)
         return predicted
+
+    def _known(self, tokens: int) -> bool:
+        """Whether pieces of about so many tokens were measured often enough."""
+        mean = self._lengths.get(tokens.bit_length())
+        return mean is not None and mean.count >= _SURE

@@ -1,0 +1,78 @@
+"""How long a piece is, and when: what is careful, what is generous, and what a hiccup does."""
+
+import pytest
+
+from mlx_qwen35.engine.pieces import Pieces
+
+
+def measured(call: float, token: float, step: float, *, pause: float = 0.5, count: int = 40) -> Pieces:
+    """After a while on a machine of such times."""
+    pieces = Pieces(pause, 2048, 16)
+    for _ in range(count):
+        pieces.stepped(step)
+        if tokens := pieces.next():
+            pieces.computed(tokens, call + tokens * token, beside=True)
+    return pieces
+
+
+def steps_until_next(pieces: Pieces, step: float) -> int:
+    for count in range(1000):
+        if pieces.next():
+            return count
+        pieces.stepped(step)
+    raise AssertionError("no piece in a thousand steps")
+
+
+def test_the_first_beside_others_is_short() -> None:
+    """What whole chunks took says little of short pieces."""
+    pieces = Pieces(0.5, 2048, 16)
+    pieces.computed(2048, 1.0, beside=False)
+    for _ in range(3):
+        pieces.stepped(0.5)
+    assert pieces.next() == 16
+    pieces.computed(16, 0.03, beside=True)
+    pieces.stepped(0.5)
+    assert 400 < pieces.next() < 520
+
+
+def test_its_share_exactly() -> None:
+    pieces = measured(call=0.0, token=0.001, step=0.2)
+    assert pieces.next() == 100 or steps_until_next(pieces, 0.2) == 1 and pieces.next() == 100
+
+
+def test_a_longer_one_where_that_costs_next_to_nothing() -> None:
+    """A piece that reads all weights takes as long with 16 tokens as with somewhat more."""
+    pieces = measured(call=0.05, token=0.0001, step=0.05, count=120)
+    steps_until_next(pieces, 0.05)
+    assert 64 <= pieces.next() <= 160 and pieces.seconds(pieces.next()) < 1.3 * pieces.seconds(16)
+
+
+@pytest.mark.parametrize("hiccup", [3.0, 60.0])
+def test_a_hiccup(hiccup: float) -> None:
+    """Neither what follows is put off for long, nor is a piece taken to be slow from then on."""
+    pieces = measured(call=0.0, token=0.001, step=0.1)
+    steps_until_next(pieces, 0.1)
+    tokens, predicted = pieces.next(), pieces.seconds(pieces.next())
+    pieces.computed(tokens, hiccup, beside=True)
+    assert pieces.seconds(tokens) < 1.5 * predicted
+    assert steps_until_next(pieces, 0.1) <= 10
+
+
+def test_a_slow_step_is_not_all_paid_out() -> None:
+    pieces = measured(call=0.0, token=0.001, step=0.1)
+    pieces.stepped(30.0)
+    assert pieces.next() <= 100
+
+
+def test_the_first_time_may_be_slow() -> None:
+    """A kernel that is compiled in the first piece does not hold up those after it."""
+    pieces = Pieces(0.5, 2048, 16)
+    pieces.computed(20, 5.0, beside=False)
+    assert steps_until_next(pieces, 0.02) <= 12
+    pieces.computed(16, 0.01, beside=True)
+    assert pieces.seconds(16) < 0.02
+
+
+def test_no_pause_at_all() -> None:
+    pieces = measured(call=0.0, token=0.001, step=0.1, pause=0.0)
+    assert pieces.next() == 0
