@@ -331,6 +331,8 @@ class _Reading:
             if not _is_row_contiguous(form) or whole > kept:
                 return False
             self._alias(node, form)
+        elif name == "View" and node["outputs"][0][2].size == self._width[source]:  # the same bits by another name
+            self._alias(node, form)
         elif name in _ALIASES:
             self._alias(node, *(self._form[given[0]] for given in node["inputs"][: len(node["outputs"])]))
         else:

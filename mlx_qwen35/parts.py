@@ -48,8 +48,10 @@ class Part(_Split):
     text: the new characters as the model wrote them, reasoning and tool calls included; "" while a character or a
         possible stop string is incomplete. Stop strings and the end-of-turn token never show.
     token: the token id; None in a last part that brings no token (cancelled, or max_tokens 0).
-    logprobs: [V] log probabilities of the distribution `token` comes from, before temperature and truncation; lazy, to
-        be read on the thread that generates. None where token is None.
+    logprobs: [V] log probabilities of the distribution `token` comes from, before temperature and truncation, one for
+        each of the tokenizer's V tokens; lazy, to be read on the thread that generates. None where token is None.
+    logprob: that of `token`; top_logprobs: the most probable tokens with theirs, falling, of equal ones the least id
+        first. None and () unless they were asked for.
     events: the same characters split into ReasoningDelta, ContentDelta and ToolCall; `reasoning`, `content` and
         `tool_calls` are views of it, of this part alone.
     prompt_tokens, prompt_tps: tokens computed before the first of the answer, and how many a second.
@@ -79,6 +81,8 @@ class Part(_Split):
     accepted_tokens: int = 0
     prompt_experts: ExpertStats | None = None
     experts: ExpertStats | None = None
+    logprob: float | None = None
+    top_logprobs: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from mlx_qwen35.errors import ArgumentError, CheckpointError
-from mlx_qwen35.largest import BLOCK, top_ids
-from mlx_qwen35.sampling import History, Sampler, Sampling
+from mlx_qwen35.largest import BLOCK
+from mlx_qwen35.sampling import History, Sampler, Sampling, drawn
 
 VOCAB = 40
 DRAWS = 20_000
@@ -114,26 +114,11 @@ def test_top_p_is_taken_after_temperature():
     assert set(hot.tolist()) == {0, 1} and set(cold.tolist()) == {0}
 
 
-@pytest.mark.parametrize("vocab", [5, 300, 3 * BLOCK, 50 * BLOCK + 17, 248_320])
-@pytest.mark.parametrize("k", [1, 4, 20])
-def test_top_ids_are_the_largest(vocab, k):
-    k = min(k, vocab)
-    logits = np.random.default_rng(vocab + k).permutation(vocab).astype(np.float32).reshape(1, -1)
-    logits = np.concatenate([logits, logits[:, ::-1]])
-    ids = np.array(top_ids(mx.array(logits), k))
-    assert ids.shape == (2, k)
-    for row in range(2):
-        assert set(ids[row].tolist()) == set(np.argsort(-logits[row])[:k].tolist())
-
-
-@pytest.mark.parametrize("vocab, k", [(100 * BLOCK + 3, 10), (100 * BLOCK + 1, 2)])
-def test_top_ids_never_leave_the_vocabulary(vocab, k):
-    """Where fewer than k scores are above -inf, places behind the last one come up, too."""
-    logits = np.full((1, vocab), -np.inf, dtype=np.float32)
-    logits[0, vocab - 1] = 1.0
-    ids = np.array(top_ids(mx.array(logits), k))
-    assert ids.max() < vocab and vocab - 1 in ids
-    assert set(draw(logits[0], Sampling(temperature=1.0, top_k=10, seed=2), 50).tolist()) == {vocab - 1}
+def test_what_cannot_come_is_not_drawn_where_fewer_than_top_k_can():
+    logits = np.full(100 * BLOCK + 3, -np.inf, dtype=np.float32)
+    logits[-1] = 1.0
+    drawn_tokens = draw(logits, Sampling(temperature=1.0, top_k=10, seed=2), 50)
+    assert set(drawn_tokens.tolist()) == {len(logits) - 1}
 
 
 def test_greedy_takes_the_largest_and_ignores_the_rest():
@@ -238,6 +223,54 @@ def test_a_step_can_be_queued_before_its_token_is_read():
         return mx.concatenate(tokens).tolist()
 
     assert run(read=False) == run(read=True)
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"temperature": 1.0}, {"temperature": 0.8, "top_k": 6, "top_p": 0.9}], ids=str
+)
+def test_a_mask_comes_before_everything_else(settings):
+    """In a call, in the weights of drafts and in a guess: as if what may not come had no logits."""
+    sampling = Sampling(**settings, logit_bias={4: 3.0, 11: 1.0}, presence_penalty=0.5, seed=2)
+    allowed = [0, 4, 11, 33, 39]
+    words = np.zeros(2, dtype=np.uint32)
+    for token in allowed:
+        words[token // 32] |= np.uint32(1 << token % 32)
+    logits = np.stack([some_logits(seed) for seed in (1, 2)])
+    left = np.full_like(logits, -np.inf)
+    left[:, allowed] = logits[:, allowed]
+    history = History(sampling, [[], []], VOCAB)
+    history.append(mx.array([11, 7]))
+    wanted, probable = Sampler(sampling)(mx.array(left), history)
+    for given in (words, np.stack([words, words])):
+        token, logprobs = Sampler(sampling)(mx.array(logits), history, given)
+        assert token.tolist() == wanted.tolist() and mx.array_equal(logprobs, probable)
+        guess, weights = Sampler(sampling).guess(mx.array(logits), history, given)
+        assert all(token in allowed for token in guess.tolist())
+        if sampling.temperature:
+            assert mx.array_equal(weights, Sampler(sampling).weights(mx.array(left), history)[0])
+            assert all(np.isneginf(np.delete(np.array(weights), allowed, axis=1)).flatten())
+
+
+def test_what_has_no_weight_is_never_drawn_though_it_be_all_but_one():
+    weights = np.full((500, 3000), -np.inf, dtype=np.float32)
+    weights[np.arange(500), np.arange(500) * 5] = -80.0
+    assert drawn(mx.array(weights), mx.random.key(1)).tolist() == [row * 5 for row in range(500)]
+
+
+def test_rows_with_keys_of_their_own_draw_what_each_draws_alone():
+    keys = mx.stack([mx.random.key(seed) for seed in range(7)])
+    weights = mx.random.normal((7, 33), key=mx.random.key(99))
+    alone = [drawn(weights[row : row + 1], keys[row]).item() for row in range(7)]
+    assert drawn(weights, keys).tolist() == alone
+
+
+def test_each_of_several_answers_has_a_seed_of_its_own():
+    sampling = Sampling(temperature=0.7, seed=5)
+    assert sampling.for_answer(0) == sampling
+    assert [sampling.for_answer(index).seed for index in range(3)] == [5, 6, 7]
+    assert sampling.for_answer(2).temperature == 0.7
+    assert Sampling(seed=2**64 - 1).for_answer(1).seed == 0
+    assert Sampling().for_answer(3) == Sampling()
 
 
 def test_from_generation_config():
