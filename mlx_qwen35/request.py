@@ -105,8 +105,9 @@ class Request:
             )
         room = _room(longest, held, context_length or processor.context_length)
         sampling = sampling or Sampling.from_generation_config(processor.generation_config)
+        tokens = processor.tokenizer.vocab_size  # the head may have more rows than that
         if sampling.logit_bias:
-            bias_row(sampling.logit_bias, vocab_size)  # refuses ids that there are not
+            bias_row(sampling.logit_bias, tokens)  # refuses ids that there are not
         budget = None
         if thinking_budget is not None:
             inside = [prompt.thinking for prompt in prompts]
@@ -114,7 +115,7 @@ class Request:
         stop = (stop,) if isinstance(stop, str) else tuple(stop)
         reading = {"tools": tools or (), "stop": stop}
         return cls(
-            sampler=Sampler(sampling),
+            sampler=Sampler(sampling, tokens),
             history=History(sampling, [prompt.tokens for prompt in prompts], vocab_size, budget=budget),
             limit=room if max_tokens is None else min(max_tokens, room),
             answers=[

@@ -23,6 +23,8 @@ PROMPT = [11, 45, 60, 3, 3, 71, 8]
 class Letters:
     """Tokens that stand for the characters from the space on, but for two halves of a euro sign."""
 
+    vocab_size = VOCAB
+
     def token_bytes(self, token: int) -> bytes:
         return {1: b"\xe2\x82", 2: b"\xac"}.get(token, bytes([token + 32]))
 

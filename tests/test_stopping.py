@@ -10,7 +10,7 @@ import pytest
 from mlx_qwen35.generation import stream_generate
 from mlx_qwen35.model import Model
 from mlx_qwen35.sampling import Sampler, Sampling
-from tests.talkers import PROMPT, Letters, Typist, assert_covers, greedy, random_model, recomputed
+from tests.talkers import PROMPT, VOCAB, Letters, Typist, assert_covers, greedy, random_model, recomputed
 
 
 @pytest.fixture(scope="module", params=["dense", "moe"])
@@ -45,7 +45,7 @@ def by_end_of_turn(model, cache):
 def by_stop_string(model, cache):
     processor = Typist()
     spelled = iter("abcdefghij")
-    processor.tokenizer = SimpleNamespace(token_bytes=lambda token: next(spelled).encode())
+    processor.tokenizer = SimpleNamespace(vocab_size=VOCAB, token_bytes=lambda token: next(spelled).encode())
     parts = list(stream_generate(model, processor, PROMPT, sampling=Sampling(), cache=cache, stop="cd"))
     assert "".join(part.text for part in parts) == "ab"
     assert parts[-1].finish_reason == "stop" and parts[-1].token is not None

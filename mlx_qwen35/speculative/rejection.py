@@ -16,6 +16,8 @@ import mlx.core as mx
 from mlx_qwen35.sampling import drawn
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from mlx_qwen35.sampling import History, Sampler
 
 
@@ -29,18 +31,23 @@ class Verdict(NamedTuple):
 
 
 def judge(
-    sampler: Sampler, logits: mx.array, history: History, guesses: mx.array, weights: mx.array | None
+    sampler: Sampler,
+    logits: mx.array,
+    history: History,
+    guesses: mx.array,
+    weights: mx.array | None,
+    words: np.ndarray | None = None,
 ) -> Verdict:
     """logits [k + 1, V]: where decoding draws the tokens that guesses [k] stand for, and the one after them.
 
     history: k + 1 rows, the tokens before each. weights [k, V]: log weights that the guesses were drawn with (None:
-    greedy).
+    greedy). words [k + 1, W]: what may come at each place, as in `masking.masked`.
     """
     if weights is None:
-        tokens, logprobs = sampler(logits, history)
+        tokens, logprobs = sampler(logits, history, words)
         kept = tokens[:-1] == guesses
     else:
-        target, logprobs = sampler.weights(logits, history)
+        target, logprobs = sampler.weights(logits, history, words)
         kept, tokens = _drawn(target, guesses, weights, *mx.random.split(sampler.next_key()))
     return Verdict(mx.cumprod(kept.astype(mx.int32)).sum(), tokens, logprobs)
 
