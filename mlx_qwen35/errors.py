@@ -40,3 +40,8 @@ class BusyError(Qwen35Error):
 
 class BudgetError(Qwen35Error):
     """A request cannot be answered within the memory that all of them may take."""
+
+
+class GrammarError(Qwen35Error):
+    """An answer cannot go on in the form that was asked for: a token was taken that its mask has not, or the form has
+    grown too complex to be followed."""
