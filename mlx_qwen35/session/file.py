@@ -14,8 +14,9 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
 from typing import Any
@@ -35,13 +36,30 @@ _MEDIUM = "~medium"
 _ADVICE = re.compile(r"[:.,]? (download|finish the download).*", re.IGNORECASE | re.DOTALL)
 
 
-def write(path: Path, description: Mapping[str, Any], arrays: Mapping[str, mx.array]) -> None:
+@dataclass(frozen=True)
+class Bytes:
+    """An array as it is written: its dtype as safetensors calls it, and its values, bfloat16 as uint16."""
+
+    tag: str
+    values: np.ndarray
+
+
+def held(array: mx.array) -> Bytes:
+    """An array, computed, to be written later and by any thread. It is not copied: MLX makes a copy before it writes to
+    a buffer that something else holds, too."""
+    values = array.view(mx.uint16) if array.dtype == mx.bfloat16 else array
+    mx.eval(values)
+    return Bytes(TAGS[array.dtype], np.array(values, copy=False))
+
+
+def write(path: Path, description: Mapping[str, Any], arrays: Mapping[str, mx.array | Bytes]) -> None:
     """Put a file at `path` in place of what may be there, which stays whole until the new one is.
 
     description: JSON values, and Media anywhere among them. arrays: uint32, float32, float16, bfloat16 or uint8.
     Raises WriteError where the disk refuses, or `path` is that of something else than a file.
     """
     path = _place(path)
+    arrays = {name: array if isinstance(array, Bytes) else held(array) for name, array in arrays.items()}
     media: dict[str, Media] = {}
 
     def medium(value: Any) -> Any:
@@ -52,9 +70,9 @@ def write(path: Path, description: Mapping[str, Any], arrays: Mapping[str, mx.ar
 
     text = json.dumps(description, default=medium, ensure_ascii=False)
     about = json.dumps({key: _about(value) for key, value in media.items()})
-    pixels = {f"media.{key}": _rows(value) for key, value in media.items()}
-    specs = [TensorSpec(name, TAGS[array.dtype], tuple(array.shape)) for name, array in arrays.items()]
-    specs += [TensorSpec(name, "U8" if rows.dtype == np.uint8 else "F32", rows.shape) for name, rows in pixels.items()]
+    rows = {f"media.{key}": _rows(value) for key, value in media.items()}
+    arrays |= {name: Bytes("U8" if values.dtype == np.uint8 else "F32", values) for name, values in rows.items()}
+    specs = [TensorSpec(name, array.tag, array.values.shape) for name, array in arrays.items()]
     specs.append(TensorSpec(_CHECKSUM, "U8", (DIGEST,)))
     metadata = {"format": FORMAT, "version": VERSION, "description": text, "media": about}
     _remove_left_over(path)
@@ -63,10 +81,11 @@ def write(path: Path, description: Mapping[str, Any], arrays: Mapping[str, mx.ar
     try:
         made.open()
         for name in made.names:
-            if name != _CHECKSUM:
-                data = memoryview(pixels[name]).cast("B") if name in pixels else _bytes(arrays[name])
+            at = 0
+            for data in _pieces(arrays[name].values) if name != _CHECKSUM else ():
                 digest.update(data)
-                made.write(name, data, 0)
+                made.write(name, data, at)
+                at += data.nbytes
         made.write(_CHECKSUM, memoryview(digest.digest()), 0)
         made.sync()
         made.close()
@@ -102,6 +121,40 @@ def read_description(path: Path) -> dict[str, Any]:
         return json.loads(metadata["description"])
 
 
+@dataclass(frozen=True)
+class Beginning:
+    """What a file says of its past without being read whole. shown: where the placeholders of each image and video
+    begin, with its key; points: where it can be gone on from."""
+
+    description: dict[str, Any]
+    tokens: np.ndarray
+    shown: tuple[tuple[int, str], ...]
+    points: tuple[int, ...]
+
+
+def read_beginning(path: Path) -> Beginning:
+    """Reads header and tokens alone: many files are looked at, and few are read. Raises SessionError where those are
+    damaged, or the file is cut off; what else is damaged is found when it is read."""
+    with _refusing(path), open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        size = os.fstat(file.fileno()).st_size
+        if not 2 <= length <= size - 8:
+            raise SessionError(f"{path} is damaged: it has no header. Delete it")
+        header = json.loads(file.read(length))
+        about = header.pop("__metadata__")
+        if (about.get("format"), about.get("version")) != (FORMAT, VERSION):
+            raise SessionError(f"{path} is no session of this version: delete it")
+        if 8 + length + max(entry["data_offsets"][1] for entry in header.values()) != size:
+            raise SessionError(f"{path} is damaged: it is cut off. Delete it")
+        start, end = header["tokens"]["data_offsets"]
+        file.seek(8 + length + start)
+        tokens = np.frombuffer(file.read(end - start), np.uint32)
+        description = json.loads(about["description"])
+        shown = tuple((int(at), str(medium[_MEDIUM])) for at, medium in description["shown"])
+        points = {*(int(mark["offset"]) for mark in description["marks"]), len(tokens)}
+        return Beginning(description, tokens, shown, tuple(sorted(points)))
+
+
 def read_all(path: Path) -> tuple[dict[str, Any], dict[str, mx.array]]:
     """(description with its Media, arrays); raises SessionError where a byte is not what was written."""
     with _refusing(path):
@@ -133,6 +186,11 @@ def read_all(path: Path) -> tuple[dict[str, Any], dict[str, mx.array]]:
         return json.loads(metadata["description"], object_hook=revived), arrays
 
 
+def media_bytes(media: Iterable[Media]) -> int:
+    """What they take in a file."""
+    return sum(_rows(medium).nbytes for medium in media)
+
+
 def _about(medium: Media) -> dict[str, Any]:
     about = {name: getattr(medium, name) for name in ("kind", "grid", "timestamps", "merge_size")}
     if isinstance(medium.rows, Levels):
@@ -151,12 +209,14 @@ def _medium(about: dict[str, Any], rows: np.ndarray) -> Media:
     return Media(about["kind"], levels, tuple(about["grid"]), tuple(about["timestamps"]), about["merge_size"])
 
 
-def _bytes(array: mx.array) -> memoryview:
-    array = mx.contiguous(array)
-    if array.dtype == mx.bfloat16:
-        array = array.view(mx.uint16)
-    mx.eval(array)
-    return memoryview(array).cast("B")
+def _pieces(values: np.ndarray) -> Iterator[memoryview]:
+    """All bytes in their order."""
+    if values.flags.c_contiguous or values.ndim < 2:
+        if values.size:
+            yield memoryview(np.ascontiguousarray(values).reshape(-1)).cast("B")
+        return
+    for row in values:
+        yield from _pieces(row)
 
 
 @contextmanager

@@ -34,23 +34,23 @@ def fingerprint(model: Model, processor: Processor | None) -> dict[str, str]:
     raw = dict(model.config.raw)
     quantization = {key: raw.pop(key) for key in ("quantization", "quantization_config") if key in raw}
     found = {
-        "config.json": _hash(raw),
-        "quantization": _hash([quantization, _dtypes(model)]),
+        "config.json": hash_of(raw),
+        "quantization": hash_of([quantization, _dtypes(model)]),
         "weights": _weights(model),
-        "positions": _hash(repr(model.config.text.rope)),
+        "positions": hash_of(repr(model.config.text.rope)),
     }
     if processor is not None:
         if processor.tokenizer not in _vocabularies:  # half a second for 250,000 entries
             vocabulary = sorted(processor.tokenizer.vocabulary().items(), key=lambda item: item[1])
-            _vocabularies[processor.tokenizer] = _hash(vocabulary)
+            _vocabularies[processor.tokenizer] = hash_of(vocabulary)
         found["tokenizer"] = _vocabularies[processor.tokenizer]
-        found["chat template"] = _hash(processor.template.source)
+        found["chat template"] = hash_of(processor.template.source)
     return found
 
 
 def fingerprint_of_head(head: MTPHead) -> str:
     """The same of the model's MTP head, which decides about no token: who loads a session may have another, or none."""
-    return _hash([_dtypes(head), _weights(head)])
+    return hash_of([_dtypes(head), _weights(head)])
 
 
 def _dtypes(model: Model | MTPHead) -> list[Any]:
@@ -69,6 +69,7 @@ def _parameters(model: Model | MTPHead) -> list[tuple[str, mx.array]]:
     return sorted(tree_flatten(model.parameters()))
 
 
-def _hash(value: Any) -> str:
+def hash_of(value: Any) -> str:
+    """Of anything that JSON can say."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

@@ -28,6 +28,7 @@ class SessionLock:
         self.path = Path(os.path.realpath(path))
         self._beside = self.path.with_name(f".{self.path.name}.lock")
         self._handle = -1
+        self.held = False  # whether there is a lock, and it is this one's
 
     def __enter__(self) -> SessionLock:
         for _ in range(_TRIES):
@@ -36,12 +37,13 @@ class SessionLock:
             except OSError:  # what cannot be locked cannot be written either, and whoever writes says so
                 return self
             try:
-                lock(self._handle)
+                held = lock(self._handle)
             except BlockingIOError:
                 self._refuse()
             if self._is_in_place():
                 os.truncate(self._handle, 0)
                 os.pwrite(self._handle, f"{os.getpid()}\n".encode(), 0)
+                self.held = held
                 return self
             os.close(self._handle)  # it was another program's, which has just deleted it
         self._handle = -1
@@ -53,7 +55,7 @@ class SessionLock:
                 if self._is_in_place():
                     self._beside.unlink()
             os.close(self._handle)
-            self._handle = -1
+            self._handle, self.held = -1, False
 
     def _is_in_place(self) -> bool:
         """Whether the file that is locked is still the one that others will open."""

@@ -23,6 +23,8 @@ from mlx_qwen35.session.timeline import Session, Shown
 
 if TYPE_CHECKING:
     from mlx_qwen35.processor import Prompt
+    from mlx_qwen35.session.behind import Job
+    from mlx_qwen35.session.shelf import Filed
 
 SHARE_FROM = 8192  # positions from which on keys and values are shared and not copied (docs/SESSIONS.md)
 _SLACK = 8  # one part in so many may be room that nothing is in
@@ -44,16 +46,17 @@ class Path:
     that is gone.
     """
 
-    def __init__(self, session: Session, asked: Asked | None = None, *, guest: bool = False) -> None:
+    def __init__(self, session: Session, *, guest: bool = False) -> None:
         self._session = weakref.ref(session)
         self._kept: Session | None = session
         self.asked: Asked | None = None
         self.guest = guest
         self.used: dict[int, int] = {}  # point: when it was gone on from
         self.since = 0  # when it was settled
+        self.filed: Filed | None = None  # a file of it or of a shorter self, which may be still to be written
+        self.filed_before: Filed | None = None  # that `job` is to take the place of
+        self.job: Job | None = None  # that writes it as it is
         self._buffers: dict[int, int] | None = None
-        if asked is not None:
-            self.lend(asked)
 
     @property
     def session(self) -> Session | None:
@@ -146,6 +149,12 @@ class Path:
         met = [mark.offset for mark in session.marks if mark.met]
         keep = {*met[:1], *met[-1:], *self.used}
         return self._keep([mark for mark in session.marks if mark.offset in keep])
+
+    def worth_writing(self) -> list[Mark]:
+        """The marks that a file is to have: the first, the last two where prompts meet, and those that were used."""
+        met = [mark.offset for mark in self.session.marks if mark.met]
+        keep = {*met[:1], *met[-2:], *self.used}
+        return [mark for mark in self.session.marks if mark.offset in keep]
 
     def _keep(self, marks: list[Mark]) -> bool:
         session = self.session

@@ -5,7 +5,7 @@ Knows what a session consists of and whether a file fits a model. The file itsel
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from mlx_qwen35.speculative.pace import MOST, Pace
 if TYPE_CHECKING:
     from mlx_qwen35.model import Model
     from mlx_qwen35.processor import Processor
+    from mlx_qwen35.session.marks import Mark
     from mlx_qwen35.session.pool import Sessions
 
 _STATES, _KINDS = ("conv", "matrix"), ("keys", "values")
@@ -35,26 +36,34 @@ def save_session(session: Session, path: str | Path) -> None:
     Raises WriteError where the disk refuses, SessionError while an answer is made.
     """
     session.agree("save it")
+    file.write(Path(path), *packed(session, fingerprint(session.model, session.processor), session.marks))
+    newer.forget(Path(path))
+
+
+def packed(
+    session: Session, whose: Mapping[str, str], marks: Iterable[Mark]
+) -> tuple[dict[str, Any], dict[str, mx.array]]:
+    """(description, arrays) of a session, with these of its marks, for `file.write`; nothing is copied. whose: its
+    fingerprint."""
     cache, arrays = session.cache, {"tokens": mx.array(session.tokens, mx.uint32)}
     layers = _put_layers(cache.layers, "layers", arrays)
-    marks = []
-    for number, mark in enumerate(session.marks):
+    marks, kept = list(marks), []
+    for number, mark in enumerate(marks):
         taken = mark.snapshot
-        marks.append({"offset": mark.offset, "met": mark.met, "rope_delta": taken.rope_delta})
+        kept.append({"offset": mark.offset, "met": mark.met, "rope_delta": taken.rope_delta})
         for at, pair in enumerate(taken.delta):
             _put_states(pair or (), f"marks.{number}.{at}", arrays)
     description = {
-        "fingerprint": fingerprint(session.model, session.processor),
-        "kv": _form_of(session.model),
+        "fingerprint": dict(whose),
+        "kv": form_of(session.model),
         "rope_delta": cache.rope_delta,
         "layers": layers,
-        "marks": marks,
-        "drafts": _put_drafts(session, arrays),
+        "marks": kept,
+        "drafts": _put_drafts(session, marks, arrays),
         "shown": session.shown,
         "notes": session.notes,
     }
-    file.write(Path(path), description, arrays)
-    newer.forget(Path(path))
+    return description, arrays
 
 
 def load_session(
@@ -73,9 +82,19 @@ def load_session(
     checks.path("path", path)
     checks.model_and_processor("load_session", model, processor, optional=True)
     path = Path(path)
-    _check(path, file.read_description(path), model, processor)
+    check_fit(path, file.read_description(path), fingerprint(model, processor), model)
     description, arrays = file.read_all(path)
     session = Session(model, processor, snapshot_bytes=snapshot_bytes, pool=pool)
+    unpack(description, arrays, session)
+    session.notes = newer.read(path, description["notes"])
+    if pool is not None:
+        pool.used(session)
+    return session
+
+
+def unpack(description: dict[str, Any], arrays: dict[str, mx.array], session: Session) -> None:
+    """Give a new session what `packed` made of one, notes excepted."""
+    model = session.model
     session.tokens = arrays["tokens"].tolist()
     cache = Cache(_layers(description["layers"], "layers", arrays, model.kv_form))
     cache.offset, cache.rope_delta = len(session.tokens), description["rope_delta"]
@@ -91,19 +110,17 @@ def load_session(
     if now is not None:
         cache.draft, at_end = now
         cache.draft.go_back(at_end, cache.offset)
-    session.cache, session.notes = cache, newer.read(path, description["notes"])
+    session.cache = cache
     session.shown = [(start, medium) for start, medium in description["shown"]]
-    if pool is not None:
-        pool.used(session)
-    return session
 
 
-def _check(path: Path, description: dict[str, Any], model: Model, processor: Processor | None) -> None:
-    saved, here = description.get("fingerprint"), fingerprint(model, processor)
+def check_fit(path: Path, description: dict[str, Any], here: Mapping[str, str], model: Model) -> None:
+    """Raises SessionError where a file is not that of a model with the fingerprint `here`."""
+    saved = description.get("fingerprint")
     if not isinstance(saved, dict):
         raise SessionError(f"{path} is damaged: it does not say whose session it is. Delete it")
     other = [name for name in here if name in saved and saved[name] != here[name]]
-    if description.get("kv") != _form_of(model):
+    if description.get("kv") != form_of(model):
         other.append("kv_bits")
     if other:
         file.read_all(path)  # what does not fit may also be damaged, which is said first
@@ -113,7 +130,8 @@ def _check(path: Path, description: dict[str, Any], model: Model, processor: Pro
         )
 
 
-def _form_of(model: Model) -> list[int] | None:
+def form_of(model: Model) -> list[int] | None:
+    """How the model keeps keys and values, as a file says it."""
     form = model.kv_form
     return None if form is None else [form.bits, form.group_size, form.start]
 
@@ -178,13 +196,13 @@ def _states(name: str, arrays: dict[str, mx.array]) -> tuple[mx.array | None, mx
     return conv, matrix
 
 
-def _put_drafts(session: Session, arrays: dict[str, mx.array]) -> dict[str, Any] | None:
+def _put_drafts(session: Session, marks: Sequence[Mark], arrays: dict[str, mx.array]) -> dict[str, Any] | None:
     """Adds what the model's own MTP head knew at each mark and knows now; -> what that is, None: nothing.
 
     A draft model has something too, but which model that is no file says.
     """
     head, drafters, points = session.model.mtp, [], []
-    for number, snapshot in enumerate([*(mark.snapshot for mark in session.marks), session.cache.snapshot()]):
+    for number, snapshot in enumerate([*(mark.snapshot for mark in marks), session.cache.snapshot()]):
         drafter, mark = snapshot.draft or (None, None)
         if not isinstance(drafter, HeadDrafter) or drafter.head is not head:
             points.append(None)

@@ -13,15 +13,14 @@ that more of the prompt has in common, the prompt waits for it, and the row take
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from itertools import count
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING
 
 from mlx_qwen35 import checks
+from mlx_qwen35.session.held import Held, total
 from mlx_qwen35.session.paths import SHARE_FROM, Asked, Path
+from mlx_qwen35.session.shelf import Filed, Shelf
 from mlx_qwen35.session.timeline import Session, placed
 from mlx_qwen35.session.tree import Tree, common, key_of
 
@@ -30,10 +29,12 @@ if TYPE_CHECKING:
 
     from mlx_qwen35.model import Model
     from mlx_qwen35.processor import Processor, Prompt
+    from mlx_qwen35.session.behind import Job
 
 WORTH = 64  # tokens, fewer of which are sooner computed than waited for, copied or read
 _WAIT = 4  # times as many tokens may be waited for as there are to gain
 _ASKED = 64  # prompts that are remembered from one question to the next
+_READ = 16  # tokens, fewer of which are sooner computed than written and read
 DISK_BYTES = 32 << 30
 
 
@@ -53,7 +54,11 @@ class Store:
         directory: str | FilePath | None = None,
         most_disk_bytes: int = DISK_BYTES,
     ) -> None:
-        """most_bytes: 0 or more; what is in use is kept however large it is. processor: as in Session."""
+        """most_bytes: 0 or more; what is in use is kept however large it is. processor: as in Session.
+
+        directory: where paths are kept too, for later processes and others, in at most `most_disk_bytes`. Whatever is
+        wrong with it is said in one Qwen35Warning, and the store goes on without.
+        """
         checks.model_and_processor("Store", model, processor, optional=True)
         checks.whole("most_bytes", most_bytes, 0)
         checks.whole("most_disk_bytes", most_disk_bytes, 0)
@@ -63,6 +68,7 @@ class Store:
         self._lent: dict[int, Path] = {}  # by id of the session
         self._clock = count(1)
         self._asked: dict[int, Asked] = {}  # by id of the prompt
+        self._shelf = None if directory is None else Shelf(directory, model, processor, most_disk_bytes)
 
     def __len__(self) -> int:
         """How many paths there are."""
@@ -75,22 +81,30 @@ class Store:
         None: a row that is computing its prompt will soon have more of this one's beginning, and takes a snapshot there
         (`session.meetings` has the place). Go on computing, and ask again.
         """
-        self._forget_lost()
+        self._catch_up()
         asked = self._look_at(prompt)
         path, point = self._best(asked)
-        if self._is_coming(asked, point):
+        filed, further = self._on_disk(asked, point)
+        if self._is_coming(asked, max(point, further)):
             return None
-        now = next(self._clock)
-        if path is not None and self._may_be_taken(path, point):
+        if filed is not None:
+            session = self._read(filed)
+            if session is None:
+                return self.begin(prompt)
+            path = Path(session)
+            path.filed = filed
+        elif path is not None and self._may_be_taken(path, point):
             session = path.session
-            path.lend(asked)
+            if path.job is not None and self._shelf.cancel(path.job):  # a longer one will be written
+                path.job, path.filed = None, path.filed_before
         else:
             session = Session(self._model, self._processor, snapshot_bytes=self._snapshot_bytes)
             if path is not None:
-                path.gone_on_from(point, now)
-                path.give(session, point, prompt.tokens, asked.shown, len(prompt.tokens))
-            path = Path(session, asked)
+                self._give(path, point, session, asked)
+            path = Path(session)
         self._lend(path, session, asked)
+        if filed is not None:
+            path.shrink(loosely=True)
         self._make_room()
         return session
 
@@ -98,19 +112,23 @@ class Store:
         """Give a caller's own session the store's beginning of `prompt`, if it has less of it. It is in use from then
         on, as one that `begin` gave, and goes its own way after `settled` or `drop`. Nobody else may be answering with
         it. False: as None of `begin`."""
-        self._forget_lost()
+        self._catch_up()
         asked = self._look_at(prompt)
         guest = Path(session, guest=True)
         own = 0
         if session.tokens:
             own = guest.point(min(common(key_of(session.tokens, session.shown), asked.key), len(asked.key) - 1))
         path, point = self._best(asked)
-        if self._is_coming(asked, max(own, point)):
+        filed, further = self._on_disk(asked, max(own, point))
+        if self._is_coming(asked, max(own, point, further)):
             return False
-        if path is not None and path.session is not session and point - own >= WORTH:
-            path.gone_on_from(point, next(self._clock))
-            path.give(session, point, prompt.tokens, asked.shown, len(prompt.tokens))
-        guest.lend(asked)
+        if filed is not None:
+            read = self._read(filed)
+            if read is None:
+                return self.seed(session, prompt)
+            session.begin_with(read.tokens, read.shown, read.cache, read.marks)
+        elif path is not None and path.session is not session and point - own >= WORTH:
+            self._give(path, point, session, asked)
         self._lend(guest, session, asked)
         return True
 
@@ -125,6 +143,7 @@ class Store:
         elif path.settle(next(self._clock)) and not self._is_known(path, key_of(session.tokens, session.shown)):
             self._tree.put(path, key_of(session.tokens, session.shown))
             self._lent.pop(id(session), None)
+            self._put_down(path)
         else:
             self._remove(path)
         self._make_room()
@@ -140,27 +159,37 @@ class Store:
     def give_up(self, amount: int) -> int:
         """Frees `amount` bytes if that many are not in use; -> how many it were."""
         checks.whole("amount", amount, 0)
-        self._forget_lost()
-        return self._free(amount)
+        self._catch_up()
+        before = self.nbytes
+        self._free(amount)
+        for job in self._waiting_for_disk():  # nobody has room for what is to be written
+            if before - self.nbytes < amount:
+                self._shelf.cancel(job)
+        return before - self.nbytes
 
     def clear(self) -> None:
         """Forgets all that is not in use."""
         for path in self._idle():
             self._remove(path)
+            path.end()
 
     @property
     def nbytes(self) -> int:
-        """Bytes held by all paths, those in use included: what several share once, snapshots and free room too. What
-        callers' own sessions hold is theirs."""
-        return _total(path for path in self._tree if not path.guest)
+        """Bytes held by all paths, those in use included: what several share once, snapshots and free room too; and by
+        what is being written. What callers' own sessions hold is theirs."""
+        written = sum(job.nbytes for job in self._waiting_for_disk())
+        return total(path for path in self._tree if not path.guest) + written
 
     @property
     def pinned_bytes(self) -> int:
         """Those of paths in use."""
-        return _total(path for path in self._tree if path.asked is not None and not path.guest)
+        return total(path for path in self._tree if path.asked is not None and not path.guest)
 
     def close(self) -> None:
-        """Nothing is lost that was to be written."""
+        """Waits for what is being written."""
+        if self._shelf is not None:
+            self._shelf.close()
+            self._catch_up()
 
     @property
     def _snapshot_bytes(self) -> int:
@@ -221,7 +250,53 @@ class Store:
                 return True
         return False
 
+    def _on_disk(self, asked: Asked, held: int) -> tuple[Filed | None, int]:
+        """The file that has enough more of a beginning than what is held, and how much; (None, 0): there is none."""
+        if self._shelf is None:
+            return None, 0
+        self._shelf.look()
+        filed, point = self._shelf.best(asked.key, len(asked.key) - 1)
+        return (filed, point) if filed is not None and point - held >= _READ else (None, 0)
+
+    def _read(self, filed: Filed) -> Session | None:
+        """A session with the past of a file; None: it cannot be had."""
+        self._make_room(filed.nbytes)
+        session = Session(self._model, self._processor, snapshot_bytes=self._snapshot_bytes)
+        return session if self._shelf.read(filed, session) else None
+
+    def _put_down(self, path: Path) -> None:
+        """Have a path written that has just been settled, if the disk has less of it."""
+        session, key = path.session, self._tree.key(path)
+        if self._shelf is None or len(key) < WORTH:
+            return
+        filed, point = self._shelf.best(key, len(key))
+        if len(key) - point < _READ:
+            self._shelf.used(filed)
+            return
+        waiting = self._waiting_for_disk()
+        while len(waiting) > 1 and sum(job.nbytes for job in waiting) > self.most_bytes:
+            self._shelf.cancel(waiting.pop(0))
+        shorter = path.filed if path.filed is not None and common(path.filed.key, key) == len(path.filed.key) else None
+        put = self._shelf.put(session, path.worth_writing(), key, shorter)
+        if put is not None:
+            path.filed_before = shorter
+            path.job, path.filed = put
+
+    def _waiting_for_disk(self) -> list[Job]:
+        """What is to be written of paths that hold it no more."""
+        if self._shelf is None:
+            return []
+        held = {id(path.job) for path in self._tree if path.asked is None}
+        return [job for job in self._shelf.jobs if id(job) not in held]
+
+    def _give(self, path: Path, point: int, session: Session, asked: Asked) -> None:
+        path.gone_on_from(point, next(self._clock))
+        if path.filed is not None:
+            self._shelf.used(path.filed)
+        path.give(session, point, asked.prompt.tokens, asked.shown, len(asked.key))
+
     def _lend(self, path: Path, session: Session, asked: Asked) -> None:
+        path.lend(asked)
         session.go_on(asked.prompt)  # so that it has no marks of another past, and says where it will stop
         self._lent[id(session)] = path
         self._tree.put(path, asked.key)
@@ -263,8 +338,12 @@ class Store:
         self._lent = {key: other for key, other in self._lent.items() if other is not path}
         self._tree.remove(path)
 
-    def _forget_lost(self) -> None:
-        """Paths in use that nobody can settle any more."""
+    def _catch_up(self) -> None:
+        """Forget paths in use that nobody can settle any more, and learn what was written."""
+        ended = [] if self._shelf is None else self._shelf.collect()
+        for path in self._tree if ended else ():
+            if path.job in ended:
+                path.job = None
         for path in list(self._lent.values()):
             if path.session is None:
                 self._remove(path)
@@ -272,14 +351,14 @@ class Store:
     def _idle(self) -> list[Path]:
         return [path for path in self._tree if path.asked is None]
 
-    def _make_room(self) -> None:
-        over = self.nbytes - self.most_bytes
+    def _make_room(self, more: int = 0) -> None:
+        over = total(path for path in self._tree if not path.guest) + more - self.most_bytes
         if over > 0:
             self._free(over)
 
     def _free(self, amount: int) -> int:
         """Gives up marks on the way first, then ends of paths, those used longest ago first."""
-        held = _Held(path for path in self._tree if not path.guest)
+        held = Held(path for path in self._tree if not path.guest)
         idle = sorted(self._idle(), key=lambda path: path.since)
         for path in idle:
             if held.freed >= amount:
@@ -291,6 +370,7 @@ class Store:
             key = self._tree.key(path)
             with held.changing(path):
                 left = path.cut(self._known(path, key), held.shared(path))
+                path.job = None
                 if left:
                     self._tree.put(path, key[:left])
                 else:
@@ -298,37 +378,3 @@ class Store:
                     idle.remove(path)
                     path.end()
         return held.freed
-
-
-class _Held:
-    """Which arrays are held how often, while paths give some up."""
-
-    def __init__(self, paths: Iterable[Path]) -> None:
-        self._holders: Counter[int] = Counter()
-        self.freed = 0
-        for path in paths:
-            self._holders.update(path.buffers().keys())
-
-    @contextmanager
-    def changing(self, path: Path) -> Iterator[None]:
-        """Counts what a path, changed inside, frees."""
-        before = path.buffers().items()
-        yield
-        after = path.buffers().items()  # with sizes: what is new may have the identity of what is gone
-        for key, nbytes in before - after:
-            self._holders[key] -= 1
-            self.freed += 0 if self._holders[key] else nbytes
-        for key, nbytes in after - before:
-            self.freed -= 0 if self._holders[key] else nbytes
-            self._holders[key] += 1
-
-    def shared(self, path: Path) -> set[int]:
-        """Arrays that others hold too."""
-        return {key for key in path.buffers() if self._holders[key] > 1}
-
-
-def _total(paths: Iterable[Path]) -> int:
-    held: dict[int, int] = {}
-    for path in paths:
-        held |= path.buffers()
-    return sum(held.values())
