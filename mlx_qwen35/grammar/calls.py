@@ -58,7 +58,7 @@ def calls(
     else:
         start = "start: form | calls\n" + several
         inner = form.removeprefix(HEAD)
-        if not inner.startswith("start:"):  # it is the user's, with names of its own
+        if inner == form:  # it is the user's, with names of its own
             main = HEAD + start.replace("form", "@form", 1) + "".join(rules)
             return json.dumps({"grammars": [{"lark_grammar": main}, {"name": "form", "lark_grammar": form}]})
         rules.insert(0, inner.replace("start:", "form:", 1))

@@ -15,6 +15,8 @@ from mlx_qwen35.grammar.vocabulary import Vocabulary
 if TYPE_CHECKING:
     import llguidance
 
+_KEPT = 16  # of a vocabulary: with forty tools one takes 0.2 s, and every turn of a chat asks for the same
+
 
 class Grammar:
     """Made by `Grammar.of`. Any number of requests, on any threads, can have matchers of it."""
@@ -60,6 +62,9 @@ class Grammar:
     def _compiled(cls, text: str, vocabulary: Vocabulary) -> Grammar:
         import llguidance
 
+        known = vocabulary.grammars.get(text)
+        if known is not None:
+            return known
         limits = llguidance.LLParserLimits(verbose_errors=False)
         start = llguidance.LLMatcher(vocabulary.tokenizer, text, log_level=0, limits=limits)
         if start.is_error():
@@ -71,6 +76,9 @@ class Grammar:
             raise ArgumentError(
                 "no answer has the form that is asked for: it refers to itself or forbids all"
             ) from None
+        while len(vocabulary.grammars) >= _KEPT:
+            vocabulary.grammars.pop(next(iter(vocabulary.grammars), ""), None)
+        vocabulary.grammars[text] = grammar
         return grammar
 
 

@@ -88,4 +88,5 @@ def _named(value: Mapping[str, Any]) -> str | None:
         raise ArgumentError(f'response_format has no {key}; write {{"type": "{kind}", "{key}": "..."}}')
     if kind == "regex":
         return _regex(text)
-    return HEAD + (lark_of(text) if kind == "gbnf" else "\n" + text)  # the empty line: it is the user's own
+    # Behind a text of the user's own, whose lines are counted in errors.
+    return HEAD + lark_of(text) if kind == "gbnf" else f"{text}\n{HEAD}"

@@ -63,7 +63,7 @@ class Matcher:
     def accepted(self, tokens: Sequence[int]) -> int:
         """How many of these tokens may come, one after the other; nothing changes."""
         tokens = list(tokens)
-        if self._place is _Place.FORM and self._begun and not self._vocabulary.ends.intersection(tokens):
+        if self._is_forms_own(tokens):
             return self._inner.validate_tokens(tokens)
         other = self.copy()
         for count, token in enumerate(tokens):
@@ -92,6 +92,8 @@ class Matcher:
     def _allows(self, token: int) -> bool:
         if not 0 <= token < self._vocabulary.size:
             return False
+        if self._words is None and self._is_forms_own((token,)):
+            return self._follows(token)  # cheaper than a mask
         return bool(self.mask()[token // 32] >> np.uint32(token % 32) & 1)
 
     def _take(self, token: int) -> None:
@@ -99,7 +101,7 @@ class Matcher:
         if self._place is _Place.REASONING:
             if token == vocabulary.closing:
                 self._place = _Place.BLANK
-            self._tail = (self._tail + vocabulary.tokens[token])[1 - len(_CLOSING) :]
+            self._tail = (self._tail + vocabulary.token_bytes(token))[1 - len(_CLOSING) :]
             return
         if self._place is _Place.ENDED:
             return
@@ -116,6 +118,12 @@ class Matcher:
         self._place = _Place.FORM
         if not self._inner.consume_token(token):
             raise GrammarError(f"the form of the answer cannot be followed any further: {self._error()}")
+
+    def _is_forms_own(self, tokens: Sequence[int]) -> bool:
+        """Whether the form alone says which of these tokens may come."""
+        known = self._vocabulary.known
+        plain = all(0 <= token < known and token not in self._vocabulary.ends for token in tokens)
+        return plain and self._place is _Place.FORM and self._begun
 
     def _follows(self, token: int) -> bool:
         """Whether a token is the grammar's own."""

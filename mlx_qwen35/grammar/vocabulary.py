@@ -8,8 +8,9 @@ to choose a tokenization itself (`no_forcing`): it would take that of the whole 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -32,7 +33,8 @@ _SETS += [f"[^<pft/{_PLAIN}][^<{_PLAIN}]*", "[^<pft/][^<]*", "[^<]+"]
 @dataclass(frozen=True)
 class Vocabulary:
     """tokenizer: llguidance's. size: rows of the head. ends: the ids that end a turn. control: those of added tokens.
-    blank: the number of line ends by the id of the token that is one or two of them. tokens: the bytes of each.
+    blank: the number of line ends by the id of the token that is one or two of them. token_bytes: the tokenizer's; it
+    has `known` ids. grammars: the last ones that were compiled, by their text (compiled.py keeps them).
 
     Of masks (uint32 [ceil(size / 32)], read only): free, all tokens but those that end a turn; end, those alone.
     spelling: by a beginning of "</think>", the ids of the tokens that would spell the rest of it.
@@ -40,13 +42,15 @@ class Vocabulary:
 
     tokenizer: llguidance.LLTokenizer
     size: int
+    known: int
     ends: frozenset[int]
     control: dict[str, int]
     blank: dict[int, int]
     free: np.ndarray
     end: np.ndarray
     spelling: dict[bytes, tuple[int, ...]]
-    tokens: list[bytes]
+    token_bytes: Callable[[int], bytes]
+    grammars: dict[str, Any] = field(default_factory=dict)
 
     @property
     def opening(self) -> int | None:
@@ -128,13 +132,14 @@ def _make(tokenizer: Any, ends: frozenset[int], size: int) -> Vocabulary:
     return Vocabulary(
         tokenizer=known,
         size=size,
+        known=len(tokens),
         ends=ends,
         control=control,
         blank={token: len(data) for token, data in enumerate(tokens) if data in (b"\n", b"\n\n")},
         free=_words(free & ~end),
         end=_words(end),
         spelling=_spelling(tokens, closing, frozenset(special)),
-        tokens=tokens,
+        token_bytes=tokenizer.token_bytes,
     )
 
 

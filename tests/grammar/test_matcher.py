@@ -121,6 +121,9 @@ def test_drafts_are_cut_where_the_grammar_ends_them(processor):
     assert matcher.accepted([*good[:-1], *bad, *good[-1:]]) == len(good) - 1
     assert matcher.accepted([*good[:-1], end]) == len(good) - 1
     assert matcher.accepted([1 << 20]) == matcher.accepted([-1]) == matcher.accepted([]) == 0
+    begun = matcher.copy()
+    begun.advance(good[0])
+    assert begun.accepted([1 << 20]) == begun.accepted([-1]) == 0
     before = matcher.mask().copy()
     assert (matcher.mask() == before).all() and matcher.accepted(good) == len(good)
     matcher.advance(good[0])
@@ -181,6 +184,15 @@ def test_thinking_needs_its_token(processor):
     with pytest.raises(ArgumentError, match="</think>"):
         grammar.matcher(thinking=True)
     assert run(bare, grammar.matcher(thinking=False), "{}")
+
+
+def test_what_is_asked_again_is_compiled_once(processor):
+    forms = [{"const": at} for at in range(40)]
+    first = Grammar.of(processor, response_format={"const": "once"})
+    assert Grammar.of(processor, response_format={"const": "once", "title": "says nothing"}) is first
+    for form in forms:
+        assert run(processor, Grammar.of(processor, response_format=form).matcher(thinking=False), str(form["const"]))
+    assert Grammar.of(processor, response_format={"const": "once"}) is not first
 
 
 def test_one_grammar_serves_many_threads(processor):
