@@ -286,23 +286,26 @@ class Steps:
             logits = logits - history.answered[:, :size].astype(mx.float32) * self._presence
         return logits if history is None or history.budget is None else history.budget.only(logits)
 
-    def draw(self, logprobs: mx.array, key: mx.array) -> mx.array:
-        """logprobs: [B, V]; key as in `drawn` -> token [B]. For temperatures above 0."""
-        scaled, ids = self.candidates(logprobs)
+    def draw(self, logits: mx.array, key: mx.array) -> mx.array:
+        """Adjusted logits [B, V], key as in `drawn` -> token [B]. For temperatures above 0."""
+        scaled, ids = self.candidates(logits)
         place = drawn(scaled, key)
         return place if ids is None else mx.take_along_axis(ids, place[:, None], axis=-1)[:, 0]
 
-    def candidates(self, logprobs: mx.array) -> tuple[mx.array, mx.array | None]:
-        """logprobs: [B, V] -> log weights [B, K] of what may be drawn, and its ids; None: of all, in their order."""
+    def candidates(self, logits: mx.array) -> tuple[mx.array, mx.array | None]:
+        """Adjusted logits [B, V] -> log weights [B, K] of what may be drawn, and its ids; None: all, in their order.
+
+        Nothing here needs log probabilities: those of a whole vocabulary are computed where somebody reads them.
+        """
         ids = None  # [B, K] what is still a candidate, best first; None: everything, in the order of the vocabulary
-        if 0 < self._top_k < logprobs.shape[-1]:
-            ids = top_ids(logprobs, self._top_k)
-            logprobs = mx.take_along_axis(logprobs, ids, axis=-1)
+        if 0 < self._top_k < logits.shape[-1]:
+            ids = top_ids(logits, self._top_k)
+            logits = mx.take_along_axis(logits, ids, axis=-1)
         if self._sorts:
-            order = mx.argsort(-logprobs, axis=-1)
+            order = mx.argsort(-logits, axis=-1)
             ids = order if ids is None else mx.take_along_axis(ids, order, axis=-1)
-            logprobs = mx.take_along_axis(logprobs, order, axis=-1)
-        scaled = logprobs / self._temperature
+            logits = mx.take_along_axis(logits, order, axis=-1)
+        scaled = logits / self._temperature
         if self._sorts:
             probs = mx.softmax(scaled, axis=-1)
             before = mx.cumsum(probs, axis=-1) - probs  # mass of the better ones: 0 for the best, which always stays
@@ -337,7 +340,7 @@ class Sampler:
         logprobs = normalised(logits)
         if self._steps.greedy:
             return mx.argmax(logits, axis=-1), logprobs
-        return self._steps.draw(logprobs, self.next_key()), logprobs
+        return self._steps.draw(logits, self.next_key()), logprobs
 
     def weights(
         self, logits: mx.array, history: History | None = None, words: np.ndarray | None = None
@@ -346,11 +349,11 @@ class Sampler:
 
         Of the same logits and history, the distribution that a call draws from. For temperatures above 0.
         """
-        logprobs = normalised(self._steps.adjusted(logits, history, words))
-        scaled, ids = self._steps.candidates(logprobs)
-        if ids is None:
-            return scaled, logprobs
-        return mx.put_along_axis(mx.full(logprobs.shape, -mx.inf), ids, scaled, axis=-1), logprobs
+        logits = self._steps.adjusted(logits, history, words)
+        scaled, ids = self._steps.candidates(logits)
+        if ids is not None:
+            scaled = mx.put_along_axis(mx.full(logits.shape, -mx.inf), ids, scaled, axis=-1)
+        return scaled, normalised(logits)
 
     def guess(
         self, logits: mx.array, history: History | None = None, words: np.ndarray | None = None

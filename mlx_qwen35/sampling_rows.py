@@ -94,15 +94,14 @@ class _Group:
 
     def draw(self, logits: mx.array) -> tuple[mx.array, mx.array]:
         """Adjusted logits [B, V] -> token [B], logprobs [B, V]"""
-        logprobs = normalised(logits)
         if self._steps.greedy:
             token = mx.argmax(logits, axis=-1)
         else:
             both = mx.vmap(mx.random.split)(self._keys)  # [B, 2, 2]: the key that stays, the key to draw with
             self._keys = both[:, 0]
-            token = self._steps.draw(logprobs, both[:, 1])
+            token = self._steps.draw(logits, both[:, 1])
         self._history = self._history.then(token)
-        return token, logprobs
+        return token, normalised(logits)
 
     def leave(self) -> list[History]:
         for row, sampler in enumerate(self._samplers):
