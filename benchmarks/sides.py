@@ -162,7 +162,7 @@ class _Ours:
         logits = prefill(self._model, tokens, cache)
         history = History(sampling, [tokens], self._model.config.text.vocab_size)
         for step in decode(self._model, cache, logits, Sampler(sampling), history, max_tokens=new):
-            yield step.tokens[0], step.logprobs[0]
+            yield step.token, step.logprobs
 
 
 class _MlxLm:

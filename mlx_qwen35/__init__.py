@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mlx_qwen35.checkpoint.adapters import fuse, load_adapter, save_adapter
     from mlx_qwen35.config import ModelConfig
+    from mlx_qwen35.engine.engine import Engine
     from mlx_qwen35.errors import CheckpointError, PromptError, Qwen35Error, SessionError
     from mlx_qwen35.generation import Completion, Part, generate, generate_batch, stream_generate
     from mlx_qwen35.library import load, load_model, load_processor
@@ -38,6 +39,7 @@ __all__ = [
     "Chat",
     "CheckpointError",
     "Completion",
+    "Engine",
     "Model",
     "ModelConfig",
     "Part",
@@ -72,6 +74,7 @@ _HOME = {
     "Chat": "notebook",
     "CheckpointError": "errors",
     "Completion": "generation",
+    "Engine": "engine.engine",
     "Model": "model",
     "ModelConfig": "config",
     "Part": "generation",

@@ -45,3 +45,7 @@ class BudgetError(Qwen35Error):
 class GrammarError(Qwen35Error):
     """An answer cannot go on in the form that was asked for: a token was taken that its mask has not, or the form has
     grown too complex to be followed."""
+
+
+class EngineClosedError(Qwen35Error):
+    """The engine was closed, and answers nothing any more."""

@@ -1,40 +1,45 @@
-"""From a prompt to streamed parts: prefill, decode one step ahead, stop, and a cache that is exact whenever it ends.
+"""Prompts answered in the caller's thread: thin over the engine's loop.
 
-Only this, decoding.py and speculative/ evaluate (and a streamed expert bank). Knows when things are computed and which
-tokens the cache covers. Knows nothing of the layers, of templates or of what is done with the parts.
+Knows the arguments of each function, and which requests they make. Knows nothing of how tokens are computed.
 
-Whenever the work ends (end of turn, stop string, length, cancelled, closed, interrupted, an error), the cache covers
-the prompt and exactly the tokens that were handed out: a step that was queued ahead and not handed out is undone.
+Whenever an answer ends (end of turn, stop string, length, deadline, cancelled, closed, interrupted, an error), the
+cache covers the prompt and exactly the tokens that were handed out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping, MutableMapping, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
-from mlx_qwen35 import speculative
-from mlx_qwen35.decoding import decode
-from mlx_qwen35.errors import ArgumentError
+from mlx_qwen35.decoding import Step, draw
+from mlx_qwen35.engine import request as requests
+from mlx_qwen35.engine.collecting import Collected
+from mlx_qwen35.engine.group import Group, Seat
+from mlx_qwen35.engine.loop import Loop
+from mlx_qwen35.engine.prefill import Prefill
+from mlx_qwen35.engine.scheduler import Scheduler
 from mlx_qwen35.machine.gpu import wired
-from mlx_qwen35.parts import Clock, Completion, Part, Row, statistics
-from mlx_qwen35.request import PromptOptions, Request, check_covered, checked, one_each, read_drafting, read_prompt
-from mlx_qwen35.vision.sight import Sight
+from mlx_qwen35.parts import Completion, Part, statistics
+from mlx_qwen35.request import checked, one_each
+from mlx_qwen35.session.store import Store, worth_sharing
 
 if TYPE_CHECKING:
     from mlx_qwen35.cache import Cache
+    from mlx_qwen35.engine.request import Cancel, Request
     from mlx_qwen35.model import Model
     from mlx_qwen35.mtp import MTPHead
     from mlx_qwen35.processor import Processor, Prompt
-    from mlx_qwen35.sampling import Sampling
+    from mlx_qwen35.sampling import History, Sampler, Sampling
     from mlx_qwen35.session import Session
     from mlx_qwen35.vision.media import Media
+    from mlx_qwen35.vision.sight import Sight
 
 __all__ = ["Completion", "Part", "decode", "generate", "generate_batch", "prefill", "statistics", "stream_generate"]
 
-Cancel = Any  # a callable () -> bool, anything with is_set() (threading.Event), or None
+_UNHURRIED = 1e6  # seconds of prompts for each second of steps: nobody reads along, so that rows fill up at once
 
 
 def prefill(
@@ -63,45 +68,39 @@ def prefill(
     chunk leaves the cache as it was before that chunk. What follows the cache (`cache.draft`) is primed with every
     position.
     """
-    chunk_size = model.prefill_chunk if chunk_size is None else chunk_size
-    if chunk_size < 1:
-        raise ArgumentError(f"chunk_size is {chunk_size}; it must be 1 or more")
-    tokens = mx.array(tokens)
-    tokens = tokens[None] if tokens.ndim == 1 else tokens
-    check_covered(covered, tokens.shape[1], cache)
-    total = tokens.shape[1] - covered
-    cancelled = _cancel_check(cancel)
-    ends = sorted({*range(chunk_size, total, chunk_size), *(b for b in boundaries if 0 < b < total), total})
-    done, logits = 0, None
-    cache.reserve(cache.offset + total)
-    if on_progress:
-        on_progress(0, total)
-    if cancelled():
-        return None
-    if media and not isinstance(media, Sight):
-        media = model.see(tokens, media, cache, known=features, covered=covered)
-    tokens = tokens[:, covered:]
-    for end in ends:
-        if cancelled():
-            return None
-        before = cache.snapshot()
-        try:
-            part, sight = tokens[:, done:end], media[done:end]
-            hidden = model.hidden(part, cache, sight, more=end < total)  # [B, chunk, H]
-            if cache.draft is not None:
-                cache.draft.prime(part, hidden, sight.positions if sight else None)
-            if end == total:
-                logits = model.head(hidden[:, -1:])[:, -1]  # [B, V]
-                mx.eval(logits)
-            mx.eval(cache.arrays())
-        except BaseException:
-            cache.restore(before)
-            raise
-        mx.clear_cache()
-        done = end
-        if on_progress:
-            on_progress(done, total)
-    return logits
+    cancelled, stops = requests.cancel_check(cancel), tuple(boundaries)
+    reading = Prefill(
+        model,
+        tokens,
+        cache,
+        media=media,
+        features=features,
+        covered=covered,
+        chunk_size=chunk_size,
+        stops=lambda: stops,
+        on_progress=on_progress,
+    )
+    reading.begin()
+    while not cancelled():
+        logits = reading.piece()
+        if logits is not None:
+            return logits
+    return None
+
+
+def decode(
+    model: Model, cache: Cache, logits: mx.array, sampler: Sampler, history: History, *, max_tokens: int
+) -> Generator[Step, None, None]:
+    """Draws tokens from `logits` [1, V] on, at most `max_tokens`; each is computed while the one before is read.
+
+    When a step is yielded, the cache covers its token (`step.before` is the state without it).
+    """
+    if max_tokens < 1:
+        return
+    group = Group(model)
+    group.change(joining=[Seat(cache, sampler, history, drawn=draw(logits, sampler, history))])
+    for number in range(1, max_tokens + 1):
+        yield from group.step(drawing=number < max_tokens)
 
 
 @checked()
@@ -124,6 +123,13 @@ def stream_generate(
     allow_control_tokens: bool = False,
     max_tokens: int | None = None,
     thinking_budget: int | None = None,
+    response_format: Any = None,
+    tool_choice: str | Mapping[str, Any] | None = None,
+    strict: bool | None = None,
+    n: int = 1,
+    logprobs: bool = False,
+    top_logprobs: int = 0,
+    deadline: float | None = None,
     sampling: Sampling | None = None,
     stop: str | Iterable[str] = (),
     session: Session | None = None,
@@ -148,6 +154,14 @@ def stream_generate(
     max_tokens: None goes on until the context is full. sampling: None takes what generation_config.json says.
     thinking_budget: after so many tokens of reasoning it is closed: a sentence that says so, </think> and a blank line
     come as tokens of the answer, and the answer proper follows. 0: it is closed before it begins. None: no budget.
+    response_format: the form of the answer: a JSON schema or pydantic model, "json", a compiled regular expression, or
+    what OpenAI's API takes there; reasoning before it stays free. tool_choice: "auto", "none", "required" or the name
+    of a tool; calls then fit the tools' schemas, as strict=True asks of those that the model makes by itself. See
+    docs/FORMS.md.
+    n: so many answers, one part of one or another at a time (`part.index` says of which); the prompt is computed once.
+    An answer's seed is that of the sampling plus its index.
+    logprobs, top_logprobs: parts have `logprob`, and so many of the likeliest tokens in `top_logprobs` (20, say).
+    deadline: seconds, after which the answer ends where it is, with the finish_reason "deadline".
     session: what was computed before. The prompt is all of it; the part that begins as an earlier one is not computed
     again. cache and covered are its own then. It makes one answer at a time: SessionError while another stream of it is
     neither read to its end nor closed.
@@ -166,33 +180,38 @@ def stream_generate(
     Raises PromptError, before anything is computed, for a prompt that is empty, shows what cannot be read or seen, or
     leaves no room in the context.
     """
-    options = PromptOptions.of(locals())
-    if session is not None and (cache is not None or covered):
-        raise ArgumentError("a session has a cache of its own, and knows what it covers: give it alone")
-    if session is not None and session.model is not model:
-        raise ArgumentError("the session is another model's: give the model that it was made with (session.model)")
-    prompt = read_prompt(processor, prompt, images, videos, options)
-    cache = model.make_cache() if cache is None else cache
-    check_covered(covered, len(prompt.tokens), cache)
-    if prompt.media:
-        model.placement([prompt.tokens], [prompt.media], cache, covered=covered)
-    asked = Request.made(
-        model,
-        processor,
-        [prompt],
-        held=cache.offset - covered,
-        context_length=context_length,
-        max_tokens=max_tokens,
-        thinking_budget=thinking_budget,
-        sampling=sampling,
-        tools=options.tools,
-        stop=stop,
-    )
-    asked.drafting = read_drafting(model, asked.sampler.sampling, mtp, draft_model, num_draft_tokens)
-    prefilling = {"chunk_size": chunk_size, "boundaries": tuple(boundaries), "on_progress": on_progress}
-    if session is not None:
-        return _in_place(model, _stream_in_session(session, model, prompt, features, asked, prefilling, cancel))
-    return _in_place(model, _stream(model, cache, prompt, covered, features, asked, prefilling, cancel))
+    request = requests.read(model, processor, prompt, locals())
+    return _in_place(model, _stream(model, processor, request))
+
+
+def _stream(model: Model, processor: Processor, request: Request) -> Generator[Part, None, None]:
+    wanted = requests.flattened(request)
+    with _loop(model, processor, wanted, most_rows=len(wanted)) as loop:
+        rows = [loop.add(each) for each in wanted]
+        while rows:
+            for row in [row for row in rows if row.ready]:
+                part = row.take()
+                if part.finish_reason:
+                    rows.remove(row)
+                yield part
+            if rows and not any(row.ready for row in rows):
+                loop.turn()
+
+
+@contextmanager
+def _loop(model: Model, processor: Processor, wanted: Sequence[Request], *, most_rows: int) -> Generator[Loop]:
+    """A loop for these requests alone: what their prompts share is computed once."""
+    store = None
+    if worth_sharing([each.prompt for each in wanted if each.cache is None]):
+        store = Store(model, processor, most_bytes=model.snapshot_bytes)
+    scheduler = Scheduler(most_rows=most_rows, chunk=model.prefill_chunk, pause=_UNHURRIED)
+    loop = Loop(model, store=store, scheduler=scheduler)
+    try:
+        yield loop
+    finally:
+        loop.close()
+        if store is not None:
+            store.close()
 
 
 def _in_place(model: Model, parts: Generator[Part, None, None]) -> Generator[Part, None, None]:
@@ -203,88 +222,6 @@ def _in_place(model: Model, parts: Generator[Part, None, None]) -> Generator[Par
 
 def _kept_in_place(model: Model) -> AbstractContextManager[None]:
     return wired() if model.expert_stats is None else nullcontext()  # streamed experts have a limit of their own
-
-
-def _stream_in_session(
-    session: Session,
-    model: Model,
-    prompt: Prompt,
-    features: MutableMapping[str, mx.array] | None,
-    asked: Request,
-    prefilling: dict[str, Any],
-    cancel: Cancel,
-) -> Generator[Part, None, None]:
-    """As `_stream`; the session knows afterwards what its cache covers, and has taken snapshots on the way."""
-    with session.answering():
-        covered = session.go_on(prompt)
-        show, chunk = prefilling["on_progress"], prefilling["chunk_size"] or model.prefill_chunk
-        answered: list[int] = []
-
-        def on_progress(done: int, total: int) -> None:
-            session.reached(chunk)
-            if show:
-                show(done, total)
-
-        ends = [*prefilling["boundaries"], *(place - covered for place in session.meetings)]
-        prefilling = {**prefilling, "boundaries": ends, "on_progress": on_progress}
-        try:
-            with closing(_stream(model, session.cache, prompt, covered, features, asked, prefilling, cancel)) as parts:
-                for part in parts:
-                    if part.token is not None:
-                        answered.append(part.token)
-                        # A round of drafts may have brought the cache further than what was handed out.
-                        if session.cache.offset == len(prompt.tokens) + len(answered):
-                            session.reached(1 if asked.drafting is None else asked.drafting.most + 1)
-                    yield part
-        finally:
-            session.settle([*prompt.tokens, *answered])
-
-
-def _stream(
-    model: Model,
-    cache: Cache,
-    prompt: Prompt,
-    covered: int,
-    features: MutableMapping[str, mx.array] | None,
-    asked: Request,
-    prefilling: dict[str, Any],
-    cancel: Cancel,
-) -> Generator[Part, None, None]:
-    cancelled = _cancel_check(cancel)
-    (answer,) = asked.answers
-    clock = Clock(cache.offset, lambda: model.expert_stats)
-    cache.draft = drafter = None if asked.drafting is None else asked.drafting.drafter(model, cache)
-    seeing = {"media": prompt.media, "features": features, "covered": covered}
-    logits = prefill(model, prompt.tokens, cache, cancel=cancel, **seeing, **prefilling)
-    clock.prompt_done(cache.offset)
-    ending = None  # where the cache has to be if all ends now; None: where it is
-    try:
-        if logits is not None and not cancelled():
-            drawing = {"max_tokens": asked.limit} | ({} if drafter is None else {"drafter": drafter})
-            draw = decode if drafter is None else speculative.decode
-            for step in draw(model, cache, logits, asked.sampler, asked.history, **drawing):
-                ending = step.before
-                token = step.tokens[0]
-                clock.token(drafted=step.drafted, from_draft=step.from_draft)
-                full = clock.generated == asked.limit
-                text, events, ended = answer.add(token, last=full)
-                reason = "stop" if ended else "length" if full else None
-                part = clock.part(text, events, token, step.logprobs[0], reason, from_draft=step.from_draft)
-                ending = step.after
-                yield part
-                if reason:
-                    return
-                if cancelled():
-                    break
-            else:
-                yield clock.part(*answer.finish(), None, None, "length")  # max_tokens 0: only the prompt
-                return
-    finally:
-        if ending is not None:
-            cache.restore(ending)
-            mx.eval(cache.arrays())
-        cache.detach()
-    yield clock.part(*answer.finish(), None, None, "cancelled")
 
 
 @checked(options_of=stream_generate)
@@ -337,58 +274,65 @@ def generate_batch(
     allow_control_tokens: bool = False,
     max_tokens: int | None = None,
     thinking_budget: int | None = None,
+    response_format: Any = None,
+    tool_choice: str | Mapping[str, Any] | None = None,
+    strict: bool | None = None,
+    n: int = 1,
+    logprobs: bool = False,
+    top_logprobs: int = 0,
+    deadline: float | None = None,
     sampling: Sampling | None = None,
     stop: str | Iterable[str] = (),
     context_length: int | None = None,
+    mtp: bool | None = None,
+    draft_model: MTPHead | Model | None = None,
+    num_draft_tokens: int | None = None,
+    features: MutableMapping[str, mx.array] | None = None,
     chunk_size: int | None = None,
+    most_rows: int = 8,
     on_progress: Callable[[int, int], None] | None = None,
     cancel: Cancel = None,
 ) -> list[Completion]:
-    """The answers to several prompts, computed side by side (shorter prompts are padded on the left).
+    """The answers to any number of prompts, computed side by side: one that has ended makes room for the next prompt.
 
-    images, videos: one list a prompt. The other options as in `stream_generate`. A row that has ended waits for the
-    others; the longest decides about the context.
+    images, videos: one list a prompt. most_rows: how many go on together. n: so many answers to each prompt, which
+    stand one after the other in the list. on_progress(done, total): tokens of all prompts. The other options as in
+    `stream_generate`, each row's own: what a prompt has in common with another is computed once.
     """
-    options = PromptOptions.of(locals())
+    given = locals() | {"stop": (stop,) if isinstance(stop, str) else tuple(stop)}
     shown = zip(one_each(images, "images", len(prompts)), one_each(videos, "videos", len(prompts)), strict=True)
-    if len(prompts) == 0:
-        return []
-    read = [read_prompt(processor, prompt, *media, options) for prompt, media in zip(prompts, shown, strict=True)]
-    for prompt in read:
-        if prompt.media:
-            model.placement([prompt.tokens], [prompt.media])
-    asked = Request.made(
-        model,
-        processor,
-        read,
-        context_length=context_length,
-        max_tokens=max_tokens,
-        thinking_budget=thinking_budget,
-        sampling=sampling,
-        tools=options.tools,
-        stop=stop,
-    )
-    rows = [Row(answer, len(prompt.tokens)) for answer, prompt in zip(asked.answers, read, strict=True)]
-
-    longest = max(len(prompt.tokens) for prompt in read)
-    padding = [longest - len(prompt.tokens) for prompt in read]
-    tokens = [[0] * pad + list(prompt.tokens) for pad, prompt in zip(padding, read, strict=True)]
-    cache = model.make_cache(len(read), left_padding=padding if any(padding) else None)
-    media = [prompt.media for prompt in read] if any(prompt.media for prompt in read) else ()
-    prefilling = {"chunk_size": chunk_size, "on_progress": on_progress, "cancel": cancel}
-    cancelled = _cancel_check(cancel)
-    with _kept_in_place(model):
-        logits = prefill(model, tokens, cache, media=media, **prefilling)
-        if logits is not None and not cancelled():
-            for step in decode(model, cache, logits, asked.sampler, asked.history, max_tokens=asked.limit):
-                for row, token in zip(rows, step.tokens, strict=True):
-                    row.add(token, asked.limit)
-                if all(row.reason for row in rows) or cancelled():
-                    break
-    return [row.completion("cancelled" if asked.limit else "length") for row in rows]
+    progress = _Progress(on_progress)
+    wanted: list[Request] = []
+    for prompt, (own_images, own_videos) in zip(prompts, shown, strict=True):
+        own = {"images": own_images, "videos": own_videos, "on_progress": progress.of_one()}
+        wanted += requests.flattened(requests.read(model, processor, prompt, given | own))
+    answers = [Collected(len(request.prompt.tokens)) for request in wanted]
+    with _kept_in_place(model), _loop(model, processor, wanted, most_rows=most_rows) as loop:
+        rows = {loop.add(request): answer for request, answer in zip(wanted, answers, strict=True)}
+        while rows:
+            loop.turn()
+            for row, answer in list(rows.items()):
+                while row.ready:
+                    answer.add(row.take())
+                if answer.finish_reason:
+                    del rows[row]
+    return [answer.completion() for answer in answers]
 
 
-def _cancel_check(cancel: Cancel) -> Callable[[], bool]:
-    if cancel is None:
-        return lambda: False
-    return cancel.is_set if hasattr(cancel, "is_set") else cancel
+class _Progress:
+    """on_progress of all prompts together, by that of each."""
+
+    def __init__(self, on_progress: Callable[[int, int], None] | None) -> None:
+        self._on_progress, self._counts = on_progress, []
+
+    def of_one(self) -> Callable[[int, int], None] | None:
+        if self._on_progress is None:
+            return None
+        counts = [0, 0]
+        self._counts.append(counts)
+
+        def told(done: int, total: int) -> None:
+            counts[:] = done, total
+            self._on_progress(*(sum(each) for each in zip(*self._counts, strict=True)))
+
+        return told

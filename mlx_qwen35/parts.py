@@ -18,6 +18,8 @@ from mlx_qwen35.text.reply import ContentDelta, Event, ReasoningDelta, ReplyPars
 from mlx_qwen35.text.stop import StopStrings
 from mlx_qwen35.text.tokenizer import Detokenizer
 
+Told = tuple[float, tuple[tuple[int, float], ...]]  # a token's log probability, and the likeliest tokens with theirs
+
 if TYPE_CHECKING:
     from mlx_qwen35.experts.pool import ExpertStats
     from mlx_qwen35.text.tokenizer import Tokenizer
@@ -58,9 +60,11 @@ class Part(_Split):
     cached_tokens: tokens that the cache held already; they are not among prompt_tokens.
     generation_tokens, generation_tps: tokens of the answer so far; those after the first, a second since the first.
     peak_memory: the most that MLX held in this process, in GB (10^9 bytes).
-    finish_reason: "stop" (end of turn or stop string), "length" (max_tokens or context full), "cancelled", or None.
+    finish_reason: "stop" (end of turn or stop string), "length" (max_tokens or context full), "deadline",
+        "cancelled", or None.
     from_draft: whether the token had been drafted, by an MTP head or a draft model.
     drafted_tokens, accepted_tokens: how many were so far, and how many of those are in the answer.
+    index: of the answer, where several to one prompt were asked for.
     prompt_experts, experts: what streaming experts from the disk did while the prompt was read, and for the answer so
         far; None where all are in memory.
     """
@@ -81,19 +85,27 @@ class Part(_Split):
     accepted_tokens: int = 0
     prompt_experts: ExpertStats | None = None
     experts: ExpertStats | None = None
+    index: int = 0
     logprob: float | None = None
     top_logprobs: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True)
 class Completion(_Split):
-    """A finished answer of a batch. `text` as in Part, all of it; `tokens` with the end-of-turn token if it came."""
+    """A finished answer. `text` as in Part, all of it; `tokens` with the end-of-turn token if it came.
+
+    prompt_tokens: of the whole prompt; cached_tokens: those of it that were not computed for this answer. logprobs,
+    top_logprobs: of each token, where they were asked for.
+    """
 
     text: str
     tokens: tuple[int, ...]
     events: tuple[Event, ...]
     prompt_tokens: int
     finish_reason: str
+    cached_tokens: int = 0
+    logprobs: tuple[float, ...] = ()
+    top_logprobs: tuple[tuple[tuple[int, float], ...], ...] = ()
 
     def _repr_markdown_(self) -> str:
         return reply_markdown(self.reasoning, self.content, self.tool_calls)
@@ -137,37 +149,6 @@ class AnswerText:
         return text, [*self._parser.feed(text), *self._parser.finish(cut=cut)]
 
 
-class Row:
-    """One answer of a batch while it grows; `reason` is its finish_reason once it has one."""
-
-    def __init__(self, answer: AnswerText, prompt_tokens: int) -> None:
-        self._answer, self._prompt_tokens = answer, prompt_tokens
-        self._text, self._events, self._tokens = "", [], []
-        self.reason: str | None = None
-
-    def add(self, token: int, limit: int) -> None:
-        """A token after the answer has ended is none of it; limit: the most it may have."""
-        if self.reason:
-            return
-        self._tokens.append(token)
-        full = len(self._tokens) == limit
-        text, events, ended = self._answer.add(token, last=full)
-        self.reason = "stop" if ended else "length" if full else None
-        self._text += text
-        self._events += events
-
-    def completion(self, unfinished: str) -> Completion:
-        """unfinished: the finish_reason if it has none yet."""
-        text, events = ("", []) if self.reason else self._answer.finish()
-        return Completion(
-            self._text + text,
-            tuple(self._tokens),
-            (*self._events, *events),
-            self._prompt_tokens,
-            self.reason or unfinished,
-        )
-
-
 class Clock:
     """Counts and times of one answer, from now on; cached_tokens: what the cache holds now; experts: asked for what
     streaming has done since loading, None where nothing is streamed."""
@@ -204,7 +185,10 @@ class Clock:
         finish_reason: str | None,
         *,
         from_draft: bool = False,
+        told: Told | None = None,
+        index: int = 0,
     ) -> Part:
+        logprob, top = told or (None, ())
         now, experts = time.perf_counter(), self._experts()
         return Part(
             text=text,
@@ -223,6 +207,9 @@ class Clock:
             accepted_tokens=self._accepted,
             prompt_experts=None if experts is None else self._at_answer - self._at_start,
             experts=None if experts is None else experts - self._at_answer,
+            index=index,
+            logprob=logprob,
+            top_logprobs=top,
         )
 
 

@@ -1,13 +1,13 @@
-"""What is asked of `stream_generate` and its kin: which arguments they take, and what of them an answer needs.
+"""What may be asked of `stream_generate` and its kin: which arguments they take, and what their values may be.
 
-Knows arguments, and how they become a prompt, a sampler, a limit and drafts. Computes nothing.
+Knows arguments, and how they become a prompt, a limit and drafts. Computes nothing.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from functools import wraps
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,16 +15,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from mlx_qwen35 import checks, speculative
 from mlx_qwen35.errors import ArgumentError, PromptError
 from mlx_qwen35.mtp import MTPHead
-from mlx_qwen35.parts import AnswerText
 from mlx_qwen35.processor import Prompt
-from mlx_qwen35.sampling import History, Sampler, Sampling, bias_row
-from mlx_qwen35.thinking import AFTER, NO_WORDS, WORDS, Tags, ThinkingBudget
+from mlx_qwen35.sampling import Sampling
+from mlx_qwen35.thinking import AFTER, NO_WORDS, WORDS, Tags
 
 if TYPE_CHECKING:
-    from mlx_qwen35.cache import Cache
     from mlx_qwen35.model import Model
     from mlx_qwen35.processor import Processor
 
+MOST_TOLD = 100  # tokens whose log probabilities are told beside each token
 DRAFTS = 3  # tokens at a time, at the most, where nothing is said
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -68,61 +67,6 @@ class PromptOptions:
     def reading(self) -> dict[str, Any]:
         """How pictures and videos are read, as arguments of `Processor.prepare`."""
         return {"fps": self.fps, "max_pixels": self.max_pixels, "fetch": self.fetch}
-
-
-@dataclass
-class Request:
-    """What answers to `prompts` need beside the model: how tokens are drawn, how many, and how they are read."""
-
-    sampler: Sampler
-    history: History
-    limit: int
-    answers: list[AnswerText]
-    drafting: speculative.Drafting | None = field(default=None)
-
-    @classmethod
-    def made(
-        cls,
-        model: Model,
-        processor: Processor,
-        prompts: Sequence[Prompt],
-        *,
-        held: int = 0,
-        context_length: int | None = None,
-        max_tokens: int | None = None,
-        thinking_budget: int | None = None,
-        sampling: Sampling | None = None,
-        tools: Sequence[Mapping[str, Any]] | None = (),
-        stop: str | Iterable[str] = (),
-    ) -> Request:
-        """held: tokens that the cache has before the prompts. Raises PromptError or ArgumentError for what cannot be
-        done."""
-        longest, vocab_size = max(len(prompt.tokens) for prompt in prompts), model.config.text.vocab_size
-        if context_length is not None and context_length > processor.context_length:
-            raise ArgumentError(
-                f"context_length is {context_length}, and the model was loaded for {processor.context_length}: give as "
-                "much or less, or load it with a larger one"
-            )
-        room = _room(longest, held, context_length or processor.context_length)
-        sampling = sampling or Sampling.from_generation_config(processor.generation_config)
-        tokens = processor.tokenizer.vocab_size  # the head may have more rows than that
-        if sampling.logit_bias:
-            bias_row(sampling.logit_bias, tokens)  # refuses ids that there are not
-        budget = None
-        if thinking_budget is not None:
-            inside = [prompt.thinking for prompt in prompts]
-            budget = ThinkingBudget(thinking_budget, tags(processor, words=thinking_budget > 0), inside)
-        stop = (stop,) if isinstance(stop, str) else tuple(stop)
-        reading = {"tools": tools or (), "stop": stop}
-        return cls(
-            sampler=Sampler(sampling, tokens),
-            history=History(sampling, [prompt.tokens for prompt in prompts], vocab_size, budget=budget),
-            limit=room if max_tokens is None else min(max_tokens, room),
-            answers=[
-                AnswerText(processor.tokenizer, processor.eos_token_ids, thinking=prompt.thinking, **reading)
-                for prompt in prompts
-            ],
-        )
 
 
 def tags(processor: Processor, *, words: bool) -> Tags:
@@ -182,17 +126,18 @@ def one_each(media: Sequence[Sequence[Any]], name: str, prompts: int) -> Sequenc
     return media if len(media) else [()] * prompts
 
 
-def check_covered(covered: int, tokens: int, cache: Cache) -> None:
+def check_covered(covered: int, tokens: int, held: int) -> None:
+    """Raises PromptError or ArgumentError unless a cache with `held` tokens covers so many of a prompt."""
     if tokens == 0:
         raise PromptError("the prompt is empty; give at least one token")
-    if covered and not 0 < covered == cache.offset < tokens:
+    if covered and not 0 < covered == held < tokens:
         raise ArgumentError(
-            f"covered is {covered}, the cache holds {cache.offset} tokens and the whole prompt has {tokens}: "
+            f"covered is {covered}, the cache holds {held} tokens and the whole prompt has {tokens}: "
             "covered is what the cache holds, and leaves at least one token to compute"
         )
 
 
-def _room(prompt_tokens: int, cached_tokens: int, context_length: int) -> int:
+def room(prompt_tokens: int, cached_tokens: int, context_length: int) -> int:
     """How many tokens of answer fit; raises PromptError if none does."""
     used = prompt_tokens + cached_tokens
     if used >= context_length:
@@ -302,6 +247,18 @@ def _check_fps(name: str, value: Any) -> None:
             raise ArgumentError(f"{name} is {value}; it must be above 0")
 
 
+def _check_deadline(name: str, value: Any) -> None:
+    if value is not None:
+        checks.number(name, value)
+        if value <= 0:
+            raise ArgumentError(f"{name} is {value}; give seconds from now, or None for no limit")
+
+
+def _check_priority(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise ArgumentError(f"{name} is {checks.shown(value)}; give a whole number: higher goes first")
+
+
 def _check_cancel(name: str, value: Any) -> None:
     if value is not None and not callable(value) and not hasattr(value, "is_set"):
         raise ArgumentError(f"{name} is {checks.shown(value)}; give a function or a threading.Event")
@@ -360,6 +317,13 @@ _CHECKS: dict[str, Callable[[str, Any], None]] = {
     "mtp": lambda name, value: checks.flag(name, value, otherwise="for what was loaded"),
     "draft_model": _check_draft_model,
     "num_draft_tokens": lambda name, value: checks.whole(name, value, 1, speculative.MOST, otherwise=f"for {DRAFTS}"),
+    "n": lambda name, value: checks.whole(name, value, 1),
+    "most_rows": lambda name, value: checks.whole(name, value, 1),
+    "logprobs": checks.flag,
+    "top_logprobs": lambda name, value: checks.whole(name, value, 0, MOST_TOLD),
+    "deadline": _check_deadline,
+    "priority": _check_priority,
+    "strict": lambda name, value: checks.flag(name, value, otherwise="for what the tools say"),
     "chunk_size": lambda name, value: checks.whole(name, value, 1, otherwise="for what the model says"),
     "boundaries": _check_boundaries,
     "on_progress": checks.called,

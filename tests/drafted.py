@@ -66,8 +66,8 @@ def guessed(count: int) -> Iterator[list[int]]:
     """Every round has so many guesses inside, whatever they cost; they come into the list."""
     found, guess = [], Sampler.guess
 
-    def noted(self, logits, history):
-        made = guess(self, logits, history)
+    def noted(self, logits, history, words=None):
+        made = guess(self, logits, history, words)
         found.append(made[0].item())
         return made
 

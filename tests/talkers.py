@@ -7,6 +7,7 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from mlx_qwen35.cache import Cache
+from mlx_qwen35.cache_rows import RowsCache
 from mlx_qwen35.config import ModelConfig
 from mlx_qwen35.generation import stream_generate
 from mlx_qwen35.model import Model
@@ -58,7 +59,8 @@ def spell(text: str) -> list[int]:
 
 
 class Script:
-    """A model that says what it was told to, by the position of its input; `head` is the identity."""
+    """A model that says what it was told to, by the position of its input; `head` is the identity. Each cache that it
+    makes is that of the next answer."""
 
     config = SimpleNamespace(text=SimpleNamespace(vocab_size=VOCAB))
     prefill_chunk = 2048
@@ -68,19 +70,23 @@ class Script:
     def __init__(self, prompt_length: int, *answers: list[int]) -> None:
         self.prompt_length, self.answers = prompt_length, answers
         self.fed: list[list[int]] = []
+        self.made: list[Cache] = []
 
-    def make_cache(self, batch=1, left_padding=None) -> Cache:
-        return Cache([], left_padding=left_padding)
+    def make_cache(self) -> Cache:
+        self.made.append(Cache([]))
+        return self.made[-1]
 
     def hidden(self, tokens, cache, media=(), *, more=False):
         rows, length = tokens.shape
         logits = np.zeros((rows, length, VOCAB), dtype=np.float32)
-        for row, answer in enumerate(self.answers):
+        caches = cache.rows if isinstance(cache, RowsCache) else [cache]
+        for row, own in enumerate(caches):
+            answer = self.answers[self.made.index(own) % len(self.answers) if own in self.made else 0]
             for at in range(length):
-                said = cache.offset + at + 1 - self.prompt_length
+                said = own.offset + at + 1 - self.prompt_length
                 logits[row, at, answer[said] if 0 <= said < len(answer) else 0] = 30.0
         self.fed += tokens.tolist()
-        cache.offset += length
+        cache.advance(length)
         return mx.array(logits)
 
     def head(self, hidden):

@@ -257,7 +257,7 @@ def test_a_cancelled_batch_gives_what_there_is():
     answers = generate_batch(
         model, Typist(), [[1, 2, 3], [4, 5, 6]], max_tokens=9, stop="cz", cancel=lambda: len(fed) >= 8
     )
-    assert [(answer.text, answer.finish_reason) for answer in answers] == [("abc", "cancelled"), ("x", "stop")]
+    assert [(answer.text, answer.finish_reason) for answer in answers] == [("abcd", "cancelled"), ("x", "stop")]
 
 
 def test_statistics_read_as_mlx_lm_prints_them(capsys):
@@ -291,7 +291,7 @@ def test_the_next_token_is_on_its_way_before_one_is_read(dense, monkeypatch):
     sampler, history = Sampler(Sampling()), History(Sampling(), [PROMPT], VOCAB)
     tokens = []
     for number, step in enumerate(decode(dense, cache, logits, sampler, history, max_tokens=4), start=1):
-        tokens += step.tokens
+        tokens.append(step.token)
         assert len(begun) == number + 1  # the first token alone, then one call a step
         wanted = {id(array) for array in cache.arrays()}
         assert wanted and wanted <= {id(array) for array in begun[-1]}

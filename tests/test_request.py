@@ -140,7 +140,7 @@ def test_a_name_that_there_is_not(call, name, says):
         call(MODEL, PROCESSOR, PROMPT, **{name: 5})
 
 
-@pytest.mark.parametrize("name", ["cache", "prompt_cache", "verbose", "num_draft_tokens"])
+@pytest.mark.parametrize("name", ["cache", "prompt_cache", "verbose", "session"])
 def test_what_only_other_ways_take_is_not_taken_for_something_else(name):
     with pytest.raises(ArgumentError, match=f"generate_batch has no option {name}; there are images"):
         generate_batch(MODEL, PROCESSOR, [PROMPT], **{name: 5})

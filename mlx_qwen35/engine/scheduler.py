@@ -164,14 +164,7 @@ class Scheduler:
         free, and BudgetError for one whose prompt alone takes more than `cache_bytes`."""
         if key in self._jobs:
             raise ValueError(f"{key!r} is here already: a request is submitted once")
-        if self.cache_bytes is not None:
-            bytes_ = self.bytes_per_row + self.bytes_per_token * load.prompt_tokens
-            if bytes_ > self.cache_bytes:
-                raise BudgetError(
-                    f"the prompt has {load.prompt_tokens:,} tokens, whose cache takes {bytes_:,} bytes "
-                    f"({self.bytes_per_token:,} a token and {self.bytes_per_row:,}); {self.cache_bytes:,} bytes are "
-                    "there for all caches: shorten the prompt, or allow more memory"
-                )
+        self.check(load)
         if self.most_waiting is not None:
             waiting = self._waiting()
             places = 0 if any(job.seen for job in waiting) else self.most_rows - len(self._rows)
@@ -182,6 +175,17 @@ class Scheduler:
                 )
         self._number += 1
         self._jobs[key] = _Job(key, load, now, self._number)
+
+    def check(self, load: Load) -> None:
+        """Raises BudgetError for a request that would never fit."""
+        if self.cache_bytes is not None:
+            bytes_ = self.bytes_per_row + self.bytes_per_token * load.prompt_tokens
+            if bytes_ > self.cache_bytes:
+                raise BudgetError(
+                    f"the prompt has {load.prompt_tokens:,} tokens, whose cache takes {bytes_:,} bytes "
+                    f"({self.bytes_per_token:,} a token and {self.bytes_per_row:,}); {self.cache_bytes:,} bytes are "
+                    "there for all caches: shorten the prompt, or allow more memory"
+                )
 
     def covered(self, key: Hashable, tokens: int) -> None:
         """The first `tokens` of its prompt need no computing any more. Of one that was put back, the prompt goes as far

@@ -13,6 +13,7 @@ that more of the prompt has in common, the prompt waits for it, and the row take
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import count
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING
@@ -378,3 +379,9 @@ class Store:
                     idle.remove(path)
                     path.end()
         return held.freed
+
+
+def worth_sharing(prompts: Sequence[Prompt]) -> bool:
+    """Whether two of them begin alike for long enough."""
+    tokens = sorted(list(prompt.tokens) for prompt in prompts)
+    return any(a[:WORTH] == b[:WORTH] and len(a) > WORTH for a, b in zip(tokens, tokens[1:], strict=False))

@@ -156,10 +156,15 @@ class Session:
         self._asked |= {place}
         self._meetings |= {place}
 
+    def due(self, ahead: int) -> bool:
+        """Whether a snapshot is to be taken where the cache is, if the next chance comes `ahead` tokens later."""
+        offset = self.cache.offset
+        return offset in self._meetings or self.marks.due(offset, ahead)
+
     def reached(self, ahead: int) -> None:
         """The cache has come to the end of a chunk or token; the next end is at most `ahead` tokens away."""
         offset = self.cache.offset
-        if offset in self._meetings or self.marks.due(offset, ahead):
+        if self.due(ahead):
             self.cache.detach()
             self.marks.add(offset, self.cache.snapshot(), met=offset in self._meetings)
 

@@ -2,6 +2,7 @@
 
     drafters.py    who guesses: the model's own MTP head, or a small model of the same vocabulary
     rounds.py      guess, verify, keep what is right: as many tokens as the model agrees with, and one of its own
+                   (when there is a round, and when a plain step, engine/drafted.py says)
     rejection.py   which guesses are kept, so that what is drawn is distributed as without them
     pace.py        how many to guess, from what guesses cost and how many are kept; none where it does not pay
 
@@ -10,6 +11,6 @@ Knows one sequence at a time. Knows nothing of text and prompts. docs/SPECULATIV
 
 from mlx_qwen35.speculative.drafters import Drafter, Drafting
 from mlx_qwen35.speculative.pace import MOST
-from mlx_qwen35.speculative.rounds import decode
+from mlx_qwen35.speculative.rounds import guess_and_verify
 
-__all__ = ["MOST", "Drafter", "Drafting", "decode"]
+__all__ = ["MOST", "Drafter", "Drafting", "guess_and_verify"]

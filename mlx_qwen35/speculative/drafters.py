@@ -88,6 +88,15 @@ class Drafter:
         self.follow(tokens, hidden, positions)
         self._take_in()
 
+    @property
+    def waiting(self) -> int:
+        """Tokens that were followed and not taken in."""
+        return len(self._waiting)
+
+    def catch_up(self) -> None:
+        """Take in what can be, where many tokens come without a guess."""
+        self._take_in()
+
     def guess(self, token: mx.array, count: int, choose: Choose) -> None:
         """Let `choose` have the logits of the `count` tokens after `token` [1], which the cache does not have yet."""
         raise NotImplementedError

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 import mlx.core as mx
+import numpy as np
 
 from mlx_qwen35.sampling import drawn
 
@@ -41,7 +42,7 @@ def judge(
     """logits [k + 1, V]: where decoding draws the tokens that guesses [k] stand for, and the one after them.
 
     history: k + 1 rows, the tokens before each. weights [k, V]: log weights that the guesses were drawn with (None:
-    greedy). words [k + 1, W]: what may come at each place, as in `masking.masked`.
+    greedy, or no guess). words [k + 1, W]: what may come at each place, as in `masking.masked`.
     """
     if weights is None:
         tokens, logprobs = sampler(logits, history, words)

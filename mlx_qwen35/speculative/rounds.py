@@ -1,7 +1,6 @@
-"""Rounds of guessing and verifying, and plain steps between them where guesses do not pay.
+"""A round of guessing and verifying: the token that was drawn last and k guesses after it in one call of the model.
 
-Knows when a round is computed and where the cache is after each of its tokens. A round verifies the token that was
-drawn last and k guesses after it in one call of the model:
+Knows what a round computes and where the cache is after each of its tokens:
 
     cache  .. a b      drawn: c      guesses: d e f
     the model sees        c  d  e  f
@@ -15,13 +14,13 @@ after each token is kept on the way: going back to the last right one is a choic
 
 from __future__ import annotations
 
-import time
-from collections.abc import Generator
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
+import numpy as np
 
-from mlx_qwen35.decoding import Drawn, Step, draw, steps
+from mlx_qwen35.decoding import Drawn, Step
 from mlx_qwen35.sampling import History
 from mlx_qwen35.speculative.rejection import judge
 
@@ -31,41 +30,11 @@ if TYPE_CHECKING:
     from mlx_qwen35.sampling import Sampler
     from mlx_qwen35.speculative.drafters import Drafter
 
-
-def decode(
-    model: Model,
-    cache: Cache,
-    logits: mx.array,
-    sampler: Sampler,
-    history: History,
-    *,
-    drafter: Drafter,
-    max_tokens: int,
-) -> Generator[Step, None, None]:
-    """Draws tokens from `logits` [1, V] on, at most `max_tokens`; as decoding.decode, with guesses of `drafter`.
-
-    When a step is yielded, the cache covers its token, and perhaps more that are yielded next: `step.after`.
-    """
-    if max_tokens < 1:
-        return
-    drawn, pace = draw(logits, sampler, history), drafter.pace
-    left = max_tokens
-    while left:
-        count = min(pace.choose(), left - 1)
-        if count:
-            start = time.perf_counter()
-            found, drawn, history = _round(model, cache, drawn, sampler, history, drafter, count)
-            pace.guessed(count, len(found) - 1, time.perf_counter() - start)
-            left -= len(found)
-            yield from found
-        else:
-            plain = min(pace.plain_tokens(), left)
-            left -= plain
-            drawn = yield from _plainly(model, cache, drawn, sampler, history, drafter, plain, more=left > 0)
-    mx.clear_cache()
+# What may come after each of these tokens, of as many as may come themselves; words as Sampler takes them, None: any.
+Allow = Callable[[Sequence[int]], "list[np.ndarray | None]"]
 
 
-def _plainly(
+def guess_and_verify(
     model: Model,
     cache: Cache,
     drawn: Drawn,
@@ -73,36 +42,13 @@ def _plainly(
     history: History,
     drafter: Drafter,
     count: int,
-    *,
-    more: bool,
-) -> Generator[Step, None, Drawn]:
-    """Plain steps, timed without what is done between them."""
-    stream = steps(model, cache, drawn, sampler, history, count=count, draw_more=more, follow=drafter.follow)
-    seconds = 0.0
-    while True:
-        start = time.perf_counter()
-        try:
-            step = next(stream)
-        except StopIteration as end:
-            mx.eval(end.value[0])  # or the last step would not be in the time
-            drafter.pace.decoded(count, seconds + time.perf_counter() - start)
-            return end.value
-        seconds += time.perf_counter() - start
-        yield step
-
-
-def _round(
-    model: Model,
-    cache: Cache,
-    drawn: Drawn,
-    sampler: Sampler,
-    history: History,
-    drafter: Drafter,
-    count: int,
+    allow: Allow | None = None,
 ) -> tuple[list[Step], Drawn, History]:
-    """The steps of one round, the token drawn at its end, and the history with that token. The cache covers the steps.
+    """A round with `count` guesses: its steps, the token drawn at its end, and the history with that token. The cache
+    covers the steps.
 
-    An error or interrupt leaves the cache as it was.
+    allow: of the drawn token and the guesses, which may come where a grammar decides it: guesses are cut where it ends
+    them. An error or interrupt leaves the cache as it was.
     """
     token, logprobs = drawn
     histories, guesses, weights = [history], [], []
@@ -117,17 +63,23 @@ def _round(
     before = cache.snapshot()
     try:
         drafter.guess(token, count, choose)
+        words = None
+        if allow is not None:
+            after_each = allow(mx.concatenate([token, *guesses]).tolist())
+            words, kept = _stacked(after_each), len(after_each) - 1
+            guesses, weights, histories = guesses[:kept], weights[:kept], histories[: kept + 1]
         tokens = mx.concatenate([token, *guesses])  # [k + 1]
         with cache.each_step() as after:
             hidden = model.hidden(tokens[None], cache)  # [1, k + 1, H]
             drafter.follow(tokens[None], hidden)
-        greedy = weights[0] is None
+        greedy = not weights or weights[0] is None
         verdict = judge(
             sampler,
             model.head(hidden)[0],
             History.joined(histories),
             tokens[1:],
             None if greedy else mx.concatenate(weights),
+            words,
         )
         mx.eval(tokens, verdict, cache.arrays())
         right, said = verdict.right.item(), tokens.tolist()
@@ -140,8 +92,8 @@ def _round(
     befores = [before, *after]
     found = [
         Step(
-            tokens=[said[number]],
-            logprobs=logprobs[number : number + 1],
+            token=said[number],
+            logprobs=logprobs[number],
             before=befores[number],
             after=after[number] if number < right else None,
             from_draft=number > 0,
@@ -151,3 +103,12 @@ def _round(
     ]
     last = verdict.tokens[right : right + 1], verdict.logprobs[right : right + 1]
     return found, last, histories[right].then(last[0])
+
+
+def _stacked(words: Sequence[np.ndarray | None]) -> np.ndarray | None:
+    """As one array, a row each; None where any token may come everywhere."""
+    some = next((each for each in words if each is not None), None)
+    if some is None:
+        return None
+    anything = np.full_like(some, 0xFFFFFFFF)
+    return np.stack([anything if each is None else each for each in words])

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 from mlx_qwen35.cache import Cache
-from mlx_qwen35.decoding import decode as plain_decode
-from mlx_qwen35.generation import stream_generate
+from mlx_qwen35.decoding import draw
+from mlx_qwen35.engine.drafted import Drafted
+from mlx_qwen35.engine.group import Seat
+from mlx_qwen35.generation import decode, stream_generate
 from mlx_qwen35.sampling import History, Sampler, Sampling
-from mlx_qwen35.speculative import Drafting, decode, rejection
+from mlx_qwen35.speculative import Drafting, rejection
 from tests.talkers import Endless
 
 VOCAB = 7
@@ -55,13 +57,16 @@ def drawn(sampling: Sampling, drafter: Table | None, count: int = TOKENS) -> lis
     model = Table(1)
     cache, history = model.make_cache(), History(sampling, [[0]], VOCAB)
     logits = model.hidden(mx.array([[0]]), cache)[:, -1]
-    options = {"max_tokens": count}
-    if drafter is not None:
-        follower = cache.draft = Drafting(drafter, 3, steady=True).drafter(model, cache)
-        follower.prime(mx.array([[0]]), logits[None])
-        options["drafter"] = follower
-    make = decode if drafter is not None else plain_decode
-    return [step.tokens[0] for step in make(model, cache, logits, Sampler(sampling), history, **options)]
+    sampler = Sampler(sampling)
+    if drafter is None:
+        return [step.token for step in decode(model, cache, logits, sampler, history, max_tokens=count)]
+    follower = cache.draft = Drafting(drafter, 3, steady=True).drafter(model, cache)
+    follower.prime(mx.array([[0]]), logits[None])
+    made = Drafted(model, Seat(cache, sampler, history, follower, drawn=draw(logits, sampler, history)))
+    tokens: list[int] = []
+    while len(tokens) < count:
+        tokens += [step.token for step in made.steps(count - len(tokens))]
+    return tokens
 
 
 def statistic(tokens: list[int], sampling: Sampling) -> tuple[float, float]:

@@ -1,0 +1,150 @@
+"""An answer that another thread makes: its parts as they come, to a thread or to a coroutine.
+
+Knows parts, and who waits for them. Knows nothing of rows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
+
+from mlx_qwen35.engine.collecting import Collected
+from mlx_qwen35.parts import Completion, Part
+
+
+class Channel:
+    """What the engine's thread puts parts into. open: answers that have not ended."""
+
+    def __init__(self, prompt_tokens: int, answers: int) -> None:
+        self.open = answers
+        self.cancelled = threading.Event()
+        self.answers = [Collected(prompt_tokens) for _ in range(answers)]
+        self.error: BaseException | None = None
+        self._parts: deque[Part] = deque()
+        self._condition = threading.Condition()
+        self._waiting: list[tuple[asyncio.AbstractEventLoop, asyncio.Future]] = []
+
+    def put(self, part: Part) -> None:
+        """A part; whoever waits is told."""
+        with self._condition:
+            if self.error is not None:
+                return
+            self._parts.append(part)
+            self.answers[part.index].add(part)
+            if part.finish_reason:
+                self.open -= 1
+            self._tell()
+
+    def fail(self, error: BaseException) -> None:
+        """An answer ended with an error; the others to the prompt, too."""
+        with self._condition:
+            self.error, self.open = self.error or error, 0
+            self.cancelled.set()
+            self._tell()
+
+    @property
+    def done(self) -> bool:
+        return self.open == 0
+
+    def take(self) -> tuple[Part | None, bool]:
+        """-> the next part, None if there is none yet; and whether there will be none any more. Raises the error, after
+        all parts."""
+        with self._condition:
+            if self._parts:
+                return self._parts.popleft(), False
+            if self.done and self.error is not None:
+                raise self.error
+            return None, self.done
+
+    def wait(self, until: float | None = None) -> bool:
+        """Blocks while there is neither a part nor an end; False if it is past `until` (of time.monotonic)."""
+        with self._condition:
+            ready = self._condition.wait_for(
+                lambda: self._parts or self.done, None if until is None else max(0.0, until - time.monotonic())
+            )
+            return bool(ready)
+
+    def wait_for_end(self, until: float | None = None) -> bool:
+        """As `wait`, for the end."""
+        with self._condition:
+            return self._condition.wait_for(
+                lambda: self.done, None if until is None else max(0.0, until - time.monotonic())
+            )
+
+    async def wait_here(self) -> None:
+        """As `wait`, in a coroutine."""
+        loop = asyncio.get_running_loop()
+        with self._condition:
+            if self._parts or self.done:
+                return
+            future = loop.create_future()
+            self._waiting.append((loop, future))
+        await future
+
+    def _tell(self) -> None:
+        self._condition.notify_all()
+        waiting, self._waiting = self._waiting, []
+        for loop, future in waiting:
+            with suppress(RuntimeError):  # a loop that was closed waits for nothing
+                loop.call_soon_threadsafe(lambda future=future: future.done() or future.set_result(None))
+
+
+class Answer:
+    """What `Engine.submit` gives: an iterator and an async iterator of Parts, for one reader. One that nobody holds any
+    more is cancelled.
+
+    Of several answers to one prompt the parts come as they are made; `part.index` says of which each is. The last part
+    of each, and only it, has a finish_reason. What went wrong is raised after the parts that came before.
+    """
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        weakref.finalize(self, channel.cancelled.set)
+
+    def cancel(self) -> None:
+        """Ends it, from any thread, with a part whose finish_reason is "cancelled"."""
+        self._channel.cancelled.set()
+
+    @property
+    def done(self) -> bool:
+        """Whether it has ended, read or not."""
+        return self._channel.done
+
+    def result(self, timeout: float | None = None) -> Completion | list[Completion]:
+        """Waits for the end, at most `timeout` seconds (then TimeoutError) -> the answer, or the list of several."""
+        until = None if timeout is None else time.monotonic() + timeout
+        if not self._channel.wait_for_end(until):
+            raise TimeoutError(f"the answer had not ended after {timeout} seconds; wait again, or cancel it")
+        if self._channel.error is not None:
+            raise self._channel.error
+        found = [answer.completion() for answer in self._channel.answers]
+        return found[0] if len(found) == 1 else found
+
+    def __iter__(self) -> Iterator[Part]:
+        return self
+
+    def __next__(self) -> Part:
+        while True:
+            part, ended = self._channel.take()
+            if part is not None:
+                return part
+            if ended:
+                raise StopIteration
+            self._channel.wait()
+
+    def __aiter__(self) -> AsyncIterator[Part]:
+        return self
+
+    async def __anext__(self) -> Part:
+        while True:
+            part, ended = self._channel.take()
+            if part is not None:
+                return part
+            if ended:
+                raise StopAsyncIteration
+            await self._channel.wait_here()

@@ -1,0 +1,225 @@
+"""The one loop: requests in, and each turn a step of those that answer and a piece of a prompt.
+
+Knows rows and what the scheduler says of their turns. Has no thread: whoever drives it calls `turn`, on one thread.
+Knows nothing of text, arguments or who reads the parts.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from itertools import count
+from typing import TYPE_CHECKING
+
+from mlx_qwen35.engine.drafted import Drafted
+from mlx_qwen35.engine.group import Group
+from mlx_qwen35.engine.row import Phase, Row
+from mlx_qwen35.engine.scheduler import Load, Scheduler
+
+if TYPE_CHECKING:
+    from mlx_qwen35.engine.request import Request
+    from mlx_qwen35.model import Model
+    from mlx_qwen35.session.store import Store
+
+
+class Loop:
+    """Answers requests, several at once. store: of what was computed; None: nothing is kept between requests.
+
+    A turn hands nothing out: `Row.take` does, and a row of which something can be taken waits with its next step.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        store: Store | None = None,
+        scheduler: Scheduler | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.computed_tokens = 0  # of prompts, so far
+        self.scheduler = scheduler or Scheduler(most_rows=1, chunk=model.prefill_chunk)
+        self.rows: dict[int, Row] = {}  # those that have not ended
+        self._model, self._store, self._now = model, store, clock
+        self._group = Group(model)
+        self._drafted: dict[int, Drafted] = {}
+        self._keys = count()
+        self._blocked: list[Row] = []  # another row computes their beginning
+        self._step_seconds = 0.0  # of a step of the group, as it was last
+
+    def add(self, request: Request) -> Row:
+        """A request that waits for its turn. Raises BusyError or BudgetError where it is not taken."""
+        row, now = Row(next(self._keys), self._model, request), self._now()
+        prompt, deadline = len(request.prompt.tokens), request.deadline
+        load = Load(
+            prompt_tokens=prompt,
+            most_tokens=prompt + request.limit,
+            priority=request.priority,
+            deadline=None if deadline is None else now + deadline,
+            alone=request.steady,
+        )
+        self.scheduler.submit(row.key, load, now)
+        self.rows[row.key] = row
+        return row
+
+    def turn(self) -> None:
+        """What is due now. An interrupt leaves every cache as it was before what it broke off; an error ends the rows
+        that it concerns, whose `take` raises it."""
+        turn = self.scheduler.turn(self._now())
+        for key in turn.expired:
+            self._end(self.rows.get(key), "deadline")
+        for row in self._living():
+            if row.request.cancelled():
+                self._end(row, "cancelled")
+        if self._store is not None:
+            if turn.free:
+                self._store.give_up(turn.free)
+            if turn.store_bytes is not None:
+                self._store.most_bytes = turn.store_bytes
+        for key in turn.put_back:
+            if key in self.rows:
+                self._put_back(self.rows[key])
+        for key in turn.admit:
+            if key in self.rows:
+                self._begin(self.rows[key])
+        start = self._now()
+        stepped = self._step_solo(turn.solo) if turn.solo in self.rows else turn.decode and self._step_together()
+        seconds = self._now() - start
+        if turn.prefill is not None and turn.prefill[0] in self.rows:
+            self._piece(self.rows[turn.prefill[0]], turn.prefill[1], beside=stepped)
+        elif stepped:
+            self._step_seconds = seconds
+            self.scheduler.measured_decode(stepped, seconds)
+        self._sweep()
+
+    def leave(self, row: Row) -> None:
+        """Nobody reads its answer on: it ends where it was handed out."""
+        row.leave()
+        self._sweep()
+
+    def close(self) -> None:
+        """All rows leave."""
+        for row in self._living():
+            row.leave()
+        self._sweep()
+
+    def _living(self) -> Iterator[Row]:
+        return iter([row for row in self.rows.values() if row.phase is not Phase.ENDED])
+
+    def _sweep(self) -> None:
+        for key in [key for key, row in self.rows.items() if row.phase is Phase.ENDED]:
+            del self.rows[key]
+            self._drafted.pop(key, None)
+            self.scheduler.ended(key)
+        self._blocked = [row for row in self._blocked if row.key in self.rows]
+        if self._store is not None and self.scheduler.cache_bytes is not None:
+            self.scheduler.held(self._store.pinned_bytes, self._store.nbytes - self._store.pinned_bytes)
+
+    def _end(self, row: Row | None, reason: str) -> None:
+        if row is not None and not row.ready:  # what can be handed out is, first
+            row.end(reason)
+
+    def _begin(self, row: Row) -> None:
+        try:
+            begun = row.begin(self._store)
+        except Exception as error:
+            row.fail(error)
+            return
+        if begun:
+            self.scheduler.covered(row.key, row.prefill.covered)
+            self.scheduler.waits_for_prefix(row.key, None)
+            return
+        leader = next((other for other in self.rows.values() if other.phase is Phase.PROMPT), None)
+        self.scheduler.waits_for_prefix(row.key, None if leader is None else leader.key)
+        if row not in self._blocked:
+            self._blocked.append(row)
+
+    def _put_back(self, row: Row) -> None:
+        self._sit_out(row)
+        row.put_back()
+        self._blocked = [other for other in self._blocked if other is not row]
+
+    def _sit_out(self, row: Row) -> None:
+        """Out of what takes its steps, with everything back."""
+        if row.key in self._drafted:
+            self._drafted.pop(row.key).stop()
+        if row.group is not None:
+            row.group.change(leaving=[row.seat])
+            row.group = None
+
+    def _piece(self, row: Row, most: int, *, beside: bool | int) -> None:
+        if row.phase is Phase.WAITING:
+            self._begin(row)
+        if row.phase is not Phase.PROMPT:
+            return
+        prefill, start = row.prefill, self._now()
+        done = prefill.done
+        try:
+            row.piece(most)
+        except Exception as error:
+            row.fail(error)
+            return
+        tokens, seconds = prefill.done - done, self._now() - start
+        if not tokens:
+            return
+        self.computed_tokens += tokens
+        if beside:  # the step that was queued before it is in its time
+            seconds = max(seconds - self._step_seconds, 0.1 * seconds)
+        self.scheduler.measured_prefill(tokens, seconds)
+        if row.key in self.rows:
+            self.scheduler.covered(row.key, prefill.covered + prefill.done)
+        blocked, self._blocked = self._blocked, []
+        for other in blocked:
+            self._begin(other)
+
+    def _step_together(self) -> int:
+        """A step of all that answer and do not draft for themselves; -> of how many."""
+        answering = [row for row in self._living() if row.phase is Phase.ANSWER and not row.request.steady]
+        due = [row for row in answering if row.due]
+        if len(answering) == 1 and due and due[0].seat.drafter is not None:
+            return self._step_solo(due[0].key)
+        for row in due:
+            if row.key in self._drafted:
+                self._sit_out(row)
+        staying = {id(row.seat) for row in due}
+        joining = [row for row in due if row.group is None]
+        for row in answering:
+            if row.group is not None and id(row.seat) not in staying:
+                self._sit_out(row)
+        if not due:
+            return 0
+        self._group.change(joining=[row.seat for row in joining])
+        for row in joining:
+            row.group = self._group
+        by_seat = {id(row.seat): row for row in due}
+        rows = [by_seat[id(seat)] for seat in self._group.seats]
+        try:
+            steps = self._group.step(drawing=any(row.left > 1 for row in rows))
+        except Exception as error:
+            for row in rows:
+                row.fail(error)
+            return 0
+        for row, step in zip(rows, steps, strict=True):
+            self._made(row, [step])
+        return len(rows)
+
+    def _step_solo(self, key: int) -> int:
+        """A step, or a round of drafts, of one row by itself; -> of how many rows that was."""
+        row = self.rows[key]
+        if not row.due:
+            return 0
+        if row.group is not None:
+            self._sit_out(row)
+        if key not in self._drafted:
+            self._drafted[key] = Drafted(self._model, row.seat)
+        try:
+            self._made(row, self._drafted[key].steps(row.left))
+        except Exception as error:
+            self._drafted.pop(key).stop()
+            row.fail(error)
+            return 0
+        return 1
+
+    def _made(self, row: Row, steps: list) -> None:
+        row.pending.extend(steps)
+        row.made += len(steps)
+        self.scheduler.generated(row.key, row.made)

@@ -1,0 +1,273 @@
+"""One request while it is answered: its cache, how far its prompt is, what was computed and what was handed out.
+
+Knows what a cache covers whenever the answer ends. Knows nothing of other rows or of whose turn it is.
+
+Whenever it ends (end of turn, stop string, length, deadline, cancelled, closed, interrupted, an error), the cache
+covers the prompt and exactly the tokens that were handed out: what was computed ahead is undone.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Hashable
+from contextlib import ExitStack
+from dataclasses import replace
+from enum import Enum
+from typing import TYPE_CHECKING
+
+import mlx.core as mx
+
+from mlx_qwen35.engine.group import Group, Seat
+from mlx_qwen35.engine.prefill import Prefill
+from mlx_qwen35.parts import Clock, Part
+
+if TYPE_CHECKING:
+    from mlx_qwen35.cache import Cache, Snapshot
+    from mlx_qwen35.decoding import Step
+    from mlx_qwen35.engine.request import Request
+    from mlx_qwen35.model import Model
+    from mlx_qwen35.processor import Prompt
+    from mlx_qwen35.session import Session
+    from mlx_qwen35.session.store import Store
+
+
+class Phase(Enum):
+    """WAITING: has no cache; PROMPT: its prompt is being computed; ANSWER: its tokens are; ENDED."""
+
+    WAITING = "waiting"
+    PROMPT = "prompt"
+    ANSWER = "answer"
+    ENDED = "ended"
+
+
+class Row:
+    """A request, and where it is. `phase` says which methods make sense."""
+
+    def __init__(self, key: Hashable, model: Model, request: Request) -> None:
+        self.key, self.request = key, request
+        self.phase = Phase.WAITING
+        self.seat: Seat | None = None
+        self.prefill: Prefill | None = None
+        self.pending: deque[Step] = deque()  # computed, and not handed out
+        self.made = 0  # tokens that were computed
+        self.handed: list[int] = []
+        self.error: BaseException | None = None
+        self.session: Session | None = None
+        self.group: Group | None = None  # in which it takes its steps
+        self._model = model
+        self._drawing = (*request.sampler(), None)  # and the token drawn last, while it has no seat
+        self._stack = ExitStack()
+        self._store: Store | None = None
+        self._clock: Clock | None = None
+        self._ending: Snapshot | None = None  # where the cache has to be if all ends now; None: where it is
+        self._closing: list[Part] = []  # the last part, where it brings no token
+
+    @property
+    def prompt(self) -> Prompt:
+        """What has to be computed before the next token: the prompt, and the answer before a cache was given up."""
+        asked = self.request.prompt
+        return replace(asked, tokens=[*asked.tokens, *self.handed]) if self.handed else asked
+
+    @property
+    def cache(self) -> Cache | None:
+        return None if self.seat is None else self.seat.cache
+
+    @property
+    def left(self) -> int:
+        """Tokens that it may still have."""
+        return self.request.limit - self.made
+
+    @property
+    def due(self) -> bool:
+        """Whether a step of it can be taken."""
+        return self.phase is Phase.ANSWER and not self.pending and self.left > 0 and not self._closing
+
+    @property
+    def ready(self) -> bool:
+        """Whether `take` has something."""
+        return bool(self.pending or self._closing or self.error)
+
+    def begin(self, store: Store | None) -> bool:
+        """Finds what of its prompt is computed already; False: another row is computing its beginning, ask again."""
+        request, prompt = self.request, self.prompt
+        session, covered = request.session, request.covered
+        if session is not None:
+            if self.session is None:
+                self._stack.enter_context(session.answering())
+                self.session = session
+            if store is not None:
+                self._store = store
+                if not store.seed(session, prompt):
+                    return False
+        elif request.cache is None and store is not None:
+            session = store.begin(prompt)
+            if session is None:
+                return False
+            self._stack.enter_context(session.answering())
+            self.session, self._store = session, store
+        if session is not None:
+            covered = session.go_on(prompt)
+            cache = session.cache
+        else:
+            cache = self._model.make_cache() if request.cache is None else request.cache
+        self._sit(cache)
+        if self._clock is None:
+            self._clock = Clock(cache.offset, lambda: self._model.expert_stats)
+        self.prefill = Prefill(
+            self._model,
+            prompt.tokens,
+            cache,
+            media=prompt.media,
+            features=request.features,
+            covered=covered,
+            chunk_size=request.chunk_size,
+            stops=lambda: [*request.boundaries, *(place - covered for place in self._meetings())],
+            on_progress=self._progress,
+        )
+        self.phase = Phase.PROMPT
+        return True
+
+    def _sit(self, cache: Cache) -> None:
+        request = self.request
+        cache.draft = drafter = None if request.drafting is None else request.drafting.drafter(self._model, cache)
+        sampler, history, drawn = self._drawing
+        self.seat = Seat(cache, sampler, history, drafter, request.matcher, request.top, drawn)
+
+    def _meetings(self) -> list[int]:
+        return [] if self.session is None else self.session.meetings
+
+    def _progress(self, done: int, total: int) -> None:
+        if self.session is not None:
+            self.session.reached(self.prefill.chunk)
+        if self.request.on_progress:
+            self.request.on_progress(done, total)
+
+    def piece(self, most: int | None) -> bool:
+        """Computes the next piece of its prompt, of `most` tokens at the most; -> whether that was the last. A row that
+        was cancelled meanwhile ends."""
+        prefill = self.prefill
+        if not prefill.begun:
+            prefill.begin()
+            if self.request.cancelled():
+                self._clock.prompt_done(self.cache.offset)
+                self.end("cancelled")
+                return False
+        try:
+            logits = prefill.piece(most)
+        finally:
+            self._clock.prompt_done(self.cache.offset)
+        if logits is None:
+            return False
+        self.prefill, self.phase = None, Phase.ANSWER
+        if self.request.limit == 0:
+            self.end("length")
+        elif self.seat.drawn is None:  # otherwise it was drawn before the cache was given up
+            self.seat.draw_first(logits)
+        return True
+
+    def take(self) -> Part | None:
+        """The next part, or None where there is none yet; raises what went wrong."""
+        if self.pending:
+            return self._part(self.pending.popleft())
+        if self._closing:
+            return self._closing.pop()
+        if self.error is not None:
+            error, self.error = self.error, None
+            raise error
+        return None
+
+    def _part(self, step: Step) -> Part:
+        self._ending = step.before
+        self._clock.token(drafted=step.drafted, from_draft=step.from_draft)
+        full = self._clock.generated == self.request.limit
+        text, events, ended = self.request.answer.add(step.token, last=full)
+        reason = "stop" if ended else "length" if full else None
+        part = self._clock.part(
+            text,
+            events,
+            step.token,
+            step.logprobs,
+            reason,
+            from_draft=step.from_draft,
+            told=step.told,
+            index=self.request.index,
+        )
+        self._ending = step.after
+        self.handed.append(step.token)
+        if reason:
+            self._leave()
+        elif self.session is not None and self.cache.offset == len(self.request.prompt.tokens) + len(self.handed):
+            # (a round of drafts may have brought the cache further than what was handed out)
+            ahead = 1 if self.request.drafting is None else self.request.drafting.most + 1
+            if self.session.due(ahead):
+                if self.group is not None:
+                    self.group.settle(self.seat)
+                self.session.reached(ahead)
+        return part
+
+    def end(self, reason: str) -> None:
+        """It ends here for another reason than its own text. reason: the finish_reason of its last part."""
+        if self.phase is Phase.ENDED:
+            return
+        clock = self._clock or Clock(0, lambda: self._model.expert_stats)
+        self._drop_pending()
+        self._leave()
+        text, events = self.request.answer.finish()
+        self._closing = [clock.part(text, events, None, None, reason, index=self.request.index)]
+
+    def fail(self, error: BaseException) -> None:
+        """It ends with an error, which `take` raises after what was handed out."""
+        if self.phase is not Phase.ENDED:
+            self.error = error
+            self.leave()
+
+    def leave(self) -> None:
+        """It ends without a last part: nobody reads on."""
+        if self.phase is not Phase.ENDED:
+            self._drop_pending()
+            self._leave()
+
+    def put_back(self) -> None:
+        """Gives its cache up, to be computed again later; what was drawn and handed out stays."""
+        self._rise()
+        session, store, seat = self.session, self._store, self.seat
+        mx.eval([] if seat.drawn is None else seat.drawn[0])
+        self._drawing, self.seat = (seat.sampler, seat.history, seat.drawn), None
+        session.settle([*self.request.prompt.tokens, *self.handed])
+        self._stack.close()
+        if store is not None:
+            store.settled(session)
+        if self.request.session is not None:
+            session.forget()
+        self.session = None
+        self.prefill, self.phase = None, Phase.WAITING
+
+    def _rise(self) -> None:
+        """Out of the group, with all that is its own."""
+        if self.group is not None:
+            self.group.change(leaving=[self.seat])
+            self.group = None
+
+    def _drop_pending(self) -> None:
+        if self.pending:
+            if self._ending is None:
+                self._ending = self.pending[0].before
+            self.pending.clear()
+
+    def _leave(self) -> None:
+        """The cache covers what was handed out, and whoever owns it has it back."""
+        self.phase = Phase.ENDED
+        try:
+            if self.seat is not None:
+                self._rise()
+                if self._ending is not None:
+                    self.cache.restore(self._ending)
+                    mx.eval(self.cache.arrays())
+                self.cache.detach()
+            if self.session is not None:
+                self.session.settle([*self.request.prompt.tokens, *self.handed])
+        finally:
+            self._stack.close()
+            self.seat = self.prefill = None
+        if self._store is not None:
+            self._store.settled(self.session)
