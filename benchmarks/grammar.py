@@ -32,8 +32,9 @@ from benchmarks.geometry import config, depth  # noqa: E402
 from benchmarks.measuring import CHECKOUT, circumstances, write  # noqa: E402
 from mlx_qwen35.cache import Cache  # noqa: E402
 from mlx_qwen35.config import ModelConfig  # noqa: E402
-from mlx_qwen35.grammar import Grammar, masked  # noqa: E402
+from mlx_qwen35.grammar import Grammar  # noqa: E402
 from mlx_qwen35.library import load_processor  # noqa: E402
+from mlx_qwen35.masking import masked  # noqa: E402
 from mlx_qwen35.model import Model  # noqa: E402
 from mlx_qwen35.processor import Processor  # noqa: E402
 from tests.grammar.pairs import Result, answered, called  # noqa: E402
@@ -107,10 +108,10 @@ def costs(processor: Processor, names: Iterable[str], step: float) -> list[dict[
         times: dict[str, list[float]] = {"mask": [], "advance": [], "masked": []}
         matcher = grammar.matcher(thinking=False)
         logits = mx.random.normal((1, processor.config.text.vocab_size))
-        mx.eval(logits, masked(logits, mx.array(matcher.mask()[None])))
+        mx.eval(logits, masked(logits, matcher.mask()))
         for token in processor.tokenizer.encode(text):
             words = _timed(times["mask"], matcher.mask)
-            _timed(times["masked"], lambda: mx.eval(masked(logits, mx.array(words[None]))))  # noqa: B023
+            _timed(times["masked"], lambda: mx.eval(masked(logits, words)))  # noqa: B023
             _timed(times["advance"], lambda: matcher.advance(token))  # noqa: B023
         if not matcher.complete:
             raise SystemExit(f"the answer is not in its form: {name}")

@@ -5,7 +5,6 @@ computed. docs/FORMS.md says what can be asked.
 """
 
 from mlx_qwen35.grammar.compiled import Grammar
-from mlx_qwen35.grammar.masking import masked
 from mlx_qwen35.grammar.matcher import Matcher
 
-__all__ = ["Grammar", "Matcher", "masked"]
+__all__ = ["Grammar", "Matcher"]
