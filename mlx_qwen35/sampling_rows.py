@@ -1,6 +1,6 @@
 """Rows with samplers of their own, drawn together: as many operations for eight rows as for one.
 
-Knows which rows take the same steps (`sampling.Steps.form`), and whose key and history is whose. Each row's token is
+Knows which rows take the same steps (`steps.Steps.form`), and whose key and history is whose. Each row's token is
 the one that its own Sampler would draw, bit for bit, whoever is beside it. Knows nothing of requests, or of when things
 are evaluated.
 
@@ -17,7 +17,8 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_qwen35.masking import BITS, check
-from mlx_qwen35.sampling import History, Sampler, Steps, normalised
+from mlx_qwen35.sampling import History, Sampler
+from mlx_qwen35.steps import Steps, normalised
 
 _ALL = np.uint32(0xFFFFFFFF)
 

@@ -14,7 +14,8 @@ from mlx_qwen35 import speculative
 from mlx_qwen35.errors import ArgumentError
 from mlx_qwen35.parts import AnswerText
 from mlx_qwen35.request import PromptOptions, check_covered, read_drafting, read_prompt, room, tags
-from mlx_qwen35.sampling import History, Sampler, Sampling, bias_row
+from mlx_qwen35.sampling import History, Sampler, Sampling
+from mlx_qwen35.steps import bias_row
 from mlx_qwen35.thinking import Tags, ThinkingBudget
 
 if TYPE_CHECKING:
