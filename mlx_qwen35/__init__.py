@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mlx_qwen35.processor import Processor, Prompt
     from mlx_qwen35.sampling import Sampling
     from mlx_qwen35.session import Session, Sessions, load_session
+    from mlx_qwen35.session.store import Store
 
 if sys.version_info < (3, 10):  # noqa: UP036  - a clone is imported by whatever Python there is
     _told = "mlx-qwen35 needs Python 3.10 or newer, and this is %d.%d (%s): in its clone `make demo` looks for one"
@@ -54,6 +55,7 @@ __all__ = [
     "Session",
     "SessionError",
     "Sessions",
+    "Store",
     "convert",
     "estimate",
     "fuse",
@@ -89,6 +91,7 @@ _HOME = {
     "Session": "session",
     "SessionError": "errors",
     "Sessions": "session",
+    "Store": "session.store",
     "convert": "library.converting",
     "estimate": "library.estimating",
     "fuse": "checkpoint.adapters",

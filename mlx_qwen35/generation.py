@@ -133,6 +133,7 @@ def stream_generate(
     sampling: Sampling | None = None,
     stop: str | Iterable[str] = (),
     session: Session | None = None,
+    store: Store | None = None,
     cache: Cache | None = None,
     covered: int = 0,
     features: MutableMapping[str, mx.array] | None = None,
@@ -165,6 +166,8 @@ def stream_generate(
     session: what was computed before. The prompt is all of it; the part that begins as an earlier one is not computed
     again. cache and covered are its own then. It makes one answer at a time: SessionError while another stream of it is
     neither read to its end nor closed.
+    store: what was computed for earlier prompts, in this process or in another (its directory=), is not computed again,
+    and what is computed now joins it.
     cache: continued; the prompt is what comes after the tokens it holds, and afterwards it covers prompt and answer.
     covered: not 0: the prompt is all of it instead, and the cache holds its first `covered` tokens, which need not be
     computed again; a repetition penalty knows them then.
@@ -181,12 +184,14 @@ def stream_generate(
     leaves no room in the context.
     """
     request = requests.read(model, processor, prompt, locals())
-    return _in_place(model, _stream(model, processor, request))
+    return _in_place(model, _stream(model, processor, request, store))
 
 
-def _stream(model: Model, processor: Processor, request: Request) -> Generator[Part, None, None]:
+def _stream(
+    model: Model, processor: Processor, request: Request, store: Store | None
+) -> Generator[Part, None, None]:
     wanted = requests.flattened(request)
-    with _loop(model, processor, wanted, most_rows=len(wanted)) as loop:
+    with _loop(model, processor, wanted, store, most_rows=len(wanted)) as loop:
         rows = [loop.add(each) for each in wanted]
         while rows:
             for row in [row for row in rows if row.ready]:
@@ -199,19 +204,21 @@ def _stream(model: Model, processor: Processor, request: Request) -> Generator[P
 
 
 @contextmanager
-def _loop(model: Model, processor: Processor, wanted: Sequence[Request], *, most_rows: int) -> Generator[Loop]:
+def _loop(
+    model: Model, processor: Processor, wanted: Sequence[Request], store: Store | None, *, most_rows: int
+) -> Generator[Loop]:
     """A loop for these requests alone: what their prompts share is computed once."""
-    store = None
-    if worth_sharing([each.prompt for each in wanted if each.cache is None]):
-        store = Store(model, processor, most_bytes=model.snapshot_bytes)
+    own = None
+    if store is None and worth_sharing([each.prompt for each in wanted if each.cache is None]):
+        store = own = Store(model, processor, most_bytes=model.snapshot_bytes)
     scheduler = Scheduler(most_rows=most_rows, chunk=model.prefill_chunk, pause=_UNHURRIED)
     loop = Loop(model, store=store, scheduler=scheduler)
     try:
         yield loop
     finally:
         loop.close()
-        if store is not None:
-            store.close()
+        if own is not None:
+            own.close()
 
 
 def _in_place(model: Model, parts: Generator[Part, None, None]) -> Generator[Part, None, None]:
@@ -287,6 +294,7 @@ def generate_batch(
     mtp: bool | None = None,
     draft_model: MTPHead | Model | None = None,
     num_draft_tokens: int | None = None,
+    store: Store | None = None,
     features: MutableMapping[str, mx.array] | None = None,
     chunk_size: int | None = None,
     most_rows: int = 8,
@@ -307,7 +315,7 @@ def generate_batch(
         own = {"images": own_images, "videos": own_videos, "on_progress": progress.of_one()}
         wanted += requests.flattened(requests.read(model, processor, prompt, given | own))
     answers = [Collected(len(request.prompt.tokens)) for request in wanted]
-    with _kept_in_place(model), _loop(model, processor, wanted, most_rows=most_rows) as loop:
+    with _kept_in_place(model), _loop(model, processor, wanted, store, most_rows=most_rows) as loop:
         rows = {loop.add(request): answer for request, answer in zip(wanted, answers, strict=True)}
         while rows:
             loop.turn()

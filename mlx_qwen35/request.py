@@ -269,6 +269,11 @@ def _check_session(name: str, value: Any) -> None:
         raise ArgumentError(f"{name} is {checks.shown(value)}; give a Session, or load_session(file, model, processor)")
 
 
+def _check_store(name: str, value: Any) -> None:
+    if value is not None and not hasattr(value, "seed"):
+        raise ArgumentError(f"{name} is {checks.shown(value)}; give a Store(model, processor, most_bytes=...)")
+
+
 def _check_cache(name: str, value: Any) -> None:
     if value is not None and not hasattr(value, "snapshot"):
         raise ArgumentError(f"{name} is {checks.shown(value)}; give what model.make_cache() made")
@@ -311,6 +316,7 @@ _CHECKS: dict[str, Callable[[str, Any], None]] = {
     "sampling": _check_sampling,
     "stop": _check_stop,
     "session": _check_session,
+    "store": _check_store,
     "cache": _check_cache,
     "covered": _check_covered_number,
     "context_length": lambda name, value: checks.whole(name, value, 2, otherwise="for what was said at loading"),

@@ -88,6 +88,10 @@ def read(model: Model, processor: Processor, prompt: Any, given: Mapping[str, An
     """
     options, ask = PromptOptions.of(given), given.get
     session, cache, covered = ask("session"), ask("cache"), ask("covered") or 0
+    if cache is not None and ask("store") is not None:
+        raise ArgumentError("a cache that is given is gone on with as it is: give it or a store, not both")
+    if ask("store") is not None and ask("store").model is not model:
+        raise ArgumentError("the store is another model's: give the model that it was made with")
     if session is not None and (cache is not None or covered):
         raise ArgumentError("a session has a cache of its own, and knows what it covers: give it alone")
     if session is not None and session.model is not model:

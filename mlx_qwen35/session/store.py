@@ -64,7 +64,7 @@ class Store:
         checks.whole("most_bytes", most_bytes, 0)
         checks.whole("most_disk_bytes", most_disk_bytes, 0)
         self.most_bytes = most_bytes
-        self._model, self._processor = model, processor
+        self.model, self._processor = model, processor
         self._tree: Tree[Path] = Tree()
         self._lent: dict[int, Path] = {}  # by id of the session
         self._clock = count(1)
@@ -99,7 +99,7 @@ class Store:
             if path.job is not None and self._shelf.cancel(path.job):  # a longer one will be written
                 path.job, path.filed = None, path.filed_before
         else:
-            session = Session(self._model, self._processor, snapshot_bytes=self._snapshot_bytes)
+            session = Session(self.model, self._processor, snapshot_bytes=self._snapshot_bytes)
             if path is not None:
                 self._give(path, point, session, asked)
             path = Path(session)
@@ -194,13 +194,13 @@ class Store:
 
     @property
     def _snapshot_bytes(self) -> int:
-        return min(self._model.snapshot_bytes, self.most_bytes // 8)
+        return min(self.model.snapshot_bytes, self.most_bytes // 8)
 
     def _look_at(self, prompt: Prompt) -> Asked:
         """What it is made of; remembered, for it is asked again and again."""
         asked = self._asked.pop(id(prompt), None)
         if asked is None or asked.prompt is not prompt:
-            shown = tuple((start, medium) for start, _, medium in placed(self._model, prompt))
+            shown = tuple((start, medium) for start, _, medium in placed(self.model, prompt))
             asked = Asked(prompt, key_of(prompt.tokens, shown), shown)
         self._asked[id(prompt)] = asked
         while len(self._asked) > _ASKED:
@@ -262,7 +262,7 @@ class Store:
     def _read(self, filed: Filed) -> Session | None:
         """A session with the past of a file; None: it cannot be had."""
         self._make_room(filed.nbytes)
-        session = Session(self._model, self._processor, snapshot_bytes=self._snapshot_bytes)
+        session = Session(self.model, self._processor, snapshot_bytes=self._snapshot_bytes)
         return session if self._shelf.read(filed, session) else None
 
     def _put_down(self, path: Path) -> None:
@@ -299,8 +299,18 @@ class Store:
     def _lend(self, path: Path, session: Session, asked: Asked) -> None:
         path.lend(asked)
         session.go_on(asked.prompt)  # so that it has no marks of another past, and says where it will stop
+        for place in self._partings(asked):
+            if place - len(session.tokens) >= WORTH:
+                session.meet(place)
         self._lent[id(session)] = path
         self._tree.put(path, asked.key)
+
+    def _partings(self, asked: Asked) -> list[int]:
+        """Where others may go on from this prompt that it has no turn for: where it parts from what was computed, as
+        the next one may, and where the answer begins to a prompt that came as ids."""
+        last = len(asked.key) - 1
+        shared = next((shared for _, shared in self._tree.meeting(asked.key)), 0)
+        return [min(shared, last)] + ([] if asked.prompt.turns else [last])
 
     def _lent_to(self, session: Session) -> Path | None:
         path = self._lent.get(id(session))
@@ -329,7 +339,7 @@ class Store:
         if any(path.point(shared) == mark.offset for path, shared in self._tree.meeting(key)):
             return
         shown = tuple((start, medium) for start, medium in session.shown if start < mark.offset)
-        own = Session(self._model, self._processor, snapshot_bytes=self._snapshot_bytes)
+        own = Session(self.model, self._processor, snapshot_bytes=self._snapshot_bytes)
         Path(session, guest=True).give(own, mark.offset, session.tokens, shown)
         path = Path(own)
         path.settle(next(self._clock))

@@ -81,7 +81,7 @@ class Stop:
 
     def is_set(self) -> bool:
         self.asked += 1
-        return self.asked > 2
+        return self.asked > 1
 
 
 def answered(store: Store, prompt: Prompt, answer: int = 0, **options) -> Row:
