@@ -12,6 +12,7 @@ Where a grammar decides what may come, the token is read while the forward pass 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -199,7 +200,10 @@ def tell(tokens: mx.array, logprobs: mx.array, most: int) -> list[Told]:
 
 def _read(told: Sequence[mx.array], tops: Sequence[int | None]) -> list[Told | None]:
     own, ids, values = (part.tolist() for part in told)
-    return [
-        None if top is None else (own[row], tuple(zip(ids[row][:top], values[row][:top], strict=True)))
-        for row, top in enumerate(tops)
-    ]
+    found: list[Told | None] = []
+    for row, top in enumerate(tops):
+        likeliest = zip(ids[row][:top], values[row][:top], strict=True)
+        # (those that a grammar or a bias forbids could not have come)
+        kept = tuple(one for one in likeliest if one[1] > -math.inf)
+        found.append(None if top is None else (own[row], kept))
+    return found
