@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import mlx.core as mx
 
-from . import add_norm, attention_inputs, delta_decode, expert_down, expert_gate_up, router
+from . import add_norm, attention_inputs, delta_decode, expert_down, expert_gate_up, ragged_attention, router
 from .delta_decode.reference import delta_decode as delta_decode_reference
 from .trial import Trial
 from .weights import Kind, Weights
@@ -141,6 +141,64 @@ def of_delta_decode(
         lambda: delta_decode.delta_decode(*arrays(), **how, gates_at=gates_at, each=True, most_simds=most_simds),
         expected,
     )  # fmt: skip
+
+
+# Of three rows: a long one in two pieces, of which one lies in the middle of its array; one and several positions. The
+# last array has something of each row, as a tail has. Arrays: rows, capacity.
+_SHORT = ((1, 60), (1, 9), (3, 16))
+_LONG = ((1, ragged_attention.SPAN + 9), *_SHORT[1:])
+
+
+def of_ragged_attention(
+    dtype: mx.Dtype, *, heads: int, kv_heads: int, dim: int, whole: bool, most_simds: int
+) -> Trial:  # fmt: skip
+    """whole: no row has more than one span; else what is judged is put together from spans by MLX's operations.
+    most_simds: as ragged_attention takes it."""
+    arrays = _SHORT if whole else _LONG
+    piece = ragged_attention.Piece
+    pieces = (
+        (piece(0, 0, 4, arrays[0][1] - 4), piece(2, 0, 0, 3)),
+        (piece(2, 1, 7, 1),),
+        (piece(1, 0, 0, 9), piece(2, 2, 5, 11)),
+    )
+    plan = ragged_attention.planned(pieces, tuple(capacity for _, capacity in arrays), kv_heads)
+    assert plan is not None and plan.whole == whole
+
+    def given() -> tuple[mx.array, list[ragged_attention.Arrays]]:
+        some = _Random(7)
+        queries = some.normal((3, heads, dim), dtype)
+        shapes = [(rows, kv_heads, capacity, dim) for rows, capacity in arrays]
+        return queries, [(some.normal(shape, dtype), some.normal(shape, dtype)) for shape in shapes]
+
+    def run() -> list[mx.array]:
+        made, ends = ragged_attention.of_spans(*given(), plan, most_simds=most_simds)
+        return [made if whole else ragged_attention.reference.together(made, ends, plan.firsts)]
+
+    def expected() -> list[mx.array]:
+        return [ragged_attention.reference.ragged_attention(*given(), pieces)]
+
+    settings = {"dtype": dtype, "heads": (heads, kv_heads, dim), "whole": whole, "most_simds": most_simds}
+    return Trial(ragged_attention._KERNEL, settings, run, expected)
+
+
+def of_ragged_sum(dtype: mx.Dtype, *, heads: int, dim: int) -> Trial:
+    """Rows of one, three and two spans."""
+    one = (ragged_attention.Piece(0, 0, 0, 1),)
+    plan = ragged_attention.planned((one, 3 * one, 2 * one), (1,), 1, 1)
+    assert plan is not None
+
+    def given() -> tuple[mx.array, mx.array]:
+        some = _Random(8)
+        shape = (plan.firsts[-1], heads)
+        ends = [some.normal(shape, mx.float32, spread=3.0), mx.abs(some.normal(shape, mx.float32)) + 1]
+        return some.normal((*shape, dim), mx.float32), mx.stack(ends, axis=-1)
+
+    return Trial(
+        ragged_attention._SUM,
+        {"dtype": dtype, "heads": (heads, dim)},
+        lambda: [ragged_attention.summed(*given(), plan, dtype)],
+        lambda: [ragged_attention.reference.together(*given(), plan.firsts)],
+    )
 
 
 def of_router(

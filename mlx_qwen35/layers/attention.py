@@ -16,7 +16,7 @@ from ..kernels.attention_inputs import attention_inputs
 from .joined import JoinedInputs, columns
 from .linear import Linear
 from .norm import RMSNorm
-from .rows import attention_of_rows
+from .rows import RowsAttention
 from .stretches import stretched_attention
 
 # Scores of one layer that may exist at once. MLX materialises them for head_dim 256 when more than 8 rows ask.
@@ -44,6 +44,7 @@ class GatedAttention(JoinedInputs, nn.Module):
         self.o_proj = Linear(self.heads * self.head_dim, hidden, bias=False)
         self.q_norm = RMSNorm(self.head_dim, eps)
         self.k_norm = RMSNorm(self.head_dim, eps)
+        self.rows = RowsAttention()
 
     def __call__(
         self,
@@ -73,7 +74,7 @@ class GatedAttention(JoinedInputs, nn.Module):
             differentiable=self.training or self.unfused,
         )
         if isinstance(cache, RowsKV):
-            out = attention_of_rows(queries, keys, values, cache, cached_attention)
+            out = self.rows(queries, keys, values, cache, cached_attention)
         else:
             out = cached_attention(queries, keys, values, cache, readable)
         out = out.swapaxes(1, 2).reshape(batch, length, -1)

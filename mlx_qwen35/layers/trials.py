@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..kernels import trials
+from ..kernels import ragged_attention, trials
 from ..kernels.delta_decode import SIMDS
 from ..kernels.trial import Trial
 from ..kernels.weights import weights_of
@@ -39,6 +39,7 @@ def uses(layers: Sequence[nn.Module], dtype: mx.Dtype, half: int) -> Iterator[Us
         yield _one(norm, [trials.of_add_norm(norm.weight.shape[0], dtype, norm.weight.dtype)])
         if layer.is_attention:
             yield _attention(layer.self_attn, dtype, half)
+            yield from _rows(layer.self_attn, dtype)
         elif layer.linear_attn.conv1d.weight.shape[1] > 1:
             yield _delta(layer.linear_attn, dtype)
         if isinstance(layer.mlp, SparseMoE):
@@ -60,6 +61,21 @@ def _attention(layer: GatedAttention, dtype: mx.Dtype, half: int) -> Use:
     return _one(
         layer, [trials.of_attention_inputs(dtype, norms, **how, keys_at=keys_at, same=same) for same in both]
     )
+
+
+def _rows(layer: GatedAttention, dtype: mx.Dtype) -> Iterator[Use]:
+    how = {"heads": layer.heads, "kv_heads": layer.kv_heads, "dim": layer.head_dim}
+    if not ragged_attention.readable(**how):
+        return
+
+    def take(simds: int) -> Callable[[], None]:
+        return lambda: setattr(layer.rows, "most_simds", simds)
+
+    def needed(simds: int) -> list[Trial]:
+        spans = [trials.of_ragged_attention(dtype, **how, whole=whole, most_simds=simds) for whole in (True, False)]
+        return [*spans, trials.of_ragged_sum(dtype, heads=layer.heads, dim=layer.head_dim)]
+
+    yield Use(layer.rows, tuple((needed(simds), take(simds)) for simds in ragged_attention.SIMDS))
 
 
 def _delta(layer: GatedDeltaNet, dtype: mx.Dtype) -> Use:

@@ -12,9 +12,10 @@ import mlx_qwen35.kernels.attention_inputs as attention_inputs
 import mlx_qwen35.kernels.delta_decode as delta_decode
 import mlx_qwen35.kernels.expert_down as expert_down
 import mlx_qwen35.kernels.expert_gate_up as expert_gate_up
+import mlx_qwen35.kernels.ragged_attention as ragged_attention
 import mlx_qwen35.kernels.router as router
 from mlx_qwen35.kernels.backend import FOLDER
-from tests.kernels import test_add_norm, test_attention_inputs, test_delta_decode
+from tests.kernels import test_add_norm, test_attention_inputs, test_delta_decode, test_ragged_attention
 from tests.kernels.stacks import Matrix
 from tests.kernels.test_experts import down_case, gate_up_case
 from tests.kernels.test_router import by_id, distinct
@@ -73,7 +74,18 @@ def add_norm_case():
     }
 
 
+def ragged_attention_case(*, span, dim=36, dtype=mx.float32):
+    """Five queries a head of keys, so that SIMD groups share them unequally; pieces, spans that are not full."""
+    return test_ragged_attention.case(10, 2, dim, dtype, span=span, spread=8.0)
+
+
 CASES = {
+    "ragged_attention": (ragged_attention, lambda: ragged_attention_case(span=16) | {"launches": 2}),
+    "ragged_attention, whole": (ragged_attention, lambda: ragged_attention_case(span=512)),
+    "ragged_attention, wide": (
+        ragged_attention,
+        lambda: ragged_attention_case(span=16, dim=256, dtype=mx.float16) | {"launches": 2},
+    ),
     "router": (router, router_case),
     "delta_decode": (delta_decode, lambda: delta_decode_case(each=False)),
     "delta_decode, each": (delta_decode, lambda: delta_decode_case(each=True)),
@@ -135,6 +147,38 @@ FAULTS = [
         ("i < 2 * HALF", "i < HALF"),
         ("queries[from + D + i]", "queries[from + i]"),
         ("if (row < queries_shape[0] * tokens)", "if (row + 1 < queries_shape[0] * tokens)"),
+    ]),
+    *((name, "ragged_attention/body.metal", old, new) for name, old, new in [
+        ("ragged_attention, whole", "WHOLE ? sum / all : sum", "sum"),
+        ("ragged_attention", "WHOLE ? sum / all : sum", "sum / all"),
+        ("ragged_attention", "(item - table[about] + table[about + 1]) * SPAN", "(item - table[about]) * SPAN * 2"),
+        ("ragged_attention", "metal::min(begin + SPAN, static", "metal::min(begin + SPAN - 1, static"),
+        ("ragged_attention", "asking * HQ + kv_head", "kv_head"),
+        ("ragged_attention", "kv_head * GROUP + head) * D", "head) * D"),
+        ("ragged_attention", "while (position >= table[piece + 1])", "while (position > table[piece + 1])"),
+        ("ragged_attention", "while (position >=", "if (position >="),
+        ("ragged_attention", "+ table[piece + 4] + position", "+ position"),
+        ("ragged_attention", "table[piece + 3] + kv_head", "kv_head"),
+        ("ragged_attention", "metal::precise::rsqrt(static_cast<float>(D)) * ", ""),
+        ("ragged_attention", "score = simd_sum(score);", ""),
+        ("ragged_attention", "first + b < end ? score : LEAST", "score"),
+        ("ragged_attention", "total[r] *= fade;", ""),
+        ("ragged_attention", "sums[r][c] *= fade;", ""),
+        ("ragged_attention", "sums[r][c] * fade;", "sums[r][c];"),
+        ("ragged_attention", "metal::fast::exp2(highest[s * HEADS + r] - peak)", "1.0f"),
+        ("ragged_attention", "const size_t to = static_cast<size_t>(item) * HQ", "const size_t to = asking * HQ"),
+        ("ragged_attention", "threadgroup_barrier(mem_flags::mem_threadgroup);\n#pragma", "#pragma"),
+        ("ragged_attention", "threadgroup_barrier(mem_flags::mem_threadgroup);  // shown is there", ""),
+        ("ragged_attention", "threadgroup_barrier(mem_flags::mem_threadgroup);  // shown was read", ""),
+        ("ragged_attention", "if (head < GROUP)", "if (head + 1 < GROUP)"),
+        ("ragged_attention", "first += SPLITS * BLOCK", "first += SPLITS * BLOCK + 1"),
+        ("ragged_attention", "v0, v1, v2, v3", "v0, v1, v3, v2"),
+    ]),
+    *((name, "ragged_attention/columns.metal", old, new) for name, old, new in [
+        ("ragged_attention, wide", "word >> 16", "word & 0xffffu"),
+        ("ragged_attention, wide", "(4 * n + 2) * each, four.z", "(4 * n + 2) * each, four.w"),
+        ("ragged_attention", "column < D ? static_cast<float>", "column + 1 < D ? static_cast<float>"),
+        ("ragged_attention", "n == 0 ? a : n == 1 ? b : c", "n == 0 ? a : b"),
     ]),
     *(("add_norm", "add_norm/body.metal", old, new) for old, new in [
         (" + static_cast<float>(added[start + i])", ""),

@@ -16,8 +16,19 @@ import pytest
 import mlx_qwen35
 from benchmarks import geometry
 from mlx_qwen35 import kernels
+from mlx_qwen35.cache import KVCache
+from mlx_qwen35.cache_rows import RowsCache
 from mlx_qwen35.config import ModelConfig
-from mlx_qwen35.kernels import add_norm, attention_inputs, delta_decode, expert_down, expert_gate_up, router, verdicts
+from mlx_qwen35.kernels import (
+    add_norm,
+    attention_inputs,
+    delta_decode,
+    expert_down,
+    expert_gate_up,
+    ragged_attention,
+    router,
+    verdicts,
+)
 from mlx_qwen35.kernels.backend import FOLDER, Backend, using
 from mlx_qwen35.layers.trials import uses
 from mlx_qwen35.library.kernel_check import KernelWarning, check_kernels
@@ -25,7 +36,8 @@ from mlx_qwen35.model import Model
 from tests.metal_emulator import poisoned_outputs
 from tests.tiny_model import tiny_model
 
-NAMES = {"add_norm", "attention_inputs", "delta_decode", "router", "expert_gate_up", "expert_down"}
+OF_ROWS = {"ragged_attention", "ragged_sum"}
+NAMES = {"add_norm", "attention_inputs", "delta_decode", "router", "expert_gate_up", "expert_down"} | OF_ROWS
 TOKENS = mx.array([[3, 1, 4, 1, 5, 9]])
 
 
@@ -53,7 +65,29 @@ def emulator():
 
 def logits(model):
     cache = model.make_cache()
-    return np.concatenate([np.array(model(TOKENS[:, a:b], cache))[0] for a, b in [(0, 1), (1, 4), (4, 6)]])
+    made = [np.array(model(TOKENS[:, a:b], cache))[0] for a, b in [(0, 1), (1, 4), (4, 6)]]
+    return np.concatenate([*made, *of_rows(model, cache)])
+
+
+def of_rows(model, cache):
+    """Two rows side by side, then with a third whose past is long (what it holds was never computed)."""
+    short, long = model.make_cache(), model.make_cache()
+    for other in (short, long):
+        model(TOKENS[:, :3], other)
+    for number, layer in enumerate(long.layers):
+        if isinstance(layer, KVCache):
+            shapes = [(*array.shape[:2], 600, array.shape[3]) for array in layer.arrays()]
+            layer.update(*(normal(shape, 2 * number + second) for second, shape in enumerate(shapes)))
+    long.offset += 600
+    rows, made = RowsCache([cache, short]), []
+    for more in ([], [long]):
+        rows.join(more)
+        made += list(np.array(model.head(model.hidden(mx.full((len(rows), 1), 7), rows))))
+    return made
+
+
+def normal(shape, seed):
+    return mx.array(np.random.RandomState(seed).standard_normal(shape).astype(np.float32))
 
 
 def planted(monkeypatch, tmp_path, operation, old, new):
@@ -106,6 +140,8 @@ FAULTS = {
     "not written": (expert_down, "first + r < H) {", "first + r + 1 < H) {"),
     "behind its output": (add_norm, "total[start + i] =",
                           "total[start + (i == 0 ? 3 * H + 1 : 0)] = 0, total[start + i] ="),
+    "one wrong span": (ragged_attention, "sum += shown[s * D + column];",
+                       "sum += shown[s * D + column] * (item == 1 ? 1.1f : 1.0f);"),
     "other experts": (router, "ids[row * K + lane] = my_id;", "ids[row * K + lane] = my_id ^ (row == 1);"),
     "odd sizes only": (expert_gate_up, "float h = g /", "float h = (I % 64 == 32 ? 1.1f : 1.0f) * g /"),
 }  # fmt: skip
@@ -273,5 +309,5 @@ def test_the_check_of_a_large_model_is_small():
         for trial in asked.values():
             with using(Backend("counting", make)):
                 mx.eval(trial.run())
-    assert len(moved) == len(asked) == 8
+    assert len(moved) == len(asked) == 11
     assert sum(moved) < 40e6, f"{sum(moved):,} bytes"

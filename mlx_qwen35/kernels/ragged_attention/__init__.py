@@ -1,7 +1,7 @@
 """Attention of several rows with one token each, whose pasts are of unequal length and lie where they lie.
 
-Knows how the work is laid out on a GPU: a launch where every row has few positions, two where one has many, whatever the
-number of rows. What is computed: reference.py, the order of sums: body.metal and sum.metal.
+Knows how the work is laid out on a GPU: a launch where every row has few positions, two where one has many, whatever
+the number of rows. What is computed: reference.py, the order of sums: body.metal and sum.metal.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import mlx.core as mx
 
 from ..backend import Kernel, on_gpu
 from . import reference
-from .pieces import MOST_ARRAYS, Arrays, Piece, Pieces, Plan, planned
+from .pieces import MOST_ARRAYS, SPAN, Arrays, Piece, Pieces, Plan, planned
 
-__all__ = ["Arrays", "Piece", "Pieces", "Plan", "planned", "ragged_attention", "readable"]
+__all__ = ["SPAN", "Arrays", "Piece", "Pieces", "Plan", "planned", "ragged_attention", "readable"]
 
 SIMDS = (8, 4)  # SIMD groups a threadgroup, about: fewer for a GPU that does not give so many threads so many registers
 MOST_DIM = 256
@@ -47,8 +47,8 @@ def ragged_attention(
 ) -> mx.array:
     """softmax(q k^T / sqrt(D)) v of each row over all its positions: queries [B, Hq, D] -> [B, Hq, D].
 
-    arrays: pairs of keys and values [N, Hkv, capacity, D], all of the queries' dtype. pieces: of each row, which parts of
-    them are its positions. plan: `planned` of the pieces. most_simds: one of SIMDS. A row's bits depend on its own
+    arrays: pairs of keys and values [N, Hkv, capacity, D], all of the queries' dtype. pieces: of each row, which parts
+    of them are its positions. plan: `planned` of the pieces. most_simds: one of SIMDS. A row's bits depend on its own
     positions only: not on where they lie, not on other rows.
     """
     if not on_gpu():

@@ -1,4 +1,4 @@
-"""Attention of rows with one token each over pieces of arrays, in plain MLX, float32: what the kernels have to equal."""
+"""Attention of rows with one token each over pieces of arrays, in plain MLX, float32: what the kernels equal."""
 
 from __future__ import annotations
 
@@ -26,6 +26,6 @@ def together(made: mx.array, ends: mx.array, firsts: Sequence[int]) -> mx.array:
     rows = []
     for start, stop in zip(firsts, firsts[1:], strict=False):
         peaks, totals = ends[start:stop, :, :1], ends[start:stop, :, 1:]
-        shares = mx.exp2(peaks - peaks.max(axis=0))
+        shares = mx.power(2.0, peaks - peaks.max(axis=0))
         rows.append((made[start:stop] * shares).sum(axis=0) / (totals * shares).sum(axis=0))
     return mx.stack(rows)
