@@ -1,12 +1,13 @@
 """How many operations a decode step launches, and how many bytes it moves: this package beside mlx-lm, by one rule.
 
-    python benchmarks/launches.py [--size 35B-A3B ...] [--layers 8] [--context 4096] [--rows 1] [--list] [--out FILE]
+    python benchmarks/launches.py [--size 35B-A3B ...] [--layers 8] [--context 4096] [--rows 1] [--batch 1] [--list]
 
 Both models are built as they are on a Mac, with the published geometry and so many layers, and one decode step is
 traced (graph.py has the rule and pretends that Metal is there). What one delta-net layer and one attention layer add is
 then counted as often as the published model has them. Nothing is computed and no weight exists, so that the 397B is
-counted on any machine: nothing here is a speed. `--rows 4` is a step that verifies three drafted tokens; `--side exact`
-is this package as exact=True has it.
+counted on any machine: nothing here is a speed. `--rows 4` is a step that verifies three drafted tokens; `--batch 8`
+one of eight sequences, whose lengths go up to --context in equal steps (mlx-lm pads them to the longest); `--side
+exact` is this package as exact=True has it.
 
 Bytes: what each operation must at least read and write, summed; of a stack of experts those that are chosen. The bound
 beside it is what any decode step must move: each weight of the trunk and of the chosen experts once, keys and values of
@@ -35,25 +36,25 @@ sys.path[:0] = [str(ROOT)]
 
 from benchmarks import geometry  # noqa: E402
 from benchmarks.graph import Launch, PretendedMetal, at_load, mark, shape_only, trace  # noqa: E402
+from benchmarks.launches_caches import IN_TAIL, Held, OurRows, OurRowsApart, PeerRows  # noqa: E402
 from benchmarks.measuring import circumstances, write  # noqa: E402
 
 QUANTIZATION = {"group_size": 64, "bits": 4}
 ROUTERS = ("mlp.gate", "mlp.shared_expert_gate")  # at 8 bits, as mlx-lm's converter has them
 BANKS = (".experts.", ".switch_mlp.")
 COUNTED = ("35B-A3B", "397B-A17B", "27B", "0.8B")
-CACHE_STEP = 256  # positions by which both projects' caches grow
 
 
 @dataclass(frozen=True)
 class Step:
     """A decode step of one model as it was traced. arguments: name -> array; run(**arguments) -> its outputs."""
 
-    layers: int
     kinds: tuple[str, ...]
     arguments: dict[str, mx.array]
     run: Callable[..., Any]
     embedding: str  # prefix of the names of a table of which one row is read; "" where the head reads it whole
-    experts: float  # the part of a bank that is chosen
+    experts: float  # the part of a bank that is chosen, at most
+    held: Held  # what the caches hold
 
 
 @dataclass(frozen=True)
@@ -72,13 +73,16 @@ class Count:
     times: dict[str, int]
 
 
-def our_step(config: dict[str, Any], context: int, rows: int = 1, *, exact: bool = False) -> Step:
+def our_step(config: dict[str, Any], context: int, rows: int = 1, batch: int = 1, *, exact: bool = False) -> Step:
     """Of this package; call it within PretendedMetal. Of several rows the state after each is kept."""
     from mlx_qwen35.config import ModelConfig
     from mlx_qwen35.model import Model
 
-    model = Model(ModelConfig.from_dict(config))
-    cache = model.make_cache()
+    model, text = Model(ModelConfig.from_dict(config)), config["text_config"]
+    held = Held(text, context)
+    if batch > 1:
+        held = (OurRowsApart if exact else OurRows)(text, context, batch)
+    cache = held.make(model) if batch > 1 else model.make_cache()
 
     def loaded() -> None:
         model.join()
@@ -86,25 +90,28 @@ def our_step(config: dict[str, Any], context: int, rows: int = 1, *, exact: bool
             model.be_exact()
 
     def call(token: mx.array) -> mx.array:
+        if batch == 1:
+            cache.offset = context
         with cache.each_step() if rows > 1 else nullcontext():
             return model(token, cache)
 
-    return _step(model, cache.layers, config, context, cache, loaded, call, rows)
+    return _step(model, cache.layers, config, held, loaded, call, rows)
 
 
-def exact_step(config: dict[str, Any], context: int, rows: int = 1) -> Step:
+def exact_step(config: dict[str, Any], context: int, rows: int = 1, batch: int = 1) -> Step:
     """Of this package with exact=True."""
-    return our_step(config, context, rows, exact=True)
+    return our_step(config, context, rows, batch, exact=True)
 
 
-def peer_step(config: dict[str, Any], context: int, rows: int = 1) -> Step:
+def peer_step(config: dict[str, Any], context: int, rows: int = 1, batch: int = 1) -> Step:
     """Of mlx-lm; call it within PretendedMetal."""
     from importlib import import_module
 
     module = import_module(f"mlx_lm.models.{config['model_type']}")
     model = module.Model(module.ModelArgs.from_dict(json.loads(json.dumps(config))))
-    caches = model.make_cache()
-    return _step(model, caches, config, context, None, lambda: None, lambda token: model(token, cache=caches), rows)
+    held = PeerRows(config["text_config"], context, batch) if batch > 1 else Held(config["text_config"], context)
+    caches = held.make(model) if batch > 1 else model.make_cache()
+    return _step(model, caches, config, held, lambda: None, lambda token: model(token, cache=caches), rows)
 
 
 SIDES = {"ours": our_step, "mlx-lm": peer_step}
@@ -115,13 +122,12 @@ def _step(
     model: Any,
     caches: list[Any],
     config: dict[str, Any],
-    context: int,
-    whole: Any,
+    held: Held,
     loaded: Callable[[], None],
     call: Callable[..., Any],
     rows: int,
 ) -> Step:
-    """caches: one a layer, of either project; whole: the object that knows their common offset, if there is one.
+    """caches: one a layer, of either project; held: what is in them.
 
     loaded: what the project does once the weights are there.
     """
@@ -146,7 +152,7 @@ def _step(
     states = {
         f"cache.{number}.{name}": array
         for number, kind in enumerate(kinds)
-        for name, array in _state(text, kind, context).items()
+        for name, array in held.states(kind).items()
     }
 
     def run(token: mx.array, **given: mx.array) -> Any:
@@ -154,45 +160,16 @@ def _step(
         with at_load():
             loaded()
         for number, (kind, cache) in enumerate(zip(kinds, caches, strict=True)):
-            _fill(cache, kind, [given[name] for name in states if name.startswith(f"cache.{number}.")], context)
-        if whole is not None:
-            whole.offset = context
+            held.fill(cache, kind, [given[name] for name in states if name.startswith(f"cache.{number}.")])
         with _Marked(type(model.layers[0])):
             logits = call(token)
-        return logits, [_held(cache, kind) for kind, cache in zip(kinds, caches, strict=True)]
+        return logits, [held.after(cache, kind) for kind, cache in zip(kinds, caches, strict=True)]
 
-    arguments = {"token": shape_only((1, rows), mx.uint32)} | weights | states
+    arguments = {"token": shape_only((held.batch, rows), mx.uint32)} | weights | states
     table = next(name.partition("embed_tokens")[0] for name in weights if "embed_tokens" in name) + "embed_tokens."
-    part = min(1.0, rows * text["num_experts_per_tok"] / text["num_experts"]) if "num_experts" in text else 1.0
-    return Step(len(kinds), kinds, arguments, run, "" if text["tie_word_embeddings"] else table, part)
-
-
-def _state(text: dict[str, Any], kind: str, context: int) -> dict[str, mx.array]:
-    """What a layer of either project remembers after `context` tokens."""
-    if kind == "full_attention":
-        capacity = (context // CACHE_STEP + 1) * CACHE_STEP
-        shape = (1, text["num_key_value_heads"], capacity, text["head_dim"])
-        return {"keys": shape_only(shape, mx.bfloat16), "values": shape_only(shape, mx.bfloat16)}
-    heads, keys, values = text["linear_num_value_heads"], text["linear_key_head_dim"], text["linear_value_head_dim"]
-    channels = 2 * text["linear_num_key_heads"] * keys + heads * values
-    window = (1, text["linear_conv_kernel_dim"] - 1, channels)
-    matrix = (1, heads, values, keys)
-    return {"conv": shape_only(window, mx.bfloat16), "matrix": shape_only(matrix, mx.float32)}
-
-
-def _fill(cache: Any, kind: str, arrays: list[mx.array], context: int) -> None:
-    if kind == "full_attention":
-        (cache.keys, cache.values), cache.offset = arrays, context
-    elif hasattr(cache, "matrix"):
-        cache.conv, cache.matrix = arrays
-    else:
-        cache[0], cache[1] = arrays
-
-
-def _held(cache: Any, kind: str) -> list[mx.array]:
-    if kind == "full_attention":
-        return [cache.keys, cache.values]
-    return [cache.conv, cache.matrix] if hasattr(cache, "matrix") else [cache[0], cache[1]]
+    chosen = held.batch * rows * text.get("num_experts_per_tok", 0)
+    part = min(1.0, chosen / text["num_experts"]) if "num_experts" in text else 1.0
+    return Step(kinds, arguments, run, "" if text["tie_word_embeddings"] else table, part, held)
 
 
 class _Marked:
@@ -216,21 +193,22 @@ class _Marked:
 
 
 def touched(step: Step) -> dict[str, float]:
-    """The part of each stack of experts that one token needs."""
-    return {name: step.experts for name in step.arguments if any(bank in name for bank in BANKS)}
+    """The part of each stack of experts that the tokens need, and of each cache what is held."""
+    parts = {name: step.experts for name in step.arguments if any(bank in name for bank in BANKS)}
+    for number, kind in enumerate(step.kinds):
+        parts |= {f"cache.{number}.{name}": part for name, part in step.held.touched(kind).items()}
+    return parts
 
 
-def bound(step: Step, context: int) -> dict[str, int]:
-    """Bytes that one token cannot do without, of one layer of each kind and around the layers."""
+def bound(step: Step) -> dict[str, int]:
+    """Bytes that a step cannot do without, of one layer of each kind and around the layers."""
     parts = touched(step)
 
     def least(name: str, array: mx.array) -> float:
         if step.embedding and name.startswith(step.embedding):
-            return array.nbytes / array.shape[0]
-        if name.endswith((".conv", ".matrix")):
-            return 2 * array.nbytes
-        if name.endswith((".keys", ".values")):
-            return array.nbytes / array.shape[2] * (context + 2)  # all up to the new one, which is written before
+            return array.nbytes / array.shape[0] * step.held.batch
+        if name.startswith("cache."):
+            return step.held.least(name.split(".", 2)[2], array)
         return array.nbytes * parts.get(name, 1.0)
 
     return _by_kind(step, least)
@@ -245,11 +223,11 @@ def _by_kind(step: Step, of: Callable[[str, mx.array], float]) -> dict[str, int]
     return {kind: round(total / (step.kinds.count(kind) or 1)) for kind, total in totals.items()}
 
 
-def count(side: str, size: str, layers: int, context: int, rows: int = 1) -> Count:
+def count(side: str, size: str, layers: int, context: int, rows: int = 1, batch: int = 1) -> Count:
     """Within PretendedMetal. Raises ValueError where layers of one kind differ, so that none can stand for all."""
-    step = ALL_SIDES[side](geometry.config(size, layers), context, rows)
+    step = ALL_SIDES[side](geometry.config(size, layers), context, rows, batch)
     launches = trace(step.run, step.arguments, touched=touched(step))
-    by_layer = [[launch for launch in launches if launch.layer == number] for number in range(step.layers + 2)]
+    by_layer = [[launch for launch in launches if launch.layer == number] for number in range(layers + 2)]
     by_kind = {"around": by_layer[0] + by_layer[-1]}
     for number, kind in enumerate(step.kinds, 1):
         first = by_kind.setdefault(kind, by_layer[number])
@@ -257,7 +235,7 @@ def count(side: str, size: str, layers: int, context: int, rows: int = 1) -> Cou
             raise ValueError(f"layer {number - 1} of {size} launches other operations than another {kind} layer")
     published = geometry.config(size)["text_config"]["layer_types"]
     times = {kind: published.count(kind) for kind in set(step.kinds)} | {"around": 1}
-    least, held = bound(step, context), _by_kind(step, lambda _, array: array.nbytes)
+    least, held = bound(step), _by_kind(step, lambda _, array: array.nbytes)
     return Count(
         launches=sum(times[kind] * sum(a.count for a in found) for kind, found in by_kind.items()),
         moved=sum(times[kind] * sum(a.read + a.written for a in found) for kind, found in by_kind.items()),
@@ -310,12 +288,12 @@ def listing(side: str, found: Count) -> list[str]:
     return lines
 
 
-def record(size: str, side: str, found: Count, context: int, rows: int) -> dict[str, Any]:
+def record(size: str, side: str, found: Count, context: int, rows: int, batch: int) -> dict[str, Any]:
     """One JSON line."""
     kinds = {kind: sum(launch.count for launch in launches) for kind, launches in found.by_kind.items()}
     return {
         "benchmark": "launches", "how": "counted in the traced graph, not run", "size": size, "side": side,
-        "context": context, "rows": rows, "launches": found.launches, "launches_by_kind": kinds,
+        "context": context, "rows": rows, "batch": batch, "launches": found.launches, "launches_by_kind": kinds,
         "arange": sum(found.times[k] * sum(a.name == "Arange" for a in v) for k, v in found.by_kind.items()),
         "bytes": found.moved, "bytes_asked": found.asked, "bytes_bound": found.bound,
     }  # fmt: skip
@@ -328,20 +306,24 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=8, help="that are traced; a multiple of 4 (8)")
     parser.add_argument("--context", type=int, default=4096, help="tokens in the cache (4096)")
     parser.add_argument("--rows", type=int, default=1, help="tokens of the step: a drawn one and drafted ones (1)")
+    parser.add_argument("--batch", type=int, default=1, help="sequences, of up to --context tokens (1)")
     parser.add_argument("--list", action="store_true", help="every operation, with its bytes read and written")
     parser.add_argument("--out", type=Path, help="append JSON lines to this file")
     arguments = parser.parse_args()
     if arguments.layers % geometry.PERIOD or not arguments.layers:
         parser.error(f"--layers is {arguments.layers}: give a multiple of {geometry.PERIOD}")
+    if arguments.batch > 1 and (arguments.rows > 1 or arguments.context < IN_TAIL * arguments.batch):
+        parser.error(f"--batch goes with --rows 1 and a --context of {IN_TAIL} tokens a sequence or more")
     records = []
     with PretendedMetal():
         for size in arguments.size:
-            how = size, arguments.layers, arguments.context, arguments.rows
+            how = size, arguments.layers, arguments.context, arguments.rows, arguments.batch
             counts = {side: count(side, *how) for side in arguments.side}
             print(*table(size, counts), sep="\n")
             if arguments.list:
                 print(*(line for side, found in counts.items() for line in listing(side, found)), sep="\n")
-            records += [record(size, side, found, arguments.context, arguments.rows) for side, found in counts.items()]
+            shape = arguments.context, arguments.rows, arguments.batch
+            records += [record(size, side, found, *shape) for side, found in counts.items()]
     print()
     write(records, circumstances(), arguments.out)
 
