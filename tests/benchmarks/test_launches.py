@@ -32,6 +32,13 @@ with PretendedMetal():
         made["four " + side] = [found.launches, found.moved, found.asked, forms]
         found = launches.count(side, "0.8B", 4, context=300, rows=20)
         made["prompt " + side] = [a.name for a in found.by_kind["linear_attention"]]
+    made["eight"] = {}
+    for side in launches.ALL_SIDES:
+        for size in ("35B-A3B", "397B-A17B"):
+            for batch, context in ((1, 1600), (8, 1600), (8, 400)):
+                found = launches.count(side, size, 8, context=context, batch=batch)
+                names = [a.name for a in found.by_kind["full_attention"]]
+                made["eight"][f"{side} {size} {batch} {context}"] = [found.launches, found.moved, found.bound, names]
 print(json.dumps(made))
 """
 
@@ -86,3 +93,21 @@ def test_the_bound_is_that_of_the_published_sizes(made: dict) -> None:
     # 0.8B, tied: 752.4 million weights, 4 bits and 2 x 2 bytes for 64 of them, and 18.6 MiB of states, twice.
     assert made["ours"]["0.8B"][2] == pytest.approx(752.4e6 * 4.5 / 8 + 2 * 18.6 * 2**20 + 301 * 12288, rel=0.01)
     assert made["ours"]["35B-A3B"][3] == pytest.approx(34660.6e6 * 4.5 / 8, rel=0.02)
+
+
+@pytest.mark.parametrize("size", ["35B-A3B", "397B-A17B"])
+def test_eight_rows_of_unequal_lengths_launch_hardly_more_than_one(made: dict, size: str) -> None:
+    eight = made["eight"]
+    one, long, short = (eight[f"ours {size} {rows}"] for rows in ("1 1600", "8 1600", "8 400"))
+    assert one[0] < long[0] <= 1.15 * one[0]
+    assert short[0] == one[0]
+    assert long[3].count("kernel ragged_attention") == long[3].count("kernel ragged_sum") == 1
+    assert long[3].count("SliceUpdate") == 2 and "kernel ragged_sum" not in short[3]
+    # What they move is what they must, which for mlx-lm's padded rows, counted from the same lengths, is more.
+    theirs = eight[f"mlx-lm {size} 8 1600"]
+    assert long[2] < long[1] < 1.03 * long[2] and theirs[2] == pytest.approx(long[2], rel=1e-3)
+    assert theirs[1] > long[1] and theirs[0] > 3 * long[0]
+
+
+def test_exact_rows_attend_one_by_one(made: dict) -> None:
+    assert made["eight"]["exact 35B-A3B 8 1600"][3].count("fast.scaled_dot_product_attention") == 8
