@@ -17,6 +17,8 @@ from mlx_qwen35.kernels.attention_inputs.reference import attention_inputs as at
 from mlx_qwen35.kernels.backend import FOLDER
 from mlx_qwen35.kernels.delta_decode import delta_decode
 from mlx_qwen35.kernels.delta_decode.reference import delta_decode as delta_decode_reference
+from mlx_qwen35.kernels.ragged_attention import Piece, of_spans, planned
+from mlx_qwen35.kernels.ragged_attention.reference import ragged_attention as ragged_attention_reference
 from mlx_qwen35.kernels.weights import Weights
 from tests.metal_emulator.sparse import Sparse, last_groups
 
@@ -90,6 +92,22 @@ def test_delta_decode():
     close(states[-1, :, -1], wanted[2][0, :, -1])
     values = slice(channels - dim, channels)  # those that the last head writes
     close(windows[-1, :, :, values], wanted[1][0, :, :, values])
+
+
+def test_ragged_attention():
+    """A past of which one row alone has so many values; the newest lie at the end of it."""
+    heads, kv_heads, dim, held = 4, 2, 256, 7
+    capacity = 2**31 // (kv_heads * dim) + held
+    keys, values = (filled((1, kv_heads, capacity, dim), F16, (0, -1, slice(-held, None)), seed) for seed in (0, 1))
+    rows = ((Piece(0, 0, capacity - held, held),),)
+    queries = mx.random.normal((1, heads, dim), key=mx.random.key(3)).astype(F16)
+    plan = planned(rows, (capacity,), kv_heads)
+    made, _ = last_groups(
+        lambda q, k, v: of_spans(q, [(k, v)], plan), [queries, keys[0], values[0]], 1
+    )
+    short = (keys[1][None], values[1][None])
+    wanted = ragged_attention_reference(queries[:, -2:], [short], ((Piece(0, 0, 0, held),),))
+    close(made[0, -2:], wanted[0])
 
 
 def test_experts():
