@@ -47,6 +47,7 @@ class Schema:
     def part(self, value: Any, path: str = "#") -> dict[str, Any] | bool:
         """A part of the schema as llguidance takes it, complete by itself."""
         made = self._made(value, path)
+        self._check_loops(made, path, set(), ())
         if isinstance(made, dict) and self._definitions:
             return {**made, "$defs": self._definitions}
         return made
@@ -56,7 +57,7 @@ class Schema:
 
     def checked(self, value: Any, path: str) -> Mapping[str, Any]:
         """The same part as it is given, if it can be followed."""
-        self._made(value, path)
+        self._check_loops(self._made(value, path), path, set(), ())
         return {} if isinstance(value, bool) else value
 
     def resolve(self, reference: Any, path: str) -> Any:
@@ -190,6 +191,20 @@ class Schema:
             self._definitions[name] = True  # it may refer to itself
             self._definitions[name] = self._made(target, reference)
         return f"#/$defs/{self._names[reference]}"
+
+    def _check_loops(self, made: Any, path: str, done: set[str], within: tuple[str, ...]) -> None:
+        """Whether a schema is itself again before it has said anything: what it means is nowhere said."""
+        if not isinstance(made, dict):
+            return
+        name = made.get("$ref")
+        if name in within:
+            raise self.refusal(path, "it refers to itself before it says what it is; describe a type")
+        if name is not None and name not in done:
+            self._check_loops(self._definitions[name.rpartition("/")[2]], path, done, (*within, name))
+            done.add(name)
+        for word in _UNIONS & made.keys():
+            for part in made[word]:
+                self._check_loops(part, path, done, within)
 
     def _list(self, value: Any, path: str) -> list[Any]:
         if not isinstance(value, (list, tuple)) or not value:

@@ -90,6 +90,15 @@ def test_white_space_in_json_has_bounds(processor):
         ({"$ref": "#/$defs/x"}, ["#/$defs/x", "nowhere"]),
         ({"$ref": "https://example.com"}, ["https://example.com"]),
         ({"$defs": {"x": {"$ref": "#/$defs/x"}}, "$ref": "#/$defs/x"}, ["refers to itself"]),
+        ({"anyOf": [{"type": "null"}, {"allOf": [{"$ref": "#"}]}]}, ["refers to itself"]),
+        (
+            {
+                "properties": {"p": {"$ref": "#/$defs/y"}},
+                "anyOf": [{"$ref": "#/$defs/y"}],
+                "$defs": {"y": {"$ref": "#"}},
+            },
+            ["refers to itself"],
+        ),
         ({"type": "string", "pattern": "a(?=b)"}, ["#/pattern", "look"]),
         ({"type": "string", "pattern": "("}, ["#/pattern", "no regular expression"]),
         ({"type": "string", "minLength": -1}, ["#/minLength"]),
@@ -122,6 +131,7 @@ def test_what_cannot_be_followed_is_refused_by_name(processor, form, words):
     "schema, good, bad",
     [
         ({"type": "array", "items": [{"type": "integer"}], "additionalItems": False}, [[], [1]], [["a"], [1, 2]]),
+        ({"type": "array", "items": {"$ref": "#"}}, [[], [[], [[]]]], [[1]]),
         ({"type": "array", "uniqueItems": False, "items": {"type": "null"}}, [[None]], [[1]]),
         ({"oneOf": [{"const": 1}, {"enum": ["a", 2]}]}, [1, "a", 2], [3]),
         ({"type": "string", "format": "password"}, ["x"], [1]),
