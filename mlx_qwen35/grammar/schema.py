@@ -47,7 +47,7 @@ class Schema:
     def part(self, value: Any, path: str = "#") -> dict[str, Any] | bool:
         """A part of the schema as llguidance takes it, complete by itself."""
         made = self._made(value, path)
-        self._check_loops(made, path, set(), ())
+        self._check_all(made, path)
         if isinstance(made, dict) and self._definitions:
             return {**made, "$defs": self._definitions}
         return made
@@ -57,7 +57,7 @@ class Schema:
 
     def checked(self, value: Any, path: str) -> Mapping[str, Any]:
         """The same part as it is given, if it can be followed."""
-        self._check_loops(self._made(value, path), path, set(), ())
+        self._check_all(self._made(value, path), path)
         return {} if isinstance(value, bool) else value
 
     def resolve(self, reference: Any, path: str) -> Any:
@@ -155,7 +155,7 @@ class Schema:
             return
         if "array" in types:
             made.setdefault("items", self._anything())
-        if "object" in types and made.get("additionalProperties", not made.get("properties")) is True:
+        if "object" in types and made.get("additionalProperties", True) is True:
             made["additionalProperties"] = self._anything()
 
     def _anything(self) -> dict[str, Any]:
@@ -191,6 +191,12 @@ class Schema:
             self._definitions[name] = True  # it may refer to itself
             self._definitions[name] = self._made(target, reference)
         return f"#/$defs/{self._names[reference]}"
+
+    def _check_all(self, made: Any, path: str) -> None:
+        done: set[str] = set()
+        self._check_loops(made, path, done, ())
+        for reference, name in self._names.items():
+            self._check_loops({"$ref": f"#/$defs/{name}"}, reference, done, ())
 
     def _check_loops(self, made: Any, path: str, done: set[str], within: tuple[str, ...]) -> None:
         """Whether a schema is itself again before it has said anything: what it means is nowhere said."""

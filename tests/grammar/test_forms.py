@@ -90,6 +90,10 @@ def test_white_space_in_json_has_bounds(processor):
         ({"$ref": "#/$defs/x"}, ["#/$defs/x", "nowhere"]),
         ({"$ref": "https://example.com"}, ["https://example.com"]),
         ({"$defs": {"x": {"$ref": "#/$defs/x"}}, "$ref": "#/$defs/x"}, ["refers to itself"]),
+        (
+            {"properties": {"p": {"$ref": "#/$defs/x"}}, "$defs": {"x": {"$ref": "#/$defs/x"}}},
+            ["#/$defs/x", "refers to"],
+        ),
         ({"anyOf": [{"type": "null"}, {"allOf": [{"$ref": "#"}]}]}, ["refers to itself"]),
         (
             {
