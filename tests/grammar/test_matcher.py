@@ -4,11 +4,13 @@ import copy
 import dataclasses
 import threading
 
+import llguidance
 import numpy as np
 import pytest
 
 from mlx_qwen35.errors import ArgumentError, GrammarError
-from mlx_qwen35.grammar import Grammar
+from mlx_qwen35.grammar import Grammar, Matcher
+from mlx_qwen35.grammar.vocabulary import vocabulary
 from tests.grammar.walks import bits, run, walk
 
 NUMBER = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"], "additionalProperties": False}
@@ -166,6 +168,21 @@ def test_a_token_that_may_not_come_is_an_error_and_changes_nothing(processor):
     with pytest.raises(GrammarError, match="does not fit"):
         matcher.advance(processor.tokenizer.encode("x")[0])
     assert run(processor, matcher, '{"n":1}')
+
+
+def test_what_cannot_be_followed_is_an_error_and_no_end(processor):
+    """llguidance then allows the end alone (findings/llguidance-allows-the-end-where-it-gave-up.sh)."""
+    known = vocabulary(processor)
+    limits = llguidance.LLParserLimits(step_lexer_fuel=300, verbose_errors=False)
+    text = '%llguidance {"no_forcing": true}\nstart: %json {"type": "object"}'
+    inner = llguidance.LLMatcher(known.tokenizer, text, log_level=0, limits=limits)
+    matcher = Matcher(inner, known, thinking=False)
+    with pytest.raises(GrammarError, match="cannot be followed any further"):
+        for token in processor.tokenizer.encode('{"a":', plain=True):
+            assert not matcher.finished and not matcher.complete
+            matcher.advance(token)
+        matcher.mask()
+    assert not matcher.complete
 
 
 def test_masks_cannot_be_written_to(processor):
