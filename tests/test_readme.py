@@ -20,6 +20,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 import mlx_qwen35
+from mlx_qwen35.engine import engine
 from mlx_qwen35.cli.main import build_parser
 from tests.conftest import CHECKOUT
 from tests.fake_hub import Hub, serving
@@ -167,7 +168,8 @@ def test_flags_are_those_that_there_are() -> None:
 
 
 def test_calls_have_the_arguments_that_there_are() -> None:
-    """`load("NAME", memory="24GB")` among inline code; `images=` and others in a paragraph are stream_generate's."""
+    """`load("NAME", memory="24GB")` among inline code; `images=` and others in a paragraph are stream_generate's
+    or the engine's."""
     calls, arguments = 0, []
     for code in INLINE.findall(README):
         if re.fullmatch(r"\w+=[^ ]*", code) and not code[0].isupper():
@@ -179,8 +181,8 @@ def test_calls_have_the_arguments_that_there_are() -> None:
         signature = inspect.signature(getattr(mlx_qwen35, with_call[1]))
         signature.bind_partial(*call.args, **{word.arg: None for word in call.keywords})
         calls += 1
-    asked = (mlx_qwen35.stream_generate, mlx_qwen35.load)
-    known = {name for function in asked for name in inspect.signature(function).parameters}
+    asked = (mlx_qwen35.stream_generate, mlx_qwen35.load, mlx_qwen35.Engine)
+    known = {name for function in asked for name in inspect.signature(function).parameters} | {*engine.OPTIONS}
     assert calls >= 5 and len(arguments) >= 8 and set(arguments) <= known, set(arguments) - known
 
 
