@@ -20,8 +20,8 @@ import pytest
 from PIL import Image, ImageDraw
 
 import mlx_qwen35
-from mlx_qwen35.engine import engine
 from mlx_qwen35.cli.main import build_parser
+from mlx_qwen35.engine import engine
 from tests.conftest import CHECKOUT
 from tests.fake_hub import Hub, serving
 from tests.published import CONFIGS
