@@ -112,7 +112,14 @@ class Loop:
             self.scheduler.ended(key)
         self._blocked = [row for row in self._blocked if row.key in self.rows]
         if self._store is not None and self.scheduler.cache_bytes is not None:
-            self.scheduler.held(self._store.pinned_bytes, self._store.nbytes - self._store.pinned_bytes)
+            self._tell_of_store()
+
+    def _tell_of_store(self) -> None:
+        """What the store holds beside the rows' own caches, which are in it and have bytes reserved."""
+        pinned, scheduler = self._store.pinned_bytes, self.scheduler
+        offsets = [row.cache.offset for row in self.rows.values() if row.cache is not None]
+        own = len(offsets) * scheduler.bytes_per_row + sum(offsets) * scheduler.bytes_per_token
+        scheduler.held(max(0, pinned - own), self._store.nbytes - pinned)
 
     def _end(self, row: Row | None, reason: str) -> None:
         if row is not None and not row.ready:  # what can be handed out is, first

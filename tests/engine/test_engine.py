@@ -8,6 +8,8 @@ import time
 import pytest
 
 from mlx_qwen35 import Engine
+from mlx_qwen35.engine.group import Group
+from mlx_qwen35.engine.room import bytes_of_rows
 from mlx_qwen35.engine.row import Row
 from mlx_qwen35.errors import ArgumentError, BudgetError, BusyError, EngineClosedError, PromptError
 from mlx_qwen35.sampling import Sampling
@@ -146,11 +148,23 @@ def test_small_memory_puts_rows_back_and_all_end(monkeypatch):
     prompt = [*PROMPT, *range(40)]
     options = {"sampling": Sampling(), "max_tokens": 400}
     wanted = [part.token for part in greedy(MODEL, prompt, **options)]
-    with Engine(MODEL, Endless(), most_rows=4, cache_bytes=700_000) as engine:
+    with Engine(MODEL, Endless(), most_rows=4, cache_bytes=580_000) as engine:
         answers = [engine.submit(prompt, **options) for _ in range(4)]
         for answer in answers:
             assert list(answer.result(120).tokens) == wanted
     assert back, "there was room for all"
+
+
+def test_memory_for_two_rows_lets_two_run(monkeypatch):
+    per_token, per_row = bytes_of_rows(MODEL)
+    together, step = [], Group.step
+    monkeypatch.setattr(Group, "step", lambda self, **how: together.append(len(self.seats)) or step(self, **how))
+    budget = 2 * (per_row + (len(PROMPT) + 100) * per_token)
+    with Engine(MODEL, Endless(), most_rows=4, cache_bytes=budget) as engine:
+        answers = [engine.submit([*PROMPT, number], sampling=Sampling(), max_tokens=99) for number in range(4)]
+        for answer in answers:
+            assert answer.result(60).finish_reason == "length"
+    assert max(together) == 2 and together.count(2) > 120
 
 
 def test_several_answers_share_their_prompt(engine):
