@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlx_qwen35 import checks, generation
-from mlx_qwen35.errors import PromptError
+from mlx_qwen35.errors import ArgumentError, PromptError
 from mlx_qwen35.interrupt import stop_on_ctrl_c
 from mlx_qwen35.request import PromptOptions, check_options, option_names
 from mlx_qwen35.screen import call_record
@@ -35,7 +35,7 @@ Exchange = tuple[list[Message], Message]  # what was asked, what was answered
 # Options of stream_generate, but for those that a conversation gives itself.
 _SETTINGS = sorted(
     set(option_names(generation.stream_generate))
-    - {"images", "videos", "session", "cache", "covered", "features", "cancel"}
+    - {"images", "videos", "session", "cache", "covered", "features", "cancel", "continue_final_message"}
 )
 
 
@@ -256,6 +256,10 @@ class Conversation:
 def check_settings(settings: Mapping[str, Any], owner: str) -> None:
     """Raises ArgumentError for what is no setting of an answer in a conversation. owner: who was given them."""
     check_options(settings, owner, names=_SETTINGS)
+    if settings.get("n", 1) > 1:
+        raise ArgumentError(
+            f"n is {settings['n']}, and a conversation goes on with one answer; ask stream_generate for several"
+        )
 
 
 def _message(parts: list[Part]) -> Message:

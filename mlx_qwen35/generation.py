@@ -121,6 +121,7 @@ def stream_generate(
     preserve_thinking: bool | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
     allow_control_tokens: bool = False,
+    continue_final_message: bool = False,
     max_tokens: int | None = None,
     thinking_budget: int | None = None,
     response_format: Any = None,
@@ -151,7 +152,8 @@ def stream_generate(
     prompt: a text (one user message), a list of messages, token ids, or a Prompt.
     images, videos, fps, max_pixels, fetch: what it shows, and how that is read; see `Processor.prompt`.
     system, tools, enable_thinking, reasoning_effort, preserve_thinking, chat_template_kwargs, allow_control_tokens:
-    what the template is told; see there, too.
+    what the template is told; see there, too. continue_final_message: the last message is an assistant's, and the
+    answer goes on with it; parts have what is new.
     max_tokens: None goes on until the context is full. sampling: None takes what generation_config.json says.
     thinking_budget: after so many tokens of reasoning it is closed: a sentence that says so, </think> and a blank line
     come as tokens of the answer, and the answer proper follows. 0: it is closed before it begins. None: no budget.
@@ -279,6 +281,7 @@ def generate_batch(
     preserve_thinking: bool | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
     allow_control_tokens: bool = False,
+    continue_final_message: bool = False,
     max_tokens: int | None = None,
     thinking_budget: int | None = None,
     response_format: Any = None,

@@ -122,11 +122,13 @@ class AnswerText:
         thinking: bool,
         tools: Sequence[Mapping[str, Any]] = (),
         stop: str | Iterable[str] = (),
+        continued: str = "",
     ) -> None:
+        """continued: as Prompt has it."""
         self._eos = frozenset(eos_token_ids)
         self._characters = Detokenizer(tokenizer)
         self._stops = StopStrings(stop)
-        self._parser = ReplyParser(thinking=thinking, tools=list(tools) or None)
+        self._parser = ReplyParser(thinking=thinking, tools=list(tools) or None, continued=continued)
 
     def add(self, token: int, *, last: bool = False) -> tuple[str, list[Event], bool]:
         """-> (new text, new events, whether the answer ends here: end of turn or stop string).

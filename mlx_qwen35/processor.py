@@ -15,6 +15,7 @@ import numpy as np
 
 from mlx_qwen35.config import ModelConfig
 from mlx_qwen35.errors import CheckpointError, PromptError
+from mlx_qwen35.text.begun import last_begun
 from mlx_qwen35.text.files import read_json_object
 from mlx_qwen35.text.messages import (
     MediaPart,
@@ -45,13 +46,15 @@ TURN_START, THINK = "<|im_start|>", "<think>"
 class Prompt:
     """tokens: what the model reads; text: what they were made of (None if they came as ids); thinking: the prompt
     ends inside <think>, so that the reply begins with reasoning; media: the pictures and videos whose placeholders are
-    among the tokens, in their order; turns: where turns of a conversation begin, the one to be written included."""
+    among the tokens, in their order; turns: where turns of a conversation begin, the one to be written included;
+    continued: what there is already of the reasoning or content that the reply goes on with."""
 
     tokens: list[int]
     text: str | None
     thinking: bool
     media: tuple[Media, ...] = ()
     turns: tuple[int, ...] = ()
+    continued: str = ""
 
 
 @dataclass(eq=False)  # not frozen: mlx-lm sets a name of its own on what it takes for a tokenizer
@@ -117,6 +120,7 @@ class Processor(TokenizerFace):
         preserve_thinking: bool | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         allow_control_tokens: bool = False,
+        continue_final_message: bool = False,
     ) -> Prompt:
         """The prompt of one turn. `prompt` is a text (one user message), a list of messages as OpenAI's API has them,
         or token ids (a list, or an array [T]), taken as they are: tools and enable_thinking then are in them already,
@@ -129,6 +133,8 @@ class Processor(TokenizerFace):
         enable_thinking, reasoning_effort, preserve_thinking, chat_template_kwargs: variables of the checkpoint's
         template, as text.variables has them; None leaves them to it. A control token that a message, a tool or a
         variable spells is text, unless allow_control_tokens: then "<|im_start|>" opens a turn whoever wrote it.
+        continue_final_message: the last message is an assistant's, and the reply goes on with its content, as it stands
+        there; or with its reasoning_content, where it has no content yet and thinking is on (text.begun).
         Raises PromptError if the prompt is empty, is not such a list, is refused by the template, shows what cannot be
         read or this model cannot see, or is longer than the context.
         """
@@ -145,6 +151,12 @@ class Processor(TokenizerFace):
             preserve_thinking=preserve_thinking,
             chat_template_kwargs=chat_template_kwargs,
         )
+        continued = ""
+        if continue_final_message and (isinstance(prompt, str) or isinstance(prompt[0], int)):
+            raise PromptError(
+                "continue_final_message: a text is a user's message, and token ids go on as they are; give a list of "
+                "messages whose last is an assistant's"
+            )
         if not isinstance(prompt, str) and isinstance(prompt[0], int):
             tokens, text = self._check_ids(prompt, system), None
             shown = with_media([{"role": "user", "content": []}], images=images, videos=videos)
@@ -154,6 +166,9 @@ class Processor(TokenizerFace):
         else:
             messages = check_messages([{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt)
             messages = in_order(with_media(with_system(messages, system), images=images, videos=videos))
+            begun = None
+            if continue_final_message:
+                messages, begun = last_begun(messages, splits_reasoning=self.template.splits_reasoning)
             parts = media_parts(messages)
             placeholders = self._placeholders(parts) if parts else None
             rendered = render(
@@ -162,6 +177,7 @@ class Processor(TokenizerFace):
                 each_part(messages, lambda part: {"type": part.kind}),
                 tools=_tools(tools),
                 variables=variables,
+                begun=begun,
                 allow_control_tokens=allow_control_tokens,
             )
             media = ()
@@ -170,7 +186,7 @@ class Processor(TokenizerFace):
                 media = tuple(self._read(part, **reading) for part in parts)
                 rendered = replace(rendered, text=placeholders.expanded(rendered.text, media))
             tokens, text = rendered.tokens(self.tokenizer), rendered.readable()
-            thinking = _ends_in_thinking(rendered.text)
+            thinking, continued = _ends_in_thinking(rendered.text), rendered.continued
         if not tokens:
             raise PromptError("the chat template made an empty prompt of these messages; check the template")
         if len(tokens) > self.context_length:
@@ -182,7 +198,7 @@ class Processor(TokenizerFace):
             )
         turn = self.tokenizer.token_id(TURN_START)
         turns = tuple(at for at, token in enumerate(tokens) if token == turn)
-        return Prompt(tokens, text, thinking, media, turns)
+        return Prompt(tokens, text, thinking, media, turns, continued)
 
     def prepare(
         self, messages: Messages, *, fps: float | None = None, max_pixels: int | None = None, fetch: bool = False

@@ -40,6 +40,7 @@ class PromptOptions:
     preserve_thinking: bool | None = None
     chat_template_kwargs: Mapping[str, Any] | None = None
     allow_control_tokens: bool = False
+    continue_final_message: bool = False
     fps: float | None = None
     max_pixels: int | None = None
     fetch: bool = False
@@ -311,6 +312,7 @@ _CHECKS: dict[str, Callable[[str, Any], None]] = {
     "preserve_thinking": lambda name, value: checks.flag(name, value, otherwise="for what the template does"),
     "chat_template_kwargs": checks.mapping,
     "allow_control_tokens": checks.flag,
+    "continue_final_message": checks.flag,
     "max_tokens": lambda name, value: checks.whole(name, value, 0, otherwise="for what the context leaves"),
     "thinking_budget": lambda name, value: checks.whole(name, value, 0, otherwise="for no budget"),
     "sampling": _check_sampling,

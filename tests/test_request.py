@@ -81,6 +81,7 @@ WRONG = [
     ("on_progress", 5, "on_progress is 5, of type int; give a function"),
 ]
 ALONE = [  # what a batch and a chat do not take
+    ("continue_final_message", "yes", "continue_final_message is 'yes', of type str; give True or False"),
     ("mtp", "yes", "mtp is 'yes'"),
     ("num_draft_tokens", 0, "num_draft_tokens is 0; it must be 1 to 4"),
     ("num_draft_tokens", True, "num_draft_tokens is True"),
@@ -228,11 +229,14 @@ def test_a_message_of_a_chat(message, says):
 
 
 def test_what_a_chat_gives_itself_is_no_setting():
-    for name in ("session", "cache", "covered", "features", "cancel"):
+    for name in ("session", "cache", "covered", "features", "cancel", "continue_final_message"):
         with pytest.raises(ArgumentError, match=f"Chat has no option {name}"):
             Chat(MODEL, PROCESSOR, **{name: None})
         with pytest.raises(ArgumentError, match=f"no option {name}"):
             Conversation(MODEL, PROCESSOR).answer([{"role": "user", "content": "hi"}], print, **{name: None})
+    for asked in (lambda: Chat(MODEL, PROCESSOR, n=2), lambda: Chat(MODEL, PROCESSOR, display="off").send("hi", n=2)):
+        with pytest.raises(ArgumentError, match="^n is 2, and a conversation goes on with one answer; ask stream_gen"):
+            asked()
 
 
 def test_signatures_are_seen_by_whoever_asks():
@@ -272,12 +276,14 @@ def test_what_the_template_is_told_arrives(call):
     processor = Recorded()
     model = Script(len(PROMPT), spell("ok"))
     model.snapshot_bytes = 1 << 20
-    asked = {**TOLD, "tools": [{"name": "add"}], "max_tokens": 1}
+    told = {**TOLD, "tools": [{"name": "add"}]}
+    if call not in (in_a_chat, in_a_message):  # a chat goes on with no answer of its own
+        told["continue_final_message"] = True
+    asked = {**told, "max_tokens": 1}
     answer = call(model, processor, PROMPT, **asked)
     if isinstance(answer, Chat):
         answer.send("hi")
     shown = {name: processor.told.pop(name) for name in ("images", "videos") if name in processor.told}
-    told = {**TOLD, "tools": [{"name": "add"}]}
     if call is in_a_message:  # what it shows is read already
         told = {name: value for name, value in told.items() if name not in ("fps", "max_pixels", "fetch")}
     assert processor.told == told and not any(shown.values())

@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 # What `submit` takes: options of `generation.stream_generate`, but for those that belong to one caller's thread.
 OPTIONS = (
     "images", "videos", "fps", "max_pixels", "fetch", "system", "tools", "enable_thinking", "reasoning_effort",
-    "preserve_thinking", "chat_template_kwargs", "allow_control_tokens", "max_tokens", "thinking_budget",
-    "response_format", "tool_choice", "strict", "n", "logprobs", "top_logprobs", "sampling", "stop", "session",
-    "context_length", "mtp", "draft_model", "num_draft_tokens", "on_progress", "deadline", "priority",
+    "preserve_thinking", "chat_template_kwargs", "allow_control_tokens", "continue_final_message", "max_tokens",
+    "thinking_budget", "response_format", "tool_choice", "strict", "n", "logprobs", "top_logprobs", "sampling", "stop",
+    "session", "context_length", "mtp", "draft_model", "num_draft_tokens", "on_progress", "deadline", "priority",
 )  # fmt: skip
 
 

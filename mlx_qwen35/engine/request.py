@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mlx_qwen35 import speculative
-from mlx_qwen35.errors import ArgumentError
+from mlx_qwen35.errors import ArgumentError, GrammarError
 from mlx_qwen35.parts import AnswerText
 from mlx_qwen35.request import PromptOptions, check_covered, read_drafting, read_prompt, room, tags
 from mlx_qwen35.sampling import History, Sampler, Sampling
@@ -121,7 +121,8 @@ def read(model: Model, processor: Processor, prompt: Any, given: Mapping[str, An
 
     def one(index: int) -> Request:
         drawn = sampling.for_answer(index)
-        reading = {"thinking": prompt.thinking, "tools": options.tools or (), "stop": stop}
+        reading = {"thinking": prompt.thinking, "continued": prompt.continued}
+        reading |= {"tools": options.tools or (), "stop": stop}
         return Request(
             prompt=prompt,
             sampling=drawn,
@@ -131,7 +132,7 @@ def read(model: Model, processor: Processor, prompt: Any, given: Mapping[str, An
             limit=left if max_tokens is None else min(max_tokens, left),
             answer=AnswerText(processor.tokenizer, processor.eos_token_ids, **reading),
             cancelled=cancel_check(ask("cancel")),
-            matcher=None if grammar is None else grammar.matcher(thinking=prompt.thinking),
+            matcher=None if grammar is None else _matcher(grammar, processor, prompt),
             drafting=copy(drafting),
             session=session,
             cache=cache,
@@ -169,6 +170,21 @@ def _grammar(processor: Processor, tools: Sequence[Mapping[str, Any]], given: Ma
     from mlx_qwen35.grammar import Grammar  # which takes a moment to load
 
     return Grammar.of(processor, tools=tools, **asked)
+
+
+def _matcher(grammar: Grammar, processor: Processor, prompt: Prompt) -> Matcher:
+    """The place in the form where the answer begins, or goes on."""
+    matcher = grammar.matcher(thinking=prompt.thinking)
+    if prompt.continued and not prompt.thinking:
+        try:
+            for token in processor.tokenizer.encode(prompt.continued, plain=True):
+                matcher.advance(token)
+        except GrammarError:
+            raise ArgumentError(
+                "continue_final_message: what there is of the answer does not fit its form; leave response_format and "
+                "tool_choice out, or begin it otherwise"
+            ) from None
+    return matcher
 
 
 def flattened(request: Request) -> Sequence[Request]:

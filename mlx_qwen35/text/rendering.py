@@ -17,10 +17,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mlx_qwen35.errors import PromptError
+from mlx_qwen35.text.begun import Begun
 from mlx_qwen35.text.messages import split_reasoning
 from mlx_qwen35.text.template import ChatTemplate
 from mlx_qwen35.text.tokenizer import Tokenizer
@@ -30,10 +31,12 @@ _DISGUISES = (*range(0xE000, 0xF900), *range(0xF0000, 0xFFFFE))  # for private u
 
 @dataclass(frozen=True)
 class Rendered:
-    """text: what the template wrote, and what people wrote in disguise. plain: disguise -> character."""
+    """text: what the template wrote, and what people wrote in disguise. plain: disguise -> character. continued: what
+    the answer goes on with, at the end of the text, as people wrote it."""
 
     text: str
     plain: Mapping[int, str] = field(default_factory=dict)
+    continued: str = ""
 
     def readable(self) -> str:
         return self.text.translate(self.plain)
@@ -61,18 +64,24 @@ def render(
     tools: Sequence[Mapping[str, Any]] | None = None,
     variables: Mapping[str, Any] | None = None,
     add_generation_prompt: bool = True,
+    begun: Begun | None = None,
     allow_control_tokens: bool = False,
 ) -> Rendered:
-    """Checked messages, rendered. allow_control_tokens: without disguise, so that a control token is one whoever wrote
-    it. Raises PromptError as `ChatTemplate.render` does."""
+    """Checked messages, rendered. begun: what there is of the answer, behind the generation prompt.
+    allow_control_tokens: without disguise, so that a control token is one whoever wrote it. Raises PromptError as
+    `ChatTemplate.render` does."""
     given: dict[str, Any] = {"messages": messages, "tools": tools, **(variables or {})}
     if allow_control_tokens:
-        return Rendered(template.render(**given, add_generation_prompt=add_generation_prompt))
+        return _with(begun, template.render(**given, add_generation_prompt=add_generation_prompt), {})
     if template.splits_reasoning:
         given["messages"] = split_reasoning(messages)
     try:
-        plain = _disguises(given, template, tokenizer)
-        disguised = _disguised(given, plain, _own_words(template, tokenizer)) if plain else given
+        written = None if begun is None else (begun.reasoning, begun.content)
+        plain = _disguises([given, written], template, tokenizer)
+        if plain:
+            disguised, written = _disguised([given, written], plain, _own_words(template, tokenizer))
+        else:
+            disguised = given
     except RecursionError:
         raise PromptError("the messages or tools are nested too deeply, or hold themselves; make them flat") from None
     try:
@@ -81,7 +90,16 @@ def render(
         raise PromptError(str(error).translate(plain)) from error
     for disguise in plain:
         text = text.replace(_escaped(disguise), chr(disguise))
-    return Rendered(text, plain)
+    if begun is not None and written is not None:
+        begun = replace(begun, reasoning=written[0], content=written[1])
+    return _with(begun, text, plain)
+
+
+def _with(begun: Begun | None, text: str, plain: Mapping[int, str]) -> Rendered:
+    if begun is None:
+        return Rendered(text, plain)
+    text, continued = begun.behind(text)
+    return Rendered(text, plain, continued.translate(plain))
 
 
 def _disguises(given: Any, template: ChatTemplate, tokenizer: Tokenizer) -> dict[int, str]:

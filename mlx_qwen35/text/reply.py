@@ -98,7 +98,8 @@ class ReplyParser:
     stays content.
     """
 
-    def __init__(self, *, thinking: bool, tools: Iterable[Any] | None = None):
+    def __init__(self, *, thinking: bool, tools: Iterable[Any] | None = None, continued: str = ""):
+        """continued: what stands in the prompt of the reasoning or content that the reply goes on with."""
         self._schemas = ToolSchemas(tools)
         self._thinking = thinking
         self._text = ""  # fed, not yet decided about
@@ -111,6 +112,9 @@ class ReplyParser:
         self._calls = 0
         self._events: list[Event] = []
         self._read = self._read_opening
+        if continued.strip():
+            self._begun, self._fresh = True, not continued.rpartition("\n")[2].strip()
+            self._read = self._read_reasoning if thinking else self._read_content
         self._final = self._cut = False
 
     def feed(self, text: str) -> list[Event]:
