@@ -8,7 +8,7 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from mlx_qwen35.cli import options, prompting
+from mlx_qwen35.cli import forms, options, prompting
 from mlx_qwen35.cli.cut import tell_cut
 from mlx_qwen35.cli.demo import DEMO_PROMPT
 from mlx_qwen35.cli.experts import ExpertLine
@@ -38,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     options.add_model_arguments(parser)
     options.add_answer_arguments(parser)
+    forms.add_form_arguments(parser)
     parser.add_argument(
         "--ignore-chat-template", action="store_true", help="go on from the prompt as it is, without turns around it"
     )
@@ -64,6 +65,7 @@ def _answer(args: argparse.Namespace, ending: Ending) -> int:
     text, unread = read_prompt(args.prompt)
     if text is None and (args.model is not None or args.media):
         raise options.OptionError("no prompt: give one with -p TEXT, or -p - to read it from standard input")
+    form = forms.response_format(args)
     tools = prompting.read_tools(args.tools)
     told = prompting.prompt_options(args, tools)
     prompting.check_places(args)
@@ -78,6 +80,7 @@ def _answer(args: argparse.Namespace, ending: Ending) -> int:
         print(f"No -p/--prompt: asking it {DEMO_PROMPT!r}", file=sys.stderr)
     prompt = processor.prompt(question(processor), **told.said)
     settings = options.answer_options(args, processor)
+    forms.check(form, processor, tools)
     model = options.load_model(args, held)
     session = options.open_session(args, model, processor)
     from mlx_qwen35.generation import stream_generate
@@ -85,7 +88,7 @@ def _answer(args: argparse.Namespace, ending: Ending) -> int:
     line = ExpertLine(args.verbose)
     output = {None: _Plain, "object": _Object, "lines": _Lines}[args.json](args.hide_thinking)
     answered = False
-    settings |= {"tools": tools, "session": session, **options.draft_options(args, model)}
+    settings |= {"tools": tools, "session": session, "response_format": form, **options.draft_options(args, model)}
     with stop_on_ctrl_c() as asked:
         try:
             for part in stream_generate(model, processor, prompt, cancel=asked, **settings):
