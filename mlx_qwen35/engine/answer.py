@@ -10,19 +10,25 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 
+from mlx_qwen35 import checks
 from mlx_qwen35.engine.collecting import Collected
+from mlx_qwen35.errors import ArgumentError
 from mlx_qwen35.parts import Completion, Part
+
+_LONGEST = threading.TIMEOUT_MAX / 2  # seconds that a thread can wait for
 
 
 class Channel:
-    """What the engine's thread puts parts into. open: answers that have not ended."""
+    """What the engine's thread puts parts into. open: answers that have not ended. maker: the id of that thread, which
+    cannot wait for what it makes itself."""
 
-    def __init__(self, prompt_tokens: int, answers: int) -> None:
+    def __init__(self, prompt_tokens: int, answers: int, maker: int | None = None) -> None:
         self.open = answers
-        self.cancelled = threading.Event()
+        self.cancelled = False
+        self._maker = maker
         self.answers = [Collected(prompt_tokens) for _ in range(answers)]
         self.error: BaseException | None = None
         self._parts: deque[Part] = deque()
@@ -44,8 +50,12 @@ class Channel:
         """An answer ended with an error; the others to the prompt, too."""
         with self._condition:
             self.error, self.open = self.error or error, 0
-            self.cancelled.set()
+            self.cancelled = True
             self._tell()
+
+    def cancel(self) -> None:
+        """It is to end. Takes no lock: a garbage collection may come here in the middle of anything."""
+        self.cancelled = True
 
     @property
     def done(self) -> bool:
@@ -63,18 +73,20 @@ class Channel:
 
     def wait(self, until: float | None = None) -> bool:
         """Blocks while there is neither a part nor an end; False if it is past `until` (of time.monotonic)."""
-        with self._condition:
-            ready = self._condition.wait_for(
-                lambda: self._parts or self.done, None if until is None else max(0.0, until - time.monotonic())
-            )
-            return bool(ready)
+        return self._wait_for(lambda: bool(self._parts) or self.done, until)
 
     def wait_for_end(self, until: float | None = None) -> bool:
         """As `wait`, for the end."""
-        with self._condition:
-            return self._condition.wait_for(
-                lambda: self.done, None if until is None else max(0.0, until - time.monotonic())
+        return self._wait_for(lambda: self.done, until)
+
+    def _wait_for(self, ready: Callable[[], bool], until: float | None) -> bool:
+        if self._maker == threading.get_ident() and not ready():
+            raise RuntimeError(
+                "the engine's own thread (on_progress is called there) cannot wait for an answer that it has to make: "
+                "read it on another"
             )
+        with self._condition:
+            return self._condition.wait_for(ready, None if until is None else max(0.0, until - time.monotonic()))
 
     async def wait_here(self) -> None:
         """As `wait`, in a coroutine."""
@@ -104,11 +116,11 @@ class Answer:
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
-        weakref.finalize(self, channel.cancelled.set)
+        weakref.finalize(self, channel.cancel)
 
     def cancel(self) -> None:
         """Ends it, from any thread, with a part whose finish_reason is "cancelled"."""
-        self._channel.cancelled.set()
+        self._channel.cancel()
 
     @property
     def done(self) -> bool:
@@ -117,7 +129,11 @@ class Answer:
 
     def result(self, timeout: float | None = None) -> Completion | list[Completion]:
         """Waits for the end, at most `timeout` seconds (then TimeoutError) -> the answer, or the list of several."""
-        until = None if timeout is None else time.monotonic() + timeout
+        if timeout is not None:
+            checks.number("timeout", timeout)
+            if timeout < 0:
+                raise ArgumentError(f"timeout is {timeout}; give seconds, 0 or more, or None to wait for the end")
+        until = None if timeout is None else time.monotonic() + min(timeout, _LONGEST)
         if not self._channel.wait_for_end(until):
             raise TimeoutError(f"the answer had not ended after {timeout} seconds; wait again, or cancel it")
         if self._channel.error is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -123,9 +123,10 @@ class Engine:
         wanted = requests.flattened(first)
         length = len(first.prompt.tokens)
         self._scheduler.check(Load(prompt_tokens=length, most_tokens=length + first.limit))
-        channel = Channel(length, len(wanted))
+        channel = Channel(length, len(wanted), self._thread.ident)
         for each in wanted:
-            each.cancelled = channel.cancelled.is_set
+            each.cancelled = lambda: channel.cancelled
+            each.on_progress = each.on_progress and _guarded(each.on_progress)
         with self._changed:
             if self._closing:
                 raise EngineClosedError("the engine is closed; make a new one") from self._failed
@@ -217,13 +218,19 @@ class Engine:
             try:
                 while row.ready:
                     part = row.take()
-                    channel.put(replace(part, logprobs=None))  # which only this thread could read
-                    if part.finish_reason:
+                    if part.finish_reason:  # first: who reads of the end may submit the next at once
                         del self._rows[row]
                         self._end()
-            except Exception as error:
-                self._rows.pop(row, None)
-                self._loop.leave(row)
+                    channel.put(replace(part, logprobs=None))  # which only this thread could read
+            except BaseException as error:  # another interrupt than an error, too: the reader waits for it
+                self._lose(row, error)
+
+    def _lose(self, row: Row, error: BaseException) -> None:
+        channel = self._rows.pop(row, None)
+        try:
+            self._loop.leave(row)
+        finally:
+            if channel is not None:
                 self._end(channel, error)
 
     def _end(self, channel: Channel | None = None, error: BaseException | None = None) -> None:
@@ -242,12 +249,25 @@ class Engine:
             elif not row.ready:
                 row.end("cancelled")
         self._hand_out()
-        for row, channel in list(self._rows.items()):
-            self._loop.leave(row)
-            self._end(channel, EngineClosedError("the engine was closed before the answer had ended"))
+        for row in list(self._rows):
+            self._lose(row, EngineClosedError("the engine was closed before the answer had ended"))
         self._loop.close()
         self._store.clear()
         self._store.close()
 
     def _in_place(self) -> Any:
         return wired() if self._model.expert_stats is None else nullcontext()  # streamed experts have their own limit
+
+
+def _guarded(on_progress: Callable[[int, int], None]) -> Callable[[int, int], None]:
+    """What a caller's function raises ends its own answer, and neither the thread nor, unseen, an iteration."""
+
+    def told(done: int, total: int) -> None:
+        try:
+            on_progress(done, total)
+        except BaseException as error:
+            if isinstance(error, Exception) and not isinstance(error, (StopIteration, StopAsyncIteration)):
+                raise
+            raise RuntimeError(f"on_progress raised {type(error).__name__}") from error
+
+    return told

@@ -8,6 +8,7 @@ import time
 import pytest
 
 from mlx_qwen35 import Engine
+from mlx_qwen35.engine.answer import Channel
 from mlx_qwen35.engine.group import Group
 from mlx_qwen35.engine.room import bytes_of_rows
 from mlx_qwen35.engine.row import Row
@@ -111,6 +112,40 @@ def test_an_error_ends_its_own_row_alone(engine):
     assert list(good.result(60).tokens) == recomputed(MODEL, PROMPT, 12)
 
 
+@pytest.mark.parametrize("kind", [StopIteration, KeyboardInterrupt, asyncio.CancelledError])
+def test_whatever_on_progress_raises_ends_its_answer_alone(engine, kind):
+    def fails(done: int, total: int) -> None:
+        raise kind
+
+    bad, good = engine.submit(PROMPT, on_progress=fails, **GREEDY), engine.submit(PROMPT, **GREEDY)
+    with pytest.raises(RuntimeError, match=f"on_progress raised {kind.__name__}"):
+        list(bad)
+    assert good.result(60).finish_reason == "length"
+    assert engine.submit(PROMPT, **GREEDY).result(60).finish_reason == "length"
+
+
+def test_on_progress_may_submit_but_not_wait(engine):
+    inner = []
+
+    def asks(done: int, total: int) -> None:
+        inner.append(engine.submit(PROMPT[:3], **GREEDY))
+        inner[0].result(60)
+
+    answer = engine.submit(PROMPT, on_progress=asks, **GREEDY)
+    with pytest.raises(RuntimeError, match="cannot wait for an answer that it has to make"):
+        answer.result(60)
+    assert list(inner[0].result(60).tokens) == recomputed(MODEL, PROMPT[:3], 12)
+
+
+def test_how_long_a_result_is_waited_for(engine):
+    answer = engine.submit(PROMPT, **GREEDY)
+    with pytest.raises(ArgumentError, match="timeout is '5', of type str; give a number"):
+        answer.result("5")
+    with pytest.raises(ArgumentError, match="timeout is -1; give seconds, 0 or more, or None"):
+        answer.result(-1)
+    assert answer.result(1e300).finish_reason == "length"
+
+
 def test_what_cannot_be_done_is_refused_at_once(engine):
     with pytest.raises(ArgumentError, match="submit has no option max_token; did you mean max_tokens"):
         engine.submit(PROMPT, max_token=3)
@@ -133,6 +168,14 @@ def test_too_many_that_wait_are_refused():
             answer.cancel()
             assert answer.result(60).finish_reason == "cancelled"
         assert engine.submit(PROMPT, **GREEDY).result(60).finish_reason == "length"
+
+
+def test_who_reads_of_an_end_may_submit_the_next(monkeypatch):
+    put = Channel.put
+    monkeypatch.setattr(Channel, "put", lambda channel, part: put(channel, part) or time.sleep(0.02))
+    with Engine(MODEL, Endless(), most_rows=1, most_waiting=0) as engine:
+        for _ in range(3):
+            list(engine.submit(PROMPT, sampling=Sampling(), max_tokens=1))
 
 
 def test_what_never_fits_is_refused_with_the_figures():
