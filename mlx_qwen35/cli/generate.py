@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_answer_arguments(parser)
     forms.add_form_arguments(parser)
     parser.add_argument(
+        "--cache-dir",
+        metavar="FOLDER",
+        help="keep what is computed of prompts there (at most 32 GB, those used last): another call computes only what "
+        "is new in its own, a document or a long system message once. Not with --session, which does so for one chat",
+    )
+    parser.add_argument(
         "--ignore-chat-template", action="store_true", help="go on from the prompt as it is, without turns around it"
     )
     parser.add_argument(
@@ -62,6 +69,8 @@ def run(args: argparse.Namespace) -> int:
 def _answer(args: argparse.Namespace, ending: Ending) -> int:
     if args.ignore_chat_template and (args.system or args.tools or args.media):
         raise options.OptionError("--ignore-chat-template: --system, --tools, --image and --video need the template")
+    if args.cache_dir is not None and args.session is not None:
+        raise options.OptionError("--cache-dir and --session both keep what is computed: give one of them")
     text, unread = read_prompt(args.prompt)
     if text is None and (args.model is not None or args.media):
         raise options.OptionError("no prompt: give one with -p TEXT, or -p - to read it from standard input")
@@ -85,10 +94,16 @@ def _answer(args: argparse.Namespace, ending: Ending) -> int:
     session = options.open_session(args, model, processor)
     from mlx_qwen35.generation import stream_generate
 
+    store = None
+    if args.cache_dir is not None:
+        from mlx_qwen35.session.store import Store
+
+        store = Store(model, processor, most_bytes=model.snapshot_bytes, directory=os.path.expanduser(args.cache_dir))
     line = ExpertLine(args.verbose)
     output = {None: _Plain, "object": _Object, "lines": _Lines}[args.json](args.hide_thinking)
     answered = False
-    settings |= {"tools": tools, "session": session, "response_format": form, **options.draft_options(args, model)}
+    settings |= {"tools": tools, "session": session, "store": store, "response_format": form}
+    settings |= options.draft_options(args, model)
     with stop_on_ctrl_c() as asked:
         try:
             for part in stream_generate(model, processor, prompt, cancel=asked, **settings):
@@ -108,6 +123,9 @@ def _answer(args: argparse.Namespace, ending: Ending) -> int:
     if session is not None:
         with ending.deferred():
             session.save(args.session)
+    if store is not None:
+        with ending.deferred():
+            store.close()
     ending.check()
     options.print_statistics(args, part)
     if unread:

@@ -337,3 +337,16 @@ def test_the_prompt_and_what_is_piped_in(speak, run):
     assert "<|im_start|>user\nReview:\n\none\ntwo<|im_end|>" in said.processor.decode(said.model._seen)
     run("generate", "--model", "x", "--no-think", stdin="alone\n")
     assert "<|im_start|>user\nalone<|im_end|>" in said.processor.decode(said.model._seen)
+
+
+def test_a_second_call_computes_only_what_is_new(run, tmp_path):
+    document = " ".join(f"word{number}" for number in range(120))
+    asked = ["generate", "--json", "--temperature", "0", "-n", "8", "--cache-dir", str(tmp_path / "kept")]
+    first = json.loads(run(*asked, "--system", document, "-p", "What is 17 + 25?").out)
+    second = json.loads(run(*asked, "--system", document, "-p", "Sort: b, a").out)
+    again = json.loads(run(*asked, "--system", document, "-p", "What is 17 + 25?").out)
+    assert first["statistics"]["cached_tokens"] == 0
+    assert second["statistics"]["cached_tokens"] > 200 > second["statistics"]["prompt_tokens"]
+    assert again["text"] == first["text"]
+    refused = run(*asked, "--session", str(tmp_path / "a.session"), "-p", "Hello")
+    assert refused.status != 0 and "give one of them" in refused.err
