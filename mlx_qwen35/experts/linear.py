@@ -13,6 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from ..kernels.matmul import matmul
 from ..kernels.once import cut
 from ..kernels.quantized_matmul import quantized_matmul
 from ..kernels.weights import Readable
@@ -56,12 +57,15 @@ class ExpertLinear(_Expert):
 
     def __call__(self, x: mx.array, expert_ids: mx.array, *, sorted_indices: bool) -> mx.array:
         """x [.., 1, in], expert_ids: the leading axes of x, or broadcast with them -> [.., 1, out]."""
-        return mx.gather_mm(
-            x, self.weight.swapaxes(-1, -2), rhs_indices=expert_ids, sorted_indices=sorted_indices
-        )
+        return mx.gather_mm(x, self.weight.swapaxes(-1, -2), rhs_indices=expert_ids, sorted_indices=sorted_indices)
 
     def of(self, expert: int, rows: mx.array) -> mx.array:
-        return rows @ self.weight[expert].T
+        return matmul(rows, self.weight[expert])
+
+    def of_each(self, expert_ids: mx.array, rows: mx.array) -> mx.array:
+        """rows [R, in], each through the map of its own expert, expert_ids [R] -> [R, out]: matrix times vector, which
+        has the bits that kernels.matmul has for each row, and on a CPU costs less than the other way round."""
+        return mx.gather_mm(self.weight, rows[..., None], lhs_indices=expert_ids).squeeze(-1)
 
     def to_quantized(
         self, group_size: int | None = None, bits: int | None = None, mode: str = "affine"

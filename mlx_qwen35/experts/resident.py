@@ -15,6 +15,7 @@ import numpy as np
 from ..kernels.activation import swiglu
 from ..kernels.expert_down import down
 from ..kernels.expert_gate_up import gate_up
+from ..kernels.few_rows import MOST_ROWS
 from ..kernels.lanes import LEAST_SHARED, in_lanes, on_all_cores, together
 from ..kernels.one_row import ROWS
 from ..kernels.weights import Projections
@@ -23,6 +24,8 @@ from .linear import ExpertLinear, QuantizedExpertLinear
 # From this many (row, expert) pairs on, taking them expert by expert pays: each expert is then read once.
 SORT_FROM = 64
 _EXACT_SORT_FROM = 512  # where `be_exact` was called, on a GPU
+_LEAST_PLAIN = 2**20  # values of plain weights that are worth a lane of their own
+_FEW_PLAIN = 2**23  # such values, up to which a CPU takes each pair by itself sooner than it has looked at the ids
 _LEAST_ON_CORES = 2**24  # products of a projection for which the CPU's threads are worth waking: some milliseconds
 
 
@@ -40,10 +43,16 @@ class Experts(nn.Module):
         self.exact = True
 
     def few(self, expert_ids: mx.array) -> bool:
-        """Whether rows with these experts [N, K] go through them each by itself (`pairs`), or sorted by expert."""
+        """Whether rows with these experts [N, K] go through them each by itself (`pairs`), or sorted by expert.
+
+        On a CPU a few rows always do: a row's bits do not hang on which others there are.
+        """
+        if _on_cpu():
+            plain = isinstance(self.gate_proj, ExpertLinear) and expert_ids.size * self._each() <= _FEW_PLAIN
+            return plain or len(expert_ids) <= MOST_ROWS or expert_ids.size < SORT_FROM
         if not self.exact:
             return expert_ids.size < SORT_FROM
-        return len(expert_ids) <= ROWS or expert_ids.size < (SORT_FROM if _on_cpu() else _EXACT_SORT_FROM)
+        return len(expert_ids) <= ROWS or expert_ids.size < _EXACT_SORT_FROM
 
     def __init__(self, gate_proj: nn.Module, up_proj: nn.Module, down_proj: nn.Module):
         super().__init__()
@@ -51,17 +60,24 @@ class Experts(nn.Module):
 
     def pairs(self, x: mx.array, expert_ids: mx.array) -> mx.array:
         """x [N, H], expert_ids [N, K] int -> each row through each of its experts, [N, K, H]."""
-
-        def of(columns: slice) -> mx.array:
-            return self._gathered(x[:, None, None, :], expert_ids[:, columns], sorted_indices=False).squeeze(-2)
-
-        if not (_on_cpu() and self._one_by_one()):
-            return of(slice(None))
-        if all(isinstance(m, QuantizedExpertLinear) for m in (self.gate_proj, self.up_proj, self.down_proj)):
+        kinds = {type(m) for m in (self.gate_proj, self.up_proj, self.down_proj)}
+        if len(kinds) > 1 or not (_on_cpu() and self._one_by_one()):
+            return self._gathered(x[:, None, None, :], expert_ids, sorted_indices=False).squeeze(-2)
+        if kinds == {QuantizedExpertLinear}:
             return self._pairs_by_outputs(x, expert_ids)
-        each = 3 * self.gate_proj.input_dims * self.gate_proj.output_dims * len(x)
-        parts = in_lanes(of, expert_ids.shape[1], least=-(-LEAST_SHARED // each))
-        return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=1)
+        ids, rows = expert_ids.flatten(), mx.repeat(x, expert_ids.shape[1], axis=0)  # [N K], [N K, H]
+
+        def some(pairs: slice) -> mx.array:
+            mine = ids[pairs], rows[pairs]
+            return self.down_proj.of_each(mine[0], swiglu(self.gate_proj.of_each(*mine), self.up_proj.of_each(*mine)))
+
+        made = in_lanes(some, ids.size, least=-(-_LEAST_PLAIN // self._each()))
+        y = made[0] if len(made) == 1 else mx.concatenate(made)
+        return y.reshape(*expert_ids.shape, -1)
+
+    def _each(self) -> int:
+        """Values of an expert's weights."""
+        return 3 * self.gate_proj.input_dims * self.gate_proj.output_dims
 
     def _pairs_by_outputs(self, x: mx.array, expert_ids: mx.array) -> mx.array:
         """The same in lanes that share the hidden values of all experts, exchange them, and share the outputs."""

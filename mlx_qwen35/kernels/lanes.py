@@ -37,16 +37,18 @@ def lane_count() -> int:
     return len(_OTHERS) + 1
 
 
-def in_lanes(compute: Callable[[slice], Made], count: int, *, least: int = 1) -> list[Made]:
+def in_lanes(compute: Callable[[slice], Made], count: int, *, least: int = 1, aligned: int = 1) -> list[Made]:
     """compute(rows) for slices that cut `count` rows into about equal parts of at least `least`, each in its lane.
+
+    aligned: they begin at a multiple of it.
 
     compute has to make everything it needs of a slice itself, slices of weights too: what another lane makes is waited
     for. Returns what it makes of each part, arrays lazy as ever, in order.
     """
-    parts = max(1, min(lane_count(), count // max(least, 1)))
+    parts = max(1, min(lane_count(), count // max(least, aligned)))
     if parts == 1 or getattr(_NOW, "shared", False):  # what is in a lane stays there
         return [compute(slice(0, count))]
-    cuts = [count * part // parts for part in range(parts + 1)]
+    cuts = [*(count * part // parts // aligned * aligned for part in range(parts)), count]
     made = []
     _NOW.shared = True
     try:

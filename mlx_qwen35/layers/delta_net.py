@@ -207,15 +207,15 @@ class GatedDeltaNet(JoinedInputs, nn.Module):
             u = self.conv1d.of(channels, mx.concatenate(raws, axis=-1), own)
             return raws, *self._ruled(u, z, b, a, values, cache)
 
-        work = x.size * (2 * self.key_dim + 2 * each * self.value_dim)  # of a key head
+        work = x.shape[-1] * (2 * self.key_dim + 2 * each * self.value_dim)  # of a key head and a row
         parts = in_lanes(some, self.key_heads, least=-(-LEAST_SHARED // work))
         raw = mx.concatenate([raws[n] for n in range(3) for raws, _, _ in parts], axis=-1)
         heads_at = 2 if cache is not None and cache.steps is not None else 1
         matrix = mx.concatenate([made for _, _, made in parts], axis=heads_at)
         self._keep(cache, raw, self.conv1d.next_window(raw, window), matrix)
         outs = [out for _, out, _ in parts]
-        rows = x.size // x.shape[-1] * self.value_heads * self.value_dim
-        return together(rows_in_lanes(lambda taken: self.out_proj.rows(together(outs), taken), x.shape[-1], rows))
+        width = self.value_heads * self.value_dim
+        return together(rows_in_lanes(lambda taken: self.out_proj.rows(together(outs), taken), x.shape[-1], width))
 
     def joinable(self) -> list[nn.Module]:
         return [self.in_proj_qkv, self.in_proj_z, self.in_proj_b, self.in_proj_a]

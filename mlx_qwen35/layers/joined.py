@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..kernels.quantized_matmul import UNPACK_FROM
+from ..kernels.few_rows import MOST_ROWS, unpacks
 from .linear import QuantizedLinear
 
 _LEAVES = ("weight", "scales", "biases")
@@ -50,11 +50,12 @@ class Joined:
     def __call__(self, x: mx.array, maps: Sequence[nn.Module]) -> list[tuple[mx.array, int]]:
         """x [.., in] -> for each map an array [.., columns] and the column in it where the map's result begins.
 
-        Joined maps share one array. On the CPU that is for few rows only: results with gaps are slow to go on with.
+        Joined maps share one array. On the CPU that is for few rows and small maps only: results with gaps are slow to
+        go on with, and a product of many outputs has another form than those of few (kernels/few_rows).
         """
         runs = {run.first: run for run in self._unchanged(maps)}
-        if mx.default_device().type == mx.cpu and x.size // x.shape[-1] >= UNPACK_FROM:
-            runs = {}
+        if mx.default_device().type == mx.cpu:
+            runs = {first: run for first, run in runs.items() if _alike_on_cpu(x, run, maps[first])}
         found: list[tuple[mx.array, int]] = []
         while len(found) < len(maps):
             run = runs.get(len(found))
@@ -123,6 +124,12 @@ def neighbours(results: Sequence[tuple[mx.array, int]]) -> tuple[mx.array, int]:
     """
     (first, column), (second, _) = results
     return (first, column) if first is second else (mx.concatenate([first[..., column:], second], axis=-1), 0)
+
+
+def _alike_on_cpu(x: mx.array, run: Run, first: nn.Module) -> bool:
+    """Whether the joined product of x [.., in] has the bits of each map's own, and is no slower."""
+    few = x.size // x.shape[-1] <= MOST_ROWS
+    return few and not unpacks(x, sum(run.widths), bits=first.bits, mode=first.mode)
 
 
 def _alike(one: nn.Module, other: nn.Module) -> bool:

@@ -8,10 +8,11 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..kernels import one_row
+from ..kernels.few_rows import ALIGNED, MOST_ROWS
 from ..kernels.lanes import LEAST_SHARED, in_lanes, lane_count
 from ..kernels.matmul import matmul
 from ..kernels.once import cut
-from ..kernels.quantized_matmul import UNPACK_FROM, quantized_matmul
+from ..kernels.quantized_matmul import quantized_matmul
 from ..kernels.weights import Readable
 
 
@@ -65,10 +66,13 @@ class QuantizedLinear(Readable, nn.QuantizedLinear):
 
 def worth_lanes(x: mx.array, *maps: nn.Module) -> bool:
     """Whether a CPU's lanes may each take some outputs of these maps: quantized, and x [.., in] of a few rows."""
-    few = x.size // x.shape[-1] < UNPACK_FROM and mx.default_device().type == mx.cpu
+    few = x.size // x.shape[-1] <= MOST_ROWS and mx.default_device().type == mx.cpu
     return few and lane_count() > 1 and all(type(m) is QuantizedLinear and "bias" not in m for m in maps)
 
 
 def rows_in_lanes(compute: Callable[[slice], mx.array], count: int, work: int) -> list[mx.array]:
-    """compute(rows) for slices of `count` outputs, each in its lane; work: products that one output takes."""
-    return in_lanes(compute, count, least=-(-LEAST_SHARED // work))
+    """compute(rows) for slices of `count` outputs, each in its lane; work: products that one output takes of one row.
+
+    How the outputs are cut does not hang on how many rows there are, so that no bits can.
+    """
+    return in_lanes(compute, count, least=-(-LEAST_SHARED // work), aligned=ALIGNED)

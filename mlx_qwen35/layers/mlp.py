@@ -30,7 +30,7 @@ class MLP(JoinedInputs, nn.Module):
 
     def _in_lanes(self, x: mx.array) -> mx.array:
         """The same for a few rows on a CPU: lanes share the hidden values, exchange them, and share the outputs."""
-        hidden, outputs, count = self._widths[0], x.shape[-1], x.size // x.shape[-1]
+        hidden, outputs = self._widths[0], x.shape[-1]
 
         def first(rows: slice) -> mx.array:
             return swiglu(self.gate_proj.rows(x, rows), self.up_proj.rows(x, rows))
@@ -38,8 +38,8 @@ class MLP(JoinedInputs, nn.Module):
         def second(rows: slice) -> mx.array:
             return self.down_proj.rows(together(parts), rows)
 
-        parts = rows_in_lanes(first, hidden, 2 * x.size)
-        return together(rows_in_lanes(second, outputs, count * hidden))
+        parts = rows_in_lanes(first, hidden, 2 * outputs)
+        return together(rows_in_lanes(second, outputs, hidden))
 
     def joinable(self) -> list[nn.Module]:
         return [self.gate_proj, self.up_proj]

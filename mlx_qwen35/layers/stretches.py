@@ -13,11 +13,11 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 
-from ..kernels.quantized_matmul import UNPACK_FROM
 from ..kv import KVFormat, Stretch
 
 MOST_SCORES = 2**24  # of one block
 _MOST_ROWS = 512  # queries of one block
+_FEW_ROWS = 8  # queries, or rows of a product
 _LEAST = -1e30  # the score of a key that is not read; finite, so that no row is without a maximum
 
 
@@ -34,7 +34,7 @@ def stretched_attention(
     At most about `most_scores` scores exist at once, in a few copies.
     """
     length = queries.shape[2]
-    most = _MOST_ROWS if length > UNPACK_FROM else 1  # a few each by itself, with the bits of a single step
+    most = _MOST_ROWS if length > _FEW_ROWS else 1  # a few each by itself, with the bits of a single step
     tiles = []
     for start in range(0, length, most):
         stop = min(start + most, length)
@@ -97,7 +97,7 @@ def _product(x: mx.array, block: Sequence[mx.array], form: KVFormat | None, *, t
         (block,) = block
         return x @ (block.swapaxes(-1, -2) if transpose else block)
     how = {"group_size": form.group_size, "bits": form.bits}
-    if x.shape[2] < UNPACK_FROM or mx.default_device().type != mx.cpu:
+    if x.shape[2] < _FEW_ROWS or mx.default_device().type != mx.cpu:
         return mx.quantized_matmul(x, *block, transpose=transpose, **how)
     unpacked = mx.dequantize(*block, **how)
     return x @ (unpacked.swapaxes(-1, -2) if transpose else unpacked)

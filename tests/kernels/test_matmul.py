@@ -4,17 +4,18 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_qwen35.kernels.matmul import FEW_ROWS, matmul
+from mlx_qwen35.kernels.few_rows import MOST_ROWS
+from mlx_qwen35.kernels.matmul import matmul
 
 
 @pytest.mark.parametrize("size, out", [(64, 96), (192, 4), (333, 777), (1024, 16), (1024, 2048), (2048, 1)])
 def test_few_rows_are_each_row_alone(size, out):
     rng = np.random.default_rng(0)
     weight = mx.array(rng.standard_normal((out, size)).astype(np.float32))
-    for rows in range(1, FEW_ROWS):
+    for rows in range(1, MOST_ROWS + 1):
         x = mx.array(rng.standard_normal((1, rows, size)).astype(np.float32))
         whole = np.array(matmul(x, weight))
-        alone = np.concatenate([np.array(x[:, row : row + 1] @ weight.T) for row in range(rows)], axis=1)
+        alone = np.concatenate([np.array(matmul(x[:, row : row + 1], weight)) for row in range(rows)], axis=1)
         assert whole.shape == (1, rows, out) and np.array_equal(whole, alone)
         np.testing.assert_allclose(whole[0], np.array(x[0]).astype(np.float64) @ np.array(weight).T, atol=1e-3)
 

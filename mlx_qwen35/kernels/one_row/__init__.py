@@ -14,10 +14,9 @@ from functools import lru_cache
 
 import mlx.core as mx
 
-from ..matmul import each_alone
 from ..matmul import matmul as joined_matmul
-from ..quantized_matmul import UNPACK_FROM
 from ..quantized_matmul import quantized_matmul as joined_quantized_matmul
+from ..quantized_matmul import rows_alone
 
 ROWS = 8  # of a call that are computed each by itself: drafted tokens, or the rows of a batch
 
@@ -25,10 +24,8 @@ ROWS = 8  # of a call that are computed each by itself: drafted tokens, or the r
 def matmul(x: mx.array, weight: mx.array) -> mx.array:
     """x [.., in], weight [out, in] -> [.., out]; of more than ROWS rows what kernels.matmul gives."""
     rows = math.prod(x.shape[:-1])
-    if rows > ROWS:
+    if rows > ROWS or mx.default_device().type == mx.cpu:  # where the joined form has each alone anyway
         return joined_matmul(x, weight)
-    if mx.default_device().type == mx.cpu:
-        return each_alone(x, weight)
     lhs, rhs = _indices(rows)
     made = mx.gather_mm(x.reshape(rows, 1, -1), weight.T[None], lhs_indices=lhs, rhs_indices=rhs)
     return made.reshape(*x.shape[:-1], -1)
@@ -51,7 +48,7 @@ def quantized_matmul(
     if rows > ROWS:
         return joined_quantized_matmul(x, weight, scales, biases, **how)
     if mx.default_device().type == mx.cpu:  # whose kernel takes each row by itself, where weights are not unpacked
-        few = UNPACK_FROM - 1
+        few = rows_alone(bits, mode)
         flat = x.reshape(rows, -1)
         parts = [flat[start : start + few] for start in range(0, rows, few)]
         made = [joined_quantized_matmul(part, weight, scales, biases, **how) for part in parts]

@@ -1,9 +1,9 @@
-"""x @ w.T with a quantized w: MLX's kernel, but on the CPU from a few rows on the weights are unpacked first.
+"""x @ w.T with a quantized w: MLX's kernel, but on the CPU the weights are unpacked first.
 
 Knows which form to run. Knows no layers and no experts.
 MLX's CPU kernel is scalar and unpacks the weights again for each row: 64 rows of 2048 values and 512 outputs take it
 59 ms, where unpacking takes 1.5 ms and OpenBLAS's product as much again; with the BLAS of MLX's Linux wheel both forms
-break even (docs/SPEED.md). On a CPU a row has the same bits wherever it stands among others of one form; of GPUs
+break even (docs/SPEED.md). Of few rows each has the bits that it has alone: kernels/few_rows, or MLX's kernel. Of GPUs
 docs/EXACTNESS.md says which.
 """
 
@@ -13,10 +13,11 @@ import math
 
 import mlx.core as mx
 
+from .. import few_rows
 from ..lanes import LEAST_SHARED, in_lanes
 from ..once import cut
 
-UNPACK_FROM = 8  # rows on the CPU
+_UNPACK_FROM = 8  # rows on the CPU, where few_rows has no form for them
 _MOST_UNPACKED = 2**24  # values that a block of unpacked weights has
 _LEAST_UNPACKED = 2**17  # values that are worth a lane of their own: 0.2 ms
 
@@ -37,7 +38,9 @@ def quantized_matmul(
     if mx.default_device().type != mx.cpu:
         return mx.quantized_matmul(x, weight, scales, biases, transpose=True, **how)
     rows, (outputs, inputs) = math.prod(x.shape[:-1]), (weight.shape[0], x.shape[-1])
-    if rows < UNPACK_FROM or x.dtype != mx.float32:
+    if rows <= few_rows.MOST_ROWS and few_rows.unpacks(x, outputs, bits=bits, mode=mode):
+        return few_rows.quantized(x, weight, scales, biases, group_size=group_size, bits=bits)
+    if rows <= rows_alone(bits, mode) or x.dtype != mx.float32:
         packed = [part for part in (weight, scales, biases) if part is not None]
 
         def some(taken: slice) -> mx.array:
@@ -67,9 +70,14 @@ def quantized_matmul(
     return blocks[0] if len(blocks) == 1 else mx.concatenate(blocks, axis=-1)
 
 
+def rows_alone(bits: int, mode: str) -> int:
+    """Up to how many rows of float32 each has the bits that it has alone, on the CPU."""
+    return few_rows.MOST_ROWS if few_rows.by_bytes(bits, mode) and few_rows.fast_blas() else _UNPACK_FROM - 1
+
+
 def _columns(x: mx.array, bits: int, mode: str) -> list[mx.array]:
     """x [.., in] -> its columns in the order in which `_unpacked` has the weights'."""
-    count = 8 // bits if _by_bytes(bits, mode) else 1
+    count = 8 // bits if few_rows.by_bytes(bits, mode) else 1
     return [x] if count == 1 else [mx.contiguous(x[..., place::count]) for place in range(count)]
 
 
@@ -82,18 +90,11 @@ def _unpacked(
 
     mx.dequantize, which puts them side by side again, takes three times as long.
     """
-    if not _by_bytes(bits, mode):
+    if not few_rows.by_bytes(bits, mode):
         return [mx.dequantize(weight, scales, biases, group_size, bits, mode, dtype=mx.float32)]
     scales, biases = scales.astype(mx.float32)[..., None], biases.astype(mx.float32)[..., None]
-    count, taken = 8 // bits, weight.view(mx.uint8)
     made = []
-    for place in range(count):
-        values = taken >> (place * bits) if place else taken
-        values = values & (2**bits - 1) if place < count - 1 else values
-        values = values.astype(mx.float32).reshape(*scales.shape[:-1], group_size // count)
-        made.append((values * scales + biases).reshape(taken.shape))
+    for place in range(8 // bits):
+        values = few_rows.codes(weight, place, bits).reshape(*scales.shape[:-1], -1)
+        made.append((values * scales + biases).flatten(-2))
     return made
-
-
-def _by_bytes(bits: int, mode: str) -> bool:
-    return mode == "affine" and 8 % bits == 0
