@@ -150,8 +150,7 @@ def _fitted(value: Any, schema: _Schema, root: _Schema, depth: int) -> Any:
     if "$ref" in schema:
         return _fitted(value, _resolve(schema["$ref"], root), root, depth + 1)
     if isinstance(value, str):
-        kinds = _kinds(schema, schema.get("enum"))
-        plain = "string" in kinds or not (kinds or any(key in schema for key in ("anyOf", "oneOf", "allOf")))
+        plain = _takes_text(schema, root, depth)
         return value if plain else next(iter(_readings(value, schema, root, depth + 1)), value)
     if isinstance(value, list):
         items = _mapping(schema.get("items"))
@@ -164,6 +163,17 @@ def _fitted(value: Any, schema: _Schema, root: _Schema, depth: int) -> Any:
     if isinstance(value, (int, float)) and not isinstance(value, bool) and _kinds(schema, None) == ["string"]:
         return json.dumps(value)
     return value
+
+
+def _takes_text(schema: _Schema, root: _Schema, depth: int) -> bool:
+    """Whether a string is one of the values, so that one that JSON has as a string is what was meant."""
+    if depth > _MAX_DEPTH or "$ref" in schema:
+        return depth <= _MAX_DEPTH and _takes_text(_resolve(schema["$ref"], root), root, depth + 1)
+    unions = [schema[key] for key in ("anyOf", "oneOf", "allOf") if isinstance(schema.get(key), list)]
+    kinds = _kinds(schema, schema.get("enum"))
+    if kinds or not unions:
+        return "string" in kinds or not kinds
+    return any(_takes_text(_mapping(part), root, depth + 1) for union in unions for part in union)
 
 
 def _kinds(schema: _Schema, allowed: Any) -> list[str]:

@@ -87,6 +87,21 @@ def test_unknown_names_stay_text():
     assert ToolSchemas(None).arguments("f", {"x": "1"}) == {"x": "1"}
 
 
+@pytest.mark.parametrize(
+    ("item", "value"),
+    [
+        ({"anyOf": [{"type": "string"}, {"type": "null"}, {"type": "integer"}]}, ["none", "5"]),
+        ({"type": ["string", "null"]}, ["none", "5"]),
+        ({"$ref": "#/$defs/O"}, ["none", "5"]),
+        ({"anyOf": [{"type": "null"}, {"type": "integer"}]}, [None, 5]),
+        ({"type": "integer", "anyOf": [{"minimum": 1}, {"maximum": 9}]}, ["none", 5]),
+    ],
+)
+def test_what_json_has_as_a_string_is_one_where_a_string_may_be(item, value):
+    defs = {"$defs": {"O": {"anyOf": [{"type": "string"}, {"type": "null"}]}}}
+    assert typed('["none", "5"]', {"type": "array", "items": item}, **defs) == value
+
+
 def test_additional_properties_have_a_schema():
     tools = [{"name": "f", "parameters": {"additionalProperties": {"type": "integer"}}}]
     assert ToolSchemas(tools).arguments("f", {"x": "1"}) == {"x": 1}
