@@ -114,8 +114,9 @@ class Answer:
     of each, and only it, has a finish_reason. What went wrong is raised after the parts that came before.
     """
 
-    def __init__(self, channel: Channel) -> None:
-        self._channel = channel
+    def __init__(self, channel: Channel, maker: object) -> None:
+        """maker: what makes it, which is not to be lost before."""
+        self._channel, self._maker = channel, maker
         weakref.finalize(self, channel.cancel)
 
     def cancel(self) -> None:

@@ -2,6 +2,8 @@
 
 import asyncio
 import gc
+import subprocess
+import sys
 import threading
 import time
 
@@ -252,6 +254,34 @@ def test_a_closed_engine_ends_what_runs():
     with pytest.raises(EngineClosedError, match="make a new one"):
         engine.submit(PROMPT)
     engine.close()
+
+
+def test_a_lost_engine_ends_with_its_last_answer():
+    def running() -> int:
+        return sum("mlx-qwen35 engine" in thread.name for thread in threading.enumerate())
+
+    before = running()
+    answer = Engine(MODEL, Endless()).submit(PROMPT, **GREEDY)
+    gc.collect()
+    assert list(answer.result(60).tokens) == recomputed(MODEL, PROMPT, 12)
+    del answer
+    gc.collect()
+    until = time.monotonic() + 60
+    while running() > before and time.monotonic() < until:
+        time.sleep(0.01)
+    assert running() == before
+
+
+def test_a_process_may_end_while_an_engine_answers():
+    script = (
+        "from tests.engine.test_engine import *\n"
+        "engine = Engine(MODEL, Endless())\n"
+        "answers = [engine.submit([*PROMPT, number], sampling=Sampling()) for number in range(8)]\n"
+        "print(next(answers[0]).token)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(recomputed(MODEL, [*PROMPT, 0], 1)[0])
 
 
 def test_texts_and_stop_strings():

@@ -1,0 +1,194 @@
+"""The thread of an engine: it takes requests in, drives a Loop, and hands parts out.
+
+Knows that MLX's streams belong to one thread, and that a process may end while it computes. Knows nothing of prompts
+or arguments, and nothing of the Engine, which may be lost without being closed.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import queue
+import threading
+import weakref
+from collections.abc import MutableMapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import mlx.core as mx
+
+from mlx_qwen35.engine.loop import Loop
+from mlx_qwen35.errors import BusyError, EngineClosedError
+from mlx_qwen35.machine.gpu import wired
+
+if TYPE_CHECKING:
+    from mlx_qwen35.engine.answer import Channel
+    from mlx_qwen35.engine.request import Request
+    from mlx_qwen35.engine.row import Row
+    from mlx_qwen35.engine.scheduler import Scheduler
+    from mlx_qwen35.model import Model
+    from mlx_qwen35.session.store import Store
+
+_RUNNING: weakref.WeakSet[Worker] = weakref.WeakSet()
+
+
+class Worker:
+    """most_waiting: as in Scheduler. features: of pictures, given back at the end. open: answers that have not ended.
+    failed: what ended the thread, if it was an error."""
+
+    def __init__(
+        self,
+        model: Model,
+        store: Store,
+        scheduler: Scheduler,
+        features: MutableMapping[str, mx.array],
+        most_waiting: int | None,
+    ) -> None:
+        self.open, self.closing = 0, False
+        self.failed: BaseException | None = None
+        self.loop = Loop(model, store=store, scheduler=scheduler)
+        self._model, self._store, self._features = model, store, features
+        self._most_rows, self._most_waiting = scheduler.most_rows, most_waiting
+        self._incoming: queue.SimpleQueue[tuple[Request, Channel] | None] = queue.SimpleQueue()  # None: look up
+        self._rows: dict[Row, Channel] = {}  # the thread's own
+        self._counting = threading.RLock()
+        self._process = os.getpid()
+        self._thread = threading.Thread(target=self._work, name="mlx-qwen35 engine", daemon=True)
+        self._thread.start()
+        _RUNNING.add(self)
+
+    @property
+    def ident(self) -> int | None:
+        """Of the thread."""
+        return self._thread.ident
+
+    def put(self, wanted: Sequence[Request], channel: Channel) -> None:
+        """Answers that are wanted; from any thread. Raises EngineClosedError or BusyError."""
+        with self._counting:
+            if self.closing:
+                raise EngineClosedError("the engine is closed; make a new one") from self.failed
+            self._check_waiting(len(wanted))
+            self.open += len(wanted)
+            for each in wanted:
+                self._incoming.put((each, channel))
+
+    def stop(self) -> None:
+        """All ends soon. Takes no lock: a garbage collection may come here in the middle of anything."""
+        self.closing = True
+        self._incoming.put(None)
+
+    def close(self) -> None:
+        """All ends, and is waited for, but on the thread itself."""
+        with self._counting:  # what was put is in
+            self.stop()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    @property
+    def is_here(self) -> bool:
+        """Whether this is the process that it runs in, and no fork of it."""
+        return os.getpid() == self._process
+
+    def _check_waiting(self, more: int) -> None:
+        if self._most_waiting is None:
+            return
+        most = self._most_rows + self._most_waiting
+        if self.open + more > most:
+            waiting = max(0, self.open - self._most_rows)
+            raise BusyError(
+                f"{min(self.open, self._most_rows)} requests are running and {waiting} are waiting; at most "
+                f"{self._most_waiting} may wait: try again when one has ended, or allow more to wait"
+            )
+
+    def _work(self) -> None:
+        try:
+            while not self.closing:
+                self._add(self._incoming.get())
+                with self._in_place():
+                    self._answer()
+        except BaseException as error:  # nobody else would see it
+            self.failed = error
+        finally:
+            self._finish()
+
+    def _answer(self) -> None:
+        """Until all that was submitted has ended."""
+        while not self.closing:
+            self._take_in()
+            if not self._rows:
+                return
+            try:
+                self.loop.turn()
+            except Exception as error:  # of no row alone
+                for row in list(self._rows):
+                    row.fail(error)
+            self._hand_out()
+
+    def _take_in(self) -> None:
+        with suppress(queue.Empty):
+            while True:
+                self._add(self._incoming.get_nowait())
+
+    def _add(self, asked: tuple[Request, Channel] | None) -> None:
+        if asked is None:
+            return
+        request, channel = asked
+        try:
+            self._rows[self.loop.add(request)] = channel
+        except Exception as error:
+            self._end(channel, error)
+
+    def _hand_out(self) -> None:
+        for row, channel in list(self._rows.items()):
+            try:
+                while row.ready:
+                    part = row.take()
+                    if part.finish_reason:  # first: who reads of the end may submit the next at once
+                        del self._rows[row]
+                        self._end()
+                    channel.put(replace(part, logprobs=None))  # which only this thread could read
+            except BaseException as error:  # another interrupt than an error, too: the reader waits for it
+                self._lose(row, error)
+
+    def _lose(self, row: Row, error: BaseException) -> None:
+        channel = self._rows.pop(row, None)
+        try:
+            self.loop.leave(row)
+        finally:
+            if channel is not None:
+                self._end(channel, error)
+
+    def _end(self, channel: Channel | None = None, error: BaseException | None = None) -> None:
+        with self._counting:
+            self.open -= 1
+        if channel is not None:
+            channel.fail(error)
+
+    def _finish(self) -> None:
+        with self._counting:
+            self.closing = True
+        self._take_in()
+        for row in list(self._rows):
+            if self.failed is not None:
+                row.fail(self.failed)
+            elif not row.ready:
+                row.end("cancelled")
+        self._hand_out()
+        for row in list(self._rows):
+            self._lose(row, EngineClosedError("the engine was closed before the answer had ended"))
+        self.loop.close()
+        self._store.clear()
+        self._store.close()
+        self._features.clear()
+
+    def _in_place(self) -> AbstractContextManager[None]:
+        return wired() if self._model.expert_stats is None else nullcontext()  # streamed experts have their own limit
+
+
+@atexit.register
+def _close_all() -> None:
+    """Before the interpreter goes: a thread that is in the middle of MLX then would abort the process."""
+    for worker in list(_RUNNING):
+        if worker.is_here:
+            worker.close()
