@@ -15,6 +15,7 @@ from mlx_qwen35.grammar.vocabulary import Vocabulary
 if TYPE_CHECKING:
     import llguidance
 
+_MOST_ITEMS = 1_000_000  # of work in one mask: 20 times as many as otherwise, for grammars of single characters
 _KEPT = 16  # of a vocabulary: with forty tools one takes 0.2 s, and every turn of a chat asks for the same
 
 
@@ -65,7 +66,7 @@ class Grammar:
         known = vocabulary.grammars.get(text)
         if known is not None:
             return known
-        limits = llguidance.LLParserLimits(verbose_errors=False)
+        limits = llguidance.LLParserLimits(verbose_errors=False, step_max_items=_MOST_ITEMS)
         start = llguidance.LLMatcher(vocabulary.tokenizer, text, log_level=0, limits=limits)
         if start.is_error():
             raise ArgumentError(f"the form of the answer cannot be followed: {_sentence(start.get_error())}")

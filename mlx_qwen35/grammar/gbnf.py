@@ -1,17 +1,12 @@
-"""Grammars in llama.cpp's GBNF, as llguidance's Lark.
-
-GBNF knows characters only, Lark has a lexer that takes the longest word it can and never takes it back. So a grammar
-without recursion becomes one regular expression, and in any other each character is a word of its own: both mean what
-the grammar says ("abc" | [a-z]+ allows abd), where words joined would lose what only begins like another.
-"""
+"""Grammars in llama.cpp's GBNF. Knows how they are spelled; what becomes of their rules is gbnf_rules.py's."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 
 from mlx_qwen35.errors import ArgumentError
+from mlx_qwen35.grammar.gbnf_rules import Node, Ranges, lark_of_rules, without
 from mlx_qwen35.grammar.regex import literal
 
 _TOKENS = re.compile(
@@ -26,17 +21,6 @@ _TOKENS = re.compile(
 _ESCAPE = re.compile(r"\\(?:x([0-9A-Fa-f]{2})|u([0-9A-Fa-f]{4})|U([0-9A-Fa-f]{8})|(.))", re.DOTALL)
 _LETTERS = {"n": "\n", "r": "\r", "t": "\t", '"': '"', "\\": "\\", "[": "[", "]": "]", "-": "-", "^": "^", "/": "/"}
 _DEEPEST = 100
-_LONGEST = 100_000  # characters of an expression
-
-
-@dataclass
-class _Node:
-    """kind: "one" character, by an expression; a "row" of parts; a "choice" of them; one part some "times"; a "rule" by
-    its name."""
-
-    kind: str
-    text: str = ""
-    parts: list[_Node] = field(default_factory=list)
 
 
 def lark_of(text: str) -> str:
@@ -51,7 +35,7 @@ class _Reader:
         self._uses: dict[str, int] = {}  # rules that are named, and where in the text
 
     def lark(self) -> str:
-        rules: dict[str, _Node] = {}
+        rules: dict[str, Node] = {}
         while self._peek()[0] != "end":
             kind, name, place = self._next()
             if kind != "rule" or self._next()[1] != "::=":
@@ -64,13 +48,7 @@ class _Reader:
                 raise self._refusal(place, f"there is no rule {name!r}")
         if "root" not in rules:
             raise ArgumentError("the grammar has no rule 'root'; the answer begins there")
-        expression = _expression(_Node("rule", "root"), rules, {})
-        if expression is not None:
-            return f"start: TEXT\nTEXT: /{expression}/\n"
-        # Numbers, for Lark takes some names, and a name's capitals, for something else.
-        numbers = {name: f"r{at}" for at, name in enumerate(rules)}
-        lines = [f"{numbers[name]}: {_rule(body, numbers)}" for name, body in rules.items()]
-        return "\n".join([f"start: {numbers['root']}", *lines, ""])
+        return lark_of_rules(rules)
 
     def _scanned(self) -> list[tuple[str, str, int]]:
         found, at = [], 0
@@ -94,10 +72,10 @@ class _Reader:
     def _begins_rule(self) -> bool:
         return self._peek()[0] == "rule" and self._tokens[min(self._at + 1, len(self._tokens) - 1)][1] == "::="
 
-    def _choice(self, ended: Callable[[], bool], depth: int) -> _Node:
+    def _choice(self, ended: Callable[[], bool], depth: int) -> Node:
         if depth > _DEEPEST:
             raise self._refusal(self._peek()[2], "brackets nest too deeply")
-        ways: list[list[_Node]] = [[]]
+        ways: list[list[Node]] = [[]]
         while not ended():
             kind, text, place = self._next()
             if text == "|" and kind == "sign":
@@ -105,10 +83,10 @@ class _Reader:
             elif kind == "times" or (kind == "sign" and text in "*+?"):
                 if not ways[-1]:
                     raise self._refusal(place, f"{text!r} repeats nothing")
-                ways[-1][-1] = _Node("times", self._times(kind, text), [ways[-1][-1]])
+                ways[-1][-1] = Node("times", self._times(kind, text), [ways[-1][-1]])
             else:
                 ways[-1] += self._items(kind, text, place, depth)
-        return _Node("choice", parts=[_Node("row", parts=way) for way in ways])
+        return Node("choice", parts=[Node("row", parts=way) for way in ways])
 
     def _times(self, kind: str, text: str) -> str:
         if kind == "sign":
@@ -116,17 +94,19 @@ class _Reader:
         least, comma, most = "".join(text.strip("{}").split()).partition(",")
         return f"{{{least or 0},{most}}}" if comma else f"{{{least or 0}}}"
 
-    def _items(self, kind: str, text: str, place: int, depth: int) -> list[_Node]:
+    def _items(self, kind: str, text: str, place: int, depth: int) -> list[Node]:
         if kind == "text":
-            characters = [_Node("one", literal(each)) for each in self._characters(text[1:-1], place)]
-            return [_Node("row", parts=characters)]
+            characters = [
+                Node("one", literal(each), ranges=_ranges([each])) for each in self._characters(text[1:-1], place)
+            ]
+            return [Node("row", parts=characters)]
         if kind == "set":
-            return [_Node("one", self._set(text[1:-1], place))]
+            return [self._set(text[1:-1], place)]
         if kind == "rule":
             self._uses.setdefault(text, place)
-            return [_Node("rule", text)]
+            return [Node("rule", text)]
         if text == ".":
-            return [_Node("one", "(?s:.)")]
+            return [Node("one", "(?s:.)", ranges=without(()))]
         if text == "(":
             inner = self._choice(lambda: self._peek()[1] == ")" or self._peek()[0] == "end", depth + 1)
             if self._next()[1] != ")":
@@ -134,13 +114,15 @@ class _Reader:
             return [inner]
         raise self._refusal(place, f"{text!r} stands where a rule, a text or a set is due")
 
-    def _set(self, inner: str, place: int) -> str:
+    def _set(self, inner: str, place: int) -> Node:
         negated = inner.startswith("^")
         parts = self._characters(inner[negated:], place, ranges=True)
         if not parts:
             raise self._refusal(place, "the set is empty")
         written = ["-".join(map(literal, part)) if isinstance(part, tuple) else literal(part) for part in parts]
-        return f"[{'^' if negated else ''}{''.join(written)}]"
+        ranges = _ranges(parts)
+        text = f"[{'^' if negated else ''}{''.join(written)}]"
+        return Node("one", text, ranges=without(ranges) if negated else ranges)
 
     def _characters(self, text: str, place: int, *, ranges: bool = False) -> list[str | tuple[str, str]]:
         """The characters of a text or a set; ranges: "a-z" is a pair."""
@@ -181,33 +163,5 @@ class _Reader:
         return ArgumentError(f"the grammar, line {line}: {what}")
 
 
-def _rule(node: _Node, numbers: Mapping[str, str]) -> str:
-    """In Lark, each character a word."""
-    inner = [_rule(part, numbers) for part in node.parts]
-    if node.kind == "one":
-        return f"/{node.text}/"
-    if node.kind == "rule":
-        return numbers[node.text]
-    if node.kind == "times":
-        return f"({inner[0]}){node.text}"
-    return f"({' | '.join(inner)})" if node.kind == "choice" else " ".join(inner) or '""'
-
-
-def _expression(node: _Node, rules: Mapping[str, _Node], known: dict[str, str | None]) -> str | None:
-    """As a regular expression; None: a rule is inside itself, or it would be too long. known: of the rules so far."""
-    if node.kind == "one":
-        return node.text
-    if node.kind == "rule":
-        if node.text not in known:
-            known[node.text] = None  # as long as it is being written: it may be inside itself
-            known[node.text] = _expression(rules[node.text], rules, known)
-        return known[node.text]
-    written: list[str] = []
-    for part in node.parts:
-        inner = _expression(part, rules, known)
-        if inner is None or len(inner) + sum(map(len, written)) > _LONGEST:
-            return None
-        written.append(inner)
-    if node.kind == "times":
-        return f"(?:{written[0]}){node.text}"
-    return f"(?:{'|'.join(written)})" if node.kind == "choice" else "".join(written)
+def _ranges(parts: list[str | tuple[str, str]]) -> Ranges:
+    return tuple((ord(part[0]), ord(part[-1])) for part in parts)

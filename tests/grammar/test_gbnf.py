@@ -1,12 +1,14 @@
 """GBNF, character by character."""
 
 import json
+import random
 
 import numpy as np
 import pytest
 
 from mlx_qwen35.errors import ArgumentError
 from mlx_qwen35.grammar import Grammar
+from mlx_qwen35.grammar.gbnf import lark_of
 from tests.grammar.walks import run, walk
 
 JSON = r"""
@@ -54,6 +56,50 @@ def test_meaning(processor, text, good, bad):
         assert fits(processor, text, answer), answer
     for answer in bad:
         assert not fits(processor, text, answer), answer
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_words_mean_what_their_characters_do(processor, seed):
+    """The same grammar with a recursion, which has words, and unrolled, which is one expression."""
+    chance = random.Random(seed)
+
+    def some(depth: int) -> str:
+        ones = ["[ab]", "[^a]", '"a"', '"b"', '"\\""', '"ab"', "[a-c]", '"(b"', '[^"\\\\]', '"\\\\" [a"]']
+        if depth == 0 or chance.random() < 0.3:
+            return chance.choice(ones)
+        inner = [some(depth - 1) for _ in range(chance.randint(1, 3))]
+        kind = chance.randrange(4)
+        if kind == 0:
+            return f"({inner[0]}){chance.choice(['*', '+', '?', '{2}', '{1,2}', '{1,}'])}"
+        if kind == 1:
+            return f"({' | '.join(inner)})"
+        return f'"\\"" ({inner[0]})* "\\""' if kind == 2 else " ".join(inner)
+
+    body = [some(3) for _ in range(3)]
+    recursive = f'root ::= x\nx ::= {body[0]} | {body[1]} {body[2]} | "(" x ")" | y\ny ::= {body[2]} {body[0]} "."'
+    unrolled = "root ::= x0\n"
+    for at in range(3):
+        more = f'| "(" x{at + 1} ")"' if at < 2 else ""
+        unrolled += f"x{at} ::= {body[0]} | {body[1]} {body[2]} | y {more}\n"
+    unrolled += f'y ::= {body[2]} {body[0]} "."'
+    grammars = [
+        Grammar.of(processor, response_format={"type": "gbnf", "grammar": text}) for text in (recursive, unrolled)
+    ]
+    generator = np.random.default_rng(seed)
+    for grammar, other in ((grammars[1], grammars[0]), (grammars[0], grammars[1])):
+        for _ in range(6):
+            answer = walk(processor, grammar.matcher(thinking=False), generator, most=12)
+            text = processor.decode(answer.tokens)
+            if answer.complete and "(((" not in text:
+                matcher = other.matcher(thinking=False)
+                assert run(processor, matcher, text) and matcher.complete, (recursive, text)
+
+
+def test_what_is_a_word():
+    string = r"/\x{22}(?:"
+    assert string in lark_of(JSON)
+    assert string not in lark_of(JSON.replace('"null")', '"null" | "\\"?")')), "something else begins with a quote"
+    assert string not in lark_of(JSON.replace(r'"\"" ws', r'"\""+ ws')), "some texts begin others"
 
 
 def test_rules_that_double_stay_small(processor):
