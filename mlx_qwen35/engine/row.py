@@ -195,6 +195,7 @@ class Row:
         self._ending = step.after
         self.handed.append(step.token)
         if reason:
+            self.pending.clear()  # of a round of drafts there may be more
             self._leave()
         elif self.session is not None and self.cache.offset == len(self.request.prompt.tokens) + len(self.handed):
             # (a round of drafts may have brought the cache further than what was handed out)

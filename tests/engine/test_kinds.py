@@ -13,7 +13,7 @@ from mlx_qwen35.generation import generate_batch, stream_generate
 from mlx_qwen35.library import demo_folder
 from mlx_qwen35.sampling import Sampling
 from mlx_qwen35.text.reply import ContentDelta
-from tests.drafted import near
+from tests.drafted import guessed, near
 from tests.experts.test_streamed import PLAN
 from tests.talkers import Endless, greedy, random_model
 
@@ -69,6 +69,25 @@ def test_drafts_alone_and_in_company(seed):
         assert [part.token for part in parts] == wanted[-1]
         if seed is not None:
             assert parts[-1].drafted_tokens > 0
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=0.8, seed=3)])
+def test_an_end_inside_a_round_of_drafts_is_the_end(sampling):
+    """What was drafted beyond it is no part of the answer."""
+    model, told = random_model("dense"), Endless()
+    prompt, options = [5, 17, 40, 3], {"sampling": sampling, "max_tokens": 30, "draft_model": model}
+    with guessed(3):
+        free = [part.token for part in stream_generate(model, told, prompt, **options)]
+        for number in range(4, 12):  # ends at every place of a round
+            told.eos_token_ids = frozenset({free[number]})
+            parts = list(stream_generate(model, told, prompt, **options))
+            assert parts[-1].finish_reason == "stop"
+            (done,) = generate_batch(model, told, [prompt], **options)
+            with Engine(model, told) as engine:
+                served = engine.submit(prompt, **options)
+                tokens, result = [part.token for part in served], served.result(60)
+            assert [part.token for part in parts] == tokens == list(done.tokens) == list(result.tokens)
+            assert done.finish_reason == result.finish_reason == "stop"
 
 
 def test_rows_of_all_samplings_side_by_side():
