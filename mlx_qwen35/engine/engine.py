@@ -67,6 +67,7 @@ class Engine:
         checks.whole("most_rows", most_rows, 1)
         checks.whole("most_waiting", most_waiting, 0, otherwise="for any number")
         checks.whole("cache_bytes", cache_bytes, 0, otherwise="for what memory= leaves")
+        checks.path("cache_dir", cache_dir, optional=True)
         checks.number("pause", pause)
         if cache_bytes is not None and memory is not None:
             raise ArgumentError("cache_bytes and memory both say how much caches may take: give one of them")

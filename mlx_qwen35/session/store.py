@@ -62,6 +62,7 @@ class Store:
         """
         checks.model_and_processor("Store", model, processor, optional=True)
         checks.whole("most_bytes", most_bytes, 0)
+        checks.path("directory", directory, optional=True)
         checks.whole("most_disk_bytes", most_disk_bytes, 0)
         self.most_bytes = most_bytes
         self.model, self._processor = model, processor

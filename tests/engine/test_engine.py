@@ -157,6 +157,8 @@ def test_what_cannot_be_done_is_refused_at_once(engine):
         engine.submit(PROMPT, deadline=0)
     with pytest.raises(PromptError, match="the prompt is empty"):
         engine.submit([])
+    with pytest.raises(ArgumentError, match="cache_dir is 5, of type int; give a text or a Path"):
+        Engine(MODEL, Endless(), cache_dir=5)
     with pytest.raises(PromptError, match="the context holds"):
         engine.submit([3] * 5000)
 
