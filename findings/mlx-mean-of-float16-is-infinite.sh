@@ -28,5 +28,5 @@ for name, number, value in (
     wide = np.mean(np.full(number, value, np.float16)).item()
     print(f"mean of {name}: mlx {mean}, numpy {wide}")
     assert mean == float("inf") and wide == value
-assert mx.mean(mx.full((2_000,), 20, dtype=mx.float16)).item() == 20
+assert mx.mean(mx.full((100,), 20, dtype=mx.float16)).item() == 20
 PYTHON
