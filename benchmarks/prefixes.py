@@ -14,8 +14,8 @@ the seconds until all have ended.
     next process  ours with cache_dir=, after another process had the same requests with other user messages. Neither
                   peer's cache is on the disk by itself
 
-"least" is the system message once and what each request has after it. Prints a table, and one JSON line a side (or appends them to
-FILE), as METHODOLOGY.md describes.
+"least" is the system message once and what each request has after it. Prints a table, and one JSON line a side (or
+appends them to FILE), as METHODOLOGY.md describes.
 """
 
 from __future__ import annotations
