@@ -74,6 +74,8 @@ class Loop:
         for row in self._living():
             if row.request.cancelled():
                 self._end(row, "cancelled")
+        if any(row.phase is Phase.ENDED for row in self.rows.values()):
+            self._sweep()  # nothing below concerns them any more
         if self._store is not None:
             if turn.free:
                 self._store.give_up(turn.free)
@@ -162,8 +164,9 @@ class Loop:
             self._blocked.append(row)
 
     def _put_back(self, row: Row) -> None:
-        self._sit_out(row)
-        row.put_back()
+        if row.cache is not None:  # one that waits for another's prompt has none yet
+            self._sit_out(row)
+            row.put_back()
         self._blocked = [other for other in self._blocked if other is not row]
 
     def _sit_out(self, row: Row) -> None:

@@ -146,6 +146,7 @@ class Worker:
                     part = row.take()
                     if part.finish_reason:  # first: who reads of the end may submit the next at once
                         del self._rows[row]
+                        self.loop.leave(row)  # while nothing runs nothing of it is held either
                         self._end()
                     channel.put(replace(part, logprobs=None))  # which only this thread could read
             except BaseException as error:  # another interrupt than an error, too: the reader waits for it

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 
 import pytest
 
@@ -256,6 +257,21 @@ def test_a_closed_engine_ends_what_runs():
     with pytest.raises(EngineClosedError, match="make a new one"):
         engine.submit(PROMPT)
     engine.close()
+
+
+def test_an_engine_that_waits_holds_nothing_of_what_was_asked(engine):
+    def told(done: int, total: int) -> None:
+        pass
+
+    session = Session(MODEL)
+    done = engine.submit(PROMPT, session=session, on_progress=told, **GREEDY).result(60)
+    lost = weakref.ref(session), weakref.ref(told)
+    del session, told
+    until = time.monotonic() + 60
+    while any(one() is not None for one in lost) and time.monotonic() < until:
+        time.sleep(0.01)
+        gc.collect()
+    assert [one() for one in lost] == [None, None] and done.finish_reason == "length"
 
 
 def test_a_lost_engine_ends_with_its_last_answer():
