@@ -24,7 +24,13 @@ from tests.text.folders import tokenizer_config, tokenizer_json, write_text_file
 VOCAB = 320
 SYSTEM = "You are asked many things, one after the other, and answer each in as few words as you can. " * 3
 NUMBER = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"], "additionalProperties": False}
-FORMS = [None, {"type": "regex", "regex": "(yes|no|[0-9]{1,9})!"}, NUMBER]
+TOOL = {"type": "function", "function": {"name": "add", "description": "Adds.", "parameters": NUMBER}}
+FORMS: list[dict[str, Any]] = [
+    {},
+    {"response_format": {"type": "regex", "regex": "(yes|no|[0-9]{1,9})!"}},
+    {"response_format": NUMBER},
+    {"tools": [TOOL], "tool_choice": "required"},
+]
 
 
 def picture(seed: int) -> Image.Image:
@@ -99,7 +105,7 @@ class Ask:
         found = {"sampling": sampling, "max_tokens": self.most, "mtp": self.drafts, "enable_thinking": self.thinks}
         found |= {"stop": self.stop} if self.stop else {}
         found |= {"n": self.n} if self.n > 1 else {}
-        return found | ({"response_format": FORMS[self.form]} if self.form else {})
+        return found | FORMS[self.form]
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,7 @@ ASKS = st.builds(
     drafts=st.booleans(),
     form=st.sampled_from([0, 0, *range(len(FORMS))]),
     stop=st.sampled_from([(), (), ("4",)]),
+    thinks=st.booleans(),
     n=st.sampled_from([1, 1, 1, 2]),
 )
 EVENTS = st.builds(
@@ -226,7 +227,8 @@ def test_rows_that_are_put_back(alones, side) -> None:
         Event(Ask(prompt=1, most=30), session=0),
         Event(Ask(prompt=2, most=30, seed=1)),
         Event(Ask(prompt=4, most=30, seed=2, drafts=True)),
-        Event(Ask(prompt=5, most=30, form=1, seed=3), after=2),
+        Event(Ask(prompt=5, most=30, form=3, seed=3), after=2),
+        Event(Ask(prompt=0, most=30, form=2, thinks=True)),
         Event(Ask(prompt=3, most=30, n=2, seed=5)),
         Event(Ask(prompt=3, most=30, seed=4), cancel=20),
     ]
@@ -268,6 +270,7 @@ def test_a_course_with_everything(alones, side, tmp_path) -> None:
         Event(Ask(prompt=1, most=12), fault="picture"),
         Event(Ask(prompt=3, most=12), fault="dropped"),
         Event(Ask(prompt=5, most=12, seed=1, form=2)),
+        Event(Ask(prompt=3, most=24, form=3, drafts=True)),
         Event(sampled, after=4),
         Event(Ask(prompt=3, most=200), cancel=3),
         Event(Ask(prompt=3, most=200), deadline=1e-3),
