@@ -21,13 +21,24 @@ from mlx_qwen35.parts import Completion, Part
 _LONGEST = threading.TIMEOUT_MAX / 2  # seconds that a thread can wait for
 
 
+class Wish:
+    """Whether an answer is to end. Knows nothing that could know the answer, and takes no lock: a garbage collection
+    may come here in the middle of anything."""
+
+    def __init__(self) -> None:
+        self.cancelled = False
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
 class Channel:
     """What the engine's thread puts parts into. open: answers that have not ended. maker: the id of that thread, which
     cannot wait for what it makes itself."""
 
     def __init__(self, prompt_tokens: int, answers: int, maker: int | None = None) -> None:
         self.open = answers
-        self.cancelled = False
+        self.wish = Wish()
         self._maker = maker
         self.answers = [Collected(prompt_tokens) for _ in range(answers)]
         self.error: BaseException | None = None
@@ -50,12 +61,8 @@ class Channel:
         """An answer ended with an error; the others to the prompt, too."""
         with self._condition:
             self.error, self.open = self.error or error, 0
-            self.cancelled = True
+            self.wish.cancelled = True
             self._tell()
-
-    def cancel(self) -> None:
-        """It is to end. Takes no lock: a garbage collection may come here in the middle of anything."""
-        self.cancelled = True
 
     @property
     def done(self) -> bool:
@@ -117,11 +124,11 @@ class Answer:
     def __init__(self, channel: Channel, maker: object) -> None:
         """maker: what makes it, which is not to be lost before."""
         self._channel, self._maker = channel, maker
-        weakref.finalize(self, channel.cancel)
+        weakref.finalize(self, channel.wish.cancel)  # not the channel's, whose error may know who read it: this answer
 
     def cancel(self) -> None:
         """Ends it, from any thread, with a part whose finish_reason is "cancelled"."""
-        self._channel.cancel()
+        self._channel.wish.cancel()
 
     @property
     def done(self) -> bool:

@@ -113,7 +113,7 @@ class Engine:
         self._scheduler.check(Load(prompt_tokens=length, most_tokens=length + first.limit))
         channel = Channel(length, len(wanted), self._worker.ident)
         for each in wanted:
-            each.cancelled = lambda: channel.cancelled
+            each.cancelled = lambda: channel.wish.cancelled
             each.on_progress = each.on_progress and _guarded(each.on_progress)
         self._worker.put(wanted, channel)
         return Answer(channel, self)

@@ -6,6 +6,7 @@ demo and on a random model.
 
 import asyncio
 import gc
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -299,6 +300,20 @@ def test_a_session_in_use(alones) -> None:
         assert collected([*parts, *first]) == expected
         again = engine.submit(PROMPTS[2], session=session, **ask.options()).result(timeout=WAIT)
         assert tuple(again.tokens) == alone(replace(ask, prompt=2)).tokens and again.cached_tokens > 0
+
+
+def test_an_error_that_was_read_is_let_go(alones) -> None:
+    """With the answer goes its error, which knows the functions that it came through, and so who read it."""
+    alone = alones["random"]
+    with Engine(alone.model, alone.processor) as engine:
+        answer = engine.submit(PROMPTS[0], on_progress=raises_at(2), **Ask().options())
+        try:
+            list(answer)
+        except Boom:
+            lost = weakref.ref(answer)
+        del answer
+        gc.collect()
+        assert lost() is None
 
 
 def test_from_coroutines(alones) -> None:
