@@ -21,6 +21,7 @@ except ImportError:  # before Python 3.11
     import sre_parse as _parser
 
 ANYTHING = "(?s:.*)"
+_BACKSPACE, _BACKSPACE_CLASS = 8, r"[\x{8}]"
 _SIMPLE = re.compile(r"[A-Za-z0-9_ ]")
 _REFUSED = {
     "ASSERT": "a look ahead or behind",
@@ -121,11 +122,13 @@ class _Writer:
     def _item(self, op: Any, value: Any, flags: int) -> str:
         folded: Callable[[str], str] = (lambda text: f"(?i:{text})") if flags & re.IGNORECASE else str
         if op is _codes.LITERAL:
+            self._check_backspace({value})
             return folded(self._literal(value))
         if op is _codes.NOT_LITERAL:
-            return folded(f"[^{self._literal(value)}]")
+            return folded(self._but_backspace(f"[^{self._literal(value)}]"))
         if op is _codes.ANY:
-            return "(?s:.)" if flags & re.DOTALL else r"[^\n\r\x{2028}\x{2029}]" if self._schema else r"[^\n]"
+            any_other = self._but_backspace(r"[^\n\r\x{2028}\x{2029}]") if self._schema else r"[^\n]"
+            return "(?s:.)" if flags & re.DOTALL else any_other
         if op is _codes.IN:
             return folded(self._class(value, flags))
         if op in (_codes.MAX_REPEAT, _codes.MIN_REPEAT):
@@ -148,7 +151,19 @@ class _Writer:
                 written.append(self._category(str(value).removeprefix("CATEGORY_"), flags, negated))
             else:
                 raise self._refusal(str(op).lower())
-        return f"[{'^' if negated else ''}{''.join(written)}]"
+        if not negated:
+            self._check_backspace({value for op, value in parts})
+        return self._but_backspace(f"[{'^' if negated else ''}{''.join(written)}]")
+
+    def _but_backspace(self, written: str) -> str:
+        """A class of a schema's pattern, without U+0008: where a class has that, llguidance lets every escape of two
+        characters through it, \\" and \\\\ too, whatever the class says of them."""
+        return f"[{written}--{_BACKSPACE_CLASS}]" if self._schema else written
+
+    def _check_backspace(self, codes: set[Any]) -> None:
+        """What is U+0008 alone is refused: beside a class, as in x|[^y], it would be one class with it again."""
+        if self._schema and codes in ({_BACKSPACE}, {(_BACKSPACE, _BACKSPACE)}):
+            raise self._refusal("the control character U+0008")
 
     def _category(self, name: str, flags: int, negated: bool) -> str:
         opposite = name.startswith("NOT_")

@@ -1,9 +1,11 @@
 """Expressions as they are written for llguidance, against Python's own."""
 
 import itertools
+import json
 import re
 
 import pytest
+from jsonschema import Draft202012Validator
 
 from mlx_qwen35.errors import ArgumentError
 from mlx_qwen35.grammar import Grammar
@@ -54,6 +56,45 @@ def test_texts_without_words():
         for letters in itertools.product("<ab/c>", repeat=size):
             text = "".join(letters)
             assert (expression.fullmatch(text) is not None) == (not any(word in text for word in words)), text
+
+
+ESCAPES = ['\\"', "\\\\", r"\n", r"\t", r"\r", r"\f", r"\u0001", r"\u000b", r"\u001f", r"\u007f", "/", "a", "é", "5"]
+BODIES = ["", *ESCAPES, *(f"a{escape}b" for escape in ESCAPES), *(f"{escape}5{escape}" for escape in ESCAPES[:4])]
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [r'^[^"]*$', r"^[^\\]*$", r'^[^"\\]*$', "^.*$", "^a.b$", "(?s)^.*$", r"^\s$", r"^\S+$", r"^\W*$", r"^\D*$"]
+    + [r"^\w*$", r"^[\s\S]*$", r"^[^a-c\n]*$", r'^[^ -"]*$', r"^[\x00-!]*$", r"^[\x00-/]*$", r'(?i)^[^A"]*$']
+    + [r"(?i)^[^A]+$", r'^(?:\n|[^"\n])*$', r'^(?:a|b|[^"])+$', r'^[^"]{3}$|^a', r'[^"]{2}', r"^[^\x08]*$"]
+    + [r"^[\x08\n]*$", r'^[\b"]+$'],
+)
+def test_patterns_of_strings_with_escapes(processor, pattern):
+    """Of what is written with escapes only that comes whose value matches, and all of it but U+0008."""
+    schema = {"type": "string", "pattern": pattern}
+    grammar = Grammar.of(processor, response_format=schema)
+    for body in BODIES:
+        matcher = grammar.matcher(thinking=False)
+        taken = run(processor, matcher, f'"{body}"') and matcher.complete
+        value = json.loads(f'"{body}"')
+        assert taken == (re.search(pattern, value) is not None and not _reads_apart(pattern, value)), body
+        assert not taken or Draft202012Validator(schema).is_valid(value), body
+
+
+def _reads_apart(pattern: str, value: str) -> bool:
+    """Where Python and JSON Schema's dialect read a pattern differently, and the form has what both allow."""
+    return bool(
+        (value.endswith("\n") and re.search(pattern.replace("$", r"\Z"), value) is None)
+        or ("." in pattern and "(?s)" not in pattern and "\r" in value)
+        or ("\\s" in pattern and "\x1f" in value)
+        or (("\\w" in pattern or "\\W" in pattern) and "é" in value)
+    )
+
+
+@pytest.mark.parametrize("pattern", [r"^\x08$", r'^(?:\x08|[^"])*$', r"[\b]", r"^[\b-\x08]$"])
+def test_a_backspace_alone_is_refused(pattern):
+    with pytest.raises(ArgumentError, match="U\\+0008"):
+        found(pattern)
 
 
 @pytest.mark.parametrize("pattern", ["a(?=b)", "(?<!a)b", r"(a)\1", r"a\b", "a^b", "(a$)+", "(?>a)", "a++"])
