@@ -19,6 +19,9 @@ nobody does. The first of the order is computed first. One of its priority, or a
 compute may go before it as long as what it has let go before it is less than it has left itself: in all, the first
 waits for no more tokens than its own. A row that waits for a prefix that another computes lends it its place.
 
+**Rows first.** Where nobody reads along (`rows_first`) steps wait until no row has a prompt to compute: a step of many
+rows takes little longer than one of few.
+
 **Steps.** All rows that decode together take one step a turn. Rows that decode alone take turns with them: the others'
 step, then one of each.
 """
@@ -113,6 +116,7 @@ class Scheduler:
     caches and of the store; None: any number. bytes_per_token, bytes_per_row: what a cache takes, by the token and
     once (delta states, and what its capacity is rounded up by). pause: seconds of pieces of prompts for each second of
     others' steps; 0: they wait until nobody decodes. chunk, least: tokens of the longest piece, and of the shortest.
+    rows_first: steps wait for prompts.
     """
 
     def __init__(
@@ -126,6 +130,7 @@ class Scheduler:
         pause: float = 0.5,
         chunk: int = 2048,
         least: int = 16,
+        rows_first: bool = False,
     ) -> None:
         for name, value in (("most_rows", most_rows), ("chunk", chunk), ("least", least)):
             if value < 1:
@@ -136,6 +141,7 @@ class Scheduler:
         self.bytes_per_token, self.bytes_per_row = bytes_per_token, bytes_per_row
         self.chunk = chunk
         self._pieces = Pieces(pause, chunk, least)
+        self.rows_first, self._went_on = rows_first, True  # whether the last piece that was asked for was computed
         self._jobs: dict[Hashable, _Job] = {}  # in the order of their coming
         self._rows: dict[Hashable, _Job] = {}  # those with a cache, in the order in which they got it
         self._number = 0
@@ -213,6 +219,7 @@ class Scheduler:
     def measured_prefill(self, tokens: int, seconds: float) -> None:
         """The last turn's piece took so long."""
         self._pieces.computed(tokens, seconds, beside=self._beside)
+        self._went_on = True
 
     def measured_decode(self, rows: int, seconds: float) -> None:
         """A step of so many rows took so long."""
@@ -239,9 +246,11 @@ class Scheduler:
 
         running = [job for job in rows if job not in admit]
         decoding = [job for job in running if job.done]
-        self._beside = bool(decoding)
+        self._beside = bool(decoding) and not self.rows_first
         prefill = self._prefill([job for job in running if not job.done])
-        solo, decode = self._step(decoding)
+        waits = self.rows_first and prefill is not None and self._went_on
+        self._went_on = not waits
+        solo, decode = (None, False) if waits else self._step(decoding)
         return Turn(
             admit=tuple(job.key for job in admit),
             prefill=prefill,

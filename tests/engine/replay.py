@@ -178,9 +178,10 @@ class Replay:
 
     def step(self, turn: Turn, decoding: list[Ask]) -> None:
         assert not (turn.decode and turn.solo is not None)
-        assert (turn.decode or turn.solo is not None) == bool(decoding)
+        stepped = turn.decode or turn.solo is not None
+        assert stepped == bool(decoding) or (self.scheduler.rows_first and turn.prefill and not stepped)
         going = [ask for ask in decoding if ask.key == turn.solo or (turn.decode and not ask.load.alone)]
-        if not decoding:
+        if not stepped:
             return
         assert going and (turn.decode or going[0].load.alone)
         seconds = self.machine.step(len(going), self.chance)

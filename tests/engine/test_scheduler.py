@@ -39,6 +39,7 @@ def drawn(seed: int) -> Replay:
         pause=chance.choice((0.0, 0.25, 0.5, 2.0)),
         chunk=chance.choice((7, 64, 512)),
         least=chance.choice((1, 16)),
+        rows_first=chance.random() < 0.25,
     )
     machine = Machine(
         call=chance.choice((0.0, 0.02)),
@@ -311,6 +312,25 @@ def test_whole_chunks_where_nobody_decodes() -> None:
         found.append(tokens)
         scheduler.covered(key, sum(found))
     assert found == [512, 512, 276] and scheduler.turn(0.0).decode
+
+
+def test_rows_first() -> None:
+    """Steps wait for whole prompts, but not for one that does not get on."""
+    scheduler = Scheduler(most_rows=2, chunk=512, rows_first=True)
+    for key, prompt in enumerate((10, 600, 20)):
+        scheduler.submit(key, Load(prompt, 1000), 0.0)
+    scheduler.turn(0.0)
+    for key, tokens, covered in ((0, 10, 10), (1, 512, 512), (1, 88, 600)):
+        turn = scheduler.turn(0.0)
+        assert turn.prefill == (key, tokens) and not turn.decode
+        scheduler.covered(key, covered)
+        scheduler.measured_prefill(tokens, 1.0)
+    assert scheduler.turn(0.0).decode
+    scheduler.ended(0)
+    assert scheduler.turn(0.0).admit == (2,)
+    turns = [scheduler.turn(0.0) for _ in range(4)]  # its piece is not computed, whatever keeps it
+    assert [turn.decode for turn in turns] == [False, True, False, True]
+    assert all(turn.prefill == (2, 20) for turn in turns)
 
 
 def pieces(loads: list[Load], *, chunk: int = 100, tokens_at: dict[int, int] | None = None) -> list:
