@@ -23,7 +23,7 @@ from mlx_qwen35.engine.prefill import Prefill
 from mlx_qwen35.engine.scheduler import Scheduler
 from mlx_qwen35.machine.gpu import wired
 from mlx_qwen35.parts import Completion, Part, statistics
-from mlx_qwen35.request import checked, one_each
+from mlx_qwen35.request import checked, limits_each, one_each
 from mlx_qwen35.session.store import Store, worth_sharing
 
 if TYPE_CHECKING:
@@ -38,8 +38,6 @@ if TYPE_CHECKING:
     from mlx_qwen35.vision.sight import Sight
 
 __all__ = ["Completion", "Part", "decode", "generate", "generate_batch", "prefill", "statistics", "stream_generate"]
-
-_UNHURRIED = 1e6  # seconds of prompts for each second of steps: nobody reads along, so that rows fill up at once
 
 
 def prefill(
@@ -213,7 +211,7 @@ def _loop(
     own = None
     if store is None and worth_sharing([each.prompt for each in wanted if each.cache is None]):
         store = own = Store(model, processor, most_bytes=model.snapshot_bytes)
-    scheduler = Scheduler(most_rows=most_rows, chunk=model.prefill_chunk, pause=_UNHURRIED)
+    scheduler = Scheduler(most_rows=most_rows, chunk=model.prefill_chunk, rows_first=True)
     loop = Loop(model, store=store, scheduler=scheduler)
     try:
         yield loop
@@ -282,7 +280,7 @@ def generate_batch(
     chat_template_kwargs: Mapping[str, Any] | None = None,
     allow_control_tokens: bool = False,
     continue_final_message: bool = False,
-    max_tokens: int | None = None,
+    max_tokens: int | None | Sequence[int | None] = None,
     thinking_budget: int | None = None,
     response_format: Any = None,
     tool_choice: str | Mapping[str, Any] | None = None,
@@ -306,16 +304,18 @@ def generate_batch(
 ) -> list[Completion]:
     """The answers to any number of prompts, computed side by side: one that has ended makes room for the next prompt.
 
-    images, videos: one list a prompt. most_rows: how many go on together. n: so many answers to each prompt, which
-    stand one after the other in the list. on_progress(done, total): tokens of all prompts. The other options as in
-    `stream_generate`, each row's own: what a prompt has in common with another is computed once.
+    images, videos: one list a prompt. max_tokens: one number, or a list with one a prompt. most_rows: how many go on
+    together. n: so many answers to each prompt, which stand one after the other in the list. on_progress(done, total):
+    tokens of all prompts. The other options as in `stream_generate`, each row's own: what a prompt has in common with
+    another is computed once.
     """
     given = locals() | {"stop": (stop,) if isinstance(stop, str) else tuple(stop)}
     shown = zip(one_each(images, "images", len(prompts)), one_each(videos, "videos", len(prompts)), strict=True)
     progress = _Progress(on_progress)
     wanted: list[Request] = []
-    for prompt, (own_images, own_videos) in zip(prompts, shown, strict=True):
-        own = {"images": own_images, "videos": own_videos, "on_progress": progress.of_one()}
+    limits = limits_each(max_tokens, len(prompts))
+    for prompt, (own_images, own_videos), limit in zip(prompts, shown, limits, strict=True):
+        own = {"images": own_images, "videos": own_videos, "max_tokens": limit, "on_progress": progress.of_one()}
         wanted += requests.flattened(requests.read(model, processor, prompt, given | own))
     answers = [Collected(len(request.prompt.tokens)) for request in wanted]
     with _kept_in_place(model), _loop(model, processor, wanted, store, most_rows=most_rows) as loop:

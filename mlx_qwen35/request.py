@@ -127,6 +127,15 @@ def one_each(media: Sequence[Sequence[Any]], name: str, prompts: int) -> Sequenc
     return media if len(media) else [()] * prompts
 
 
+def limits_each(max_tokens: int | None | Sequence[int | None], prompts: int) -> Sequence[int | None]:
+    """max_tokens of a batch as one a prompt."""
+    if not isinstance(max_tokens, (list, tuple)):
+        return [max_tokens] * prompts
+    if len(max_tokens) != prompts:
+        raise ArgumentError(f"max_tokens has {len(max_tokens)} numbers for {prompts} prompts; give one each, or one")
+    return max_tokens
+
+
 def check_covered(covered: int, tokens: int, held: int) -> None:
     """Raises PromptError or ArgumentError unless a cache with `held` tokens covers so many of a prompt."""
     if tokens == 0:
@@ -214,7 +223,10 @@ _OTHER_NAMES |= {"prefill_step_size": "chunk_size", "max_thinking_tokens": "thin
 
 def _check_values(given: Mapping[str, Any]) -> None:
     for name, value in given.items():
-        if check := _CHECKS.get(name):
+        if name == "max_tokens" and "prompts" in given and isinstance(value, (list, tuple)):
+            for at, each in enumerate(value):
+                _CHECKS[name](f"{name}[{at}]", each)
+        elif check := _CHECKS.get(name):
             check(name, value)
 
 

@@ -48,7 +48,7 @@ WRONG = [
     ("max_tokens", 2.5, "max_tokens is 2.5, of type float"),
     ("max_tokens", True, "max_tokens is True; give a whole number"),
     ("max_tokens", math.nan, "max_tokens is nan"),
-    ("max_tokens", [5], "max_tokens is .5., of type list"),
+    ("max_tokens", {5}, "max_tokens is .5., of type set"),
     ("thinking_budget", -5, "thinking_budget is -5"),
     ("sampling", {"temperature": 0.5, "top_k": 3}, r"write Sampling\(temperature=0.5, top_k=3\)"),
     ("sampling", 0.5, "sampling is 0.5, of type float; give a Sampling"),
@@ -198,6 +198,17 @@ def test_prompts_of_a_batch_are_a_list():
             generate_batch(MODEL, PROCESSOR, prompts)
     with pytest.raises(ArgumentError, match=r"images\[0\] is 'a.png', of type str; give a list of images"):
         generate_batch(MODEL, PROCESSOR, [PROMPT], images=["a.png"])
+
+
+def test_a_batch_may_have_a_limit_for_each_prompt():
+    made = generate_batch(say("abcdef"), Typist(), [PROMPT] * 3, max_tokens=[2, 0, 4])
+    assert [answer.text for answer in made] == ["ab", "", "abcd"]
+    assert [answer.finish_reason for answer in made] == ["length"] * 3
+    for limits, says in [([2], "has 1 numbers for 3 prompts"), ([1, -1, 2], r"max_tokens\[1\] is -1; it must")]:
+        with pytest.raises(ArgumentError, match=says):
+            generate_batch(MODEL, PROCESSOR, [PROMPT] * 3, max_tokens=limits)
+    with pytest.raises(ArgumentError, match=r"max_tokens is \[2\], of type list"):
+        generate(MODEL, PROCESSOR, PROMPT, max_tokens=[2])
 
 
 def test_what_a_prompt_was_made_without_cannot_be_given_with_it():
