@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..kernels.backend import on_gpu
 from ..kernels.few_rows import MOST_ROWS, unpacks
 from .linear import QuantizedLinear
 
@@ -54,7 +55,7 @@ class Joined:
         go on with, and a product of many outputs has another form than those of few (kernels/few_rows).
         """
         runs = {run.first: run for run in self._unchanged(maps)}
-        if mx.default_device().type == mx.cpu:
+        if not on_gpu():
             runs = {first: run for first, run in runs.items() if _alike_on_cpu(x, run, maps[first])}
         found: list[tuple[mx.array, int]] = []
         while len(found) < len(maps):

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from mlx_qwen35.kernels.gated_delta import gated_delta, gated_delta_states, has_own_form, plain_gated_delta
+from mlx_qwen35.kernels.gated_delta.products import gated_delta_products
 from mlx_qwen35.kernels.gated_delta.reference import gated_delta_chunks, gated_delta_steps
 
 from ..reference_numpy import delta_rule
@@ -13,6 +14,7 @@ FORMS = {
     "dispatch": gated_delta,
     "plain": plain_gated_delta,
     "steps": gated_delta_steps,
+    "products": gated_delta_products,
     "chunks of 16": gated_delta_chunks,
     "chunks of 5": lambda *args: gated_delta_chunks(*args, chunk=5),
     "chunks of 64": lambda *args: gated_delta_chunks(*args, chunk=64),
@@ -106,13 +108,25 @@ def test_states_begin_at_zero_without_one():
         (((16, 128), (64, 128)), 1, True, True, True),  # 397B on a Mac
         (((2, 32), (4, 48)), 1, True, True, False),  # the demo: no kernel for these sizes
         (((16, 128), (48, 128)), 1, True, False, False),  # CUDA has no kernel at all
-        (((2, 32), (4, 48)), 15, False, False, True),  # the CPU's own form takes every size, a token at a time
+        (((2, 32), (4, 48)), 15, False, False, False),  # on a CPU forms of ours are the faster ones
         (((2, 32), (4, 48)), 16, False, False, False),
     ],
 )
 def test_the_plain_form_runs_where_mlx_has_no_kernel_or_a_slow_one(heads, tokens, gpu, metal, own):
     expected = own and hasattr(mx.fast, "gated_delta_update")
     assert has_own_form(*heads, tokens, gpu=gpu, metal=metal) is expected
+
+
+@pytest.mark.parametrize("size", [SIZES[0], (1, 16, 32, 128, 128), (1, 2, 4, 32, 48)])
+def test_a_sequence_has_the_same_bits_among_others(size):
+    count = 9
+    *tokens, state = map(mx.array, inputs(3, (count, *size[1:])))
+    outputs, states = gated_delta_products(*tokens, state)
+    for row in range(count):
+        one = slice(row, row + 1)
+        alone, last = gated_delta_products(*(a[one] for a in tokens), state[one])
+        np.testing.assert_array_equal(np.array(alone[0]), np.array(outputs[row]))
+        np.testing.assert_array_equal(np.array(last[0]), np.array(states[row]))
 
 
 @pytest.mark.parametrize("cut", [1, 7, 14])

@@ -1,9 +1,10 @@
 """The gated delta rule: MLX's own kernel where it has one for these sizes, the plain form where not.
 
 Knows which form to run. Knows neither layers nor caches.
-On CPU, MLX's own form goes token by token: 512 tokens of 16 heads take the chunked twin a fifth of its time and, with
-no state per token to keep, a fraction of its memory. Below 16 tokens it is the faster one, and gives the same bits
-however they are cut; the chunked form gives other bits wherever a chunk begins, within float32's rounding.
+On a CPU, MLX's own form goes token by token: 512 tokens of 16 heads take the chunked twin a fifth of its time and, with
+no state per token to keep, a fraction of its memory. Fewer than 16 tokens go token by token there too, by products that
+take a third of its time (products.py), and have the same bits however they are cut; the chunked form gives other bits
+wherever a chunk begins, within float32's rounding.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from __future__ import annotations
 import mlx.core as mx
 
 from ..lanes import in_lanes
+from .products import gated_delta_products
 from .reference import gated_delta_chunks, gated_delta_steps
 
 _LEAST_SHARED = 2**22  # tokens times values of a state that are worth a lane of their own: some milliseconds
-_CHUNKS_FROM = 16  # tokens; the plain forms break even about there
+_CHUNKS_FROM = 16  # tokens; the plain forms break even about there for small heads
 
 _OWN = getattr(mx.fast, "gated_delta_update", None)
 _ON_GPU = mx.default_device().type == mx.gpu
@@ -90,7 +92,7 @@ def has_own_form(
     gpu, metal: the default device, as found at import.
     """
     if _OWN is None or not gpu:
-        return _OWN is not None and tokens < _CHUNKS_FROM
+        return False
     metal = mx.metal.is_available() if metal is None else metal
     return metal and key_heads[1] == value_heads[1] == 128 and (key_heads[0], value_heads[0]) in _METAL_HEADS
 
@@ -98,15 +100,17 @@ def has_own_form(
 def _by_heads(
     q: mx.array, k: mx.array, v: mx.array, decay: mx.array, beta: mx.array, state: mx.array
 ) -> tuple[mx.array, mx.array]:
-    """plain_gated_delta, its heads shared out among the cores of a CPU."""
+    """gated_delta on a CPU, its heads shared out among the cores."""
     each = v.shape[2] // q.shape[2]  # value heads of a key head
 
     def some(heads: slice) -> tuple[mx.array, mx.array]:
         values = slice(heads.start * each, heads.stop * each)
         own = v[:, :, values], decay[:, :, values], beta[:, :, values], state[:, values]
-        return plain_gated_delta(q[:, :, heads], k[:, :, heads], *own)
+        return _on_cpu(q[:, :, heads], k[:, :, heads], *own)
 
     work = each * v.shape[1] * v.shape[0] * k.shape[3] * v.shape[3]  # of a key head
+    if q.shape[2] * work < 2 * _LEAST_SHARED:
+        return _on_cpu(q, k, v, decay, beta, state)
     outputs, states = zip(*in_lanes(some, q.shape[2], least=-(-_LEAST_SHARED // work)), strict=True)
     return mx.concatenate(outputs, axis=2), mx.concatenate(states, axis=1)
 
@@ -116,4 +120,12 @@ def plain_gated_delta(
 ) -> tuple[mx.array, mx.array]:
     """gated_delta without MLX's own kernel."""
     form = gated_delta_steps if q.shape[1] < _CHUNKS_FROM else gated_delta_chunks
+    return form(q, k, v, decay, beta, state)
+
+
+def _on_cpu(
+    q: mx.array, k: mx.array, v: mx.array, decay: mx.array, beta: mx.array, state: mx.array
+) -> tuple[mx.array, mx.array]:
+    """gated_delta for some heads on a CPU."""
+    form = gated_delta_products if q.shape[1] < _CHUNKS_FROM else gated_delta_chunks
     return form(q, k, v, decay, beta, state)
