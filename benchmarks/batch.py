@@ -79,6 +79,8 @@ def running(answer: Record, asked: Work) -> float:
         return (sum(new for _, new in asked) - len(asked)) / (answer["seconds"] - answer["prompted"])
     begin = max(row[0] for row in answer["stamps"])
     end = min(row[-1] for row in answer["stamps"])
+    if end <= begin:
+        raise SystemExit("one answer ended before another began: give longer ones with --tokens")
     return sum(begin < stamp <= end for row in answer["stamps"] for stamp in row) / (end - begin)
 
 
@@ -114,7 +116,7 @@ class Bench:
             made = self._ask(names, asked, rows, self._arguments.rounds)
             rates = {name: [total(answer, asked) for answer in answers] for name, answers in made.items()}
             self._record("together", "total", rows, rates, same=_same(made))
-            asked = work(rows, 8, [self._arguments.tokens] * rows, self._ids)
+            asked = work(rows, 8, [self._arguments.tokens + rows] * rows, self._ids)
             names = [name for name in names if name != "ours"]  # which gives no token before the last
             made = self._ask(names, asked, rows, self._arguments.rounds)
             rates = {name: [running(answer, asked) for answer in answers] for name, answers in made.items()}
@@ -233,7 +235,7 @@ def _measure(name: str, arguments: argparse.Namespace) -> list[Record]:
     folder = demo_folder() if name == "demo" else sides.checkpoint(sides.CASES[name], arguments.folder)
     with ExitStack() as stack:
         each = {}
-        for side in _there(arguments.side):
+        for side in arguments.side:
             checkout = before(arguments.before, arguments.folder) if side == "before" else None
             each[side] = stack.enter_context(BatchSide(side, folder, checkout))
         bench = Bench(name, each, arguments, 1000 if name == "demo" else 30000)
@@ -244,13 +246,6 @@ def _measure(name: str, arguments: argparse.Namespace) -> list[Record]:
         for part in arguments.part:
             parts[part]()
     return bench.records
-
-
-def _there(names: Sequence[str]) -> list[str]:
-    """Those that this build has: the first of them wait for its engine."""
-    import mlx_qwen35
-
-    return [name for name in names if hasattr(mlx_qwen35, "Engine") or name not in OURS]
 
 
 if __name__ == "__main__":
