@@ -20,6 +20,8 @@ HEAD = '%llguidance {"no_forcing": true}\n'
 # Between a schema's tokens: a space, or a new line and how far it is indented. Without a bound models can lose
 # themselves in it.
 _SPACE = r" |\n[ \t]{0,60}"
+# Escapes but \u: with these, a text has one spelling.
+_ESCAPES = 'nrbtf\\"'
 _NAMED = ("json_schema", "json_object", "text", "regex", "grammar", "gbnf")
 _WAYS = (
     "a JSON schema, a pydantic model, 'json', a compiled regular expression, or an object whose 'type' is one of "
@@ -55,7 +57,22 @@ def json_rule(schema: dict[str, Any] | bool) -> str:
     if schema is False:
         raise ArgumentError("the schema false allows no answer at all; give another one")
     # Names and values keep their order, and every character that Lark could take for its own is an escape.
-    return "%json " + json.dumps({"x-guidance": {"whitespace_pattern": _SPACE}, **schema})
+    options = {"whitespace_pattern": _SPACE}
+    if _tells_names_apart(schema):
+        options["json_allowed_escapes"] = _ESCAPES
+    return "%json " + json.dumps({"x-guidance": options, **schema})
+
+
+def _tells_names_apart(part: Any) -> bool:
+    """Whether an object has names of its own beside free ones: llguidance compares names as they are written, and
+    {"\\u0061": 1} would be a free name that is read as the own name "a"."""
+    if isinstance(part, list):
+        return any(map(_tells_names_apart, part))
+    if not isinstance(part, dict):
+        return False
+    named = part.get("properties") or part.get("required")
+    free = part.get("additionalProperties", True) is not False
+    return bool(part.get("patternProperties") or (named and free)) or any(map(_tells_names_apart, part.values()))
 
 
 def _json(schema: Any, where: str) -> str:

@@ -4,11 +4,13 @@ import json
 import re
 from typing import Literal, Optional
 
+import numpy as np
 import pytest
+from jsonschema import Draft202012Validator
 
 from mlx_qwen35.errors import ArgumentError
 from mlx_qwen35.grammar import Grammar
-from tests.grammar.walks import run
+from tests.grammar.walks import run, walk
 
 
 def fits(processor, form, text) -> bool:
@@ -157,3 +159,51 @@ def test_schemas_mean_what_the_standard_says(processor, schema, good, bad):
         assert fits(processor, schema, json.dumps(value, ensure_ascii=False)), value
     for value in bad:
         assert not fits(processor, schema, json.dumps(value, ensure_ascii=False)), value
+
+
+_NAMED = {"properties": {"a": {"type": "integer"}, "l\n": {"type": "integer"}, 'q"\\\x7f': {"type": "integer"}}}
+OBJECTS = [
+    {"type": "object", **_NAMED},
+    {"type": "object", **_NAMED, "additionalProperties": {"type": "string"}, "required": ["l\n", "r"]},
+    {"type": "object", "patternProperties": {"^b": {"type": "integer"}}},
+    {"type": "object", **_NAMED, "patternProperties": {"^[^a]": {"type": "integer"}}, "additionalProperties": False},
+    {"type": "object", "required": ["r"], "additionalProperties": {"type": "string"}, "properties": {"r": {}}},
+    {"type": "array", "items": {"$ref": "#/$defs/o"}, "$defs": {"o": {"type": "object", **_NAMED}}},
+    {"allOf": [{"type": "object", **_NAMED}, {"additionalProperties": {"type": ["string", "integer"]}}]},
+    {"anyOf": [{"type": "object", **_NAMED, "additionalProperties": {"type": "string"}}, {"type": "null"}]},
+]
+SPELT = [r"\u0061", r"l\u000a", r"l\u000A", r"l\n", r"q\"\u005c\u007f", r"q\"\\\u007f", r"\u0062x", r"\u0072"]
+
+
+@pytest.mark.parametrize("schema", OBJECTS)
+def test_free_names_spell_no_given_name(processor, schema):
+    valid = Draft202012Validator(schema).is_valid
+    for name in SPELT:
+        for value in ('"x"', "1"):
+            for before in ("", '"a": 1, ', '"l\\n": 1, ', '"r": "", ', '"l\\n": 1, "r": "", '):
+                for text in (f'{{{before}"{name}": {value}}}', f'[{{{before}"{name}": {value}}}]'):
+                    assert not fits(processor, schema, text) or valid(json.loads(text)), text
+
+
+@pytest.mark.parametrize("schema", OBJECTS)
+def test_free_names_in_walks(processor, schema):
+    grammar, ended = Grammar.of(processor, response_format=schema), 0
+    for seed in range(15):
+        answer = walk(processor, grammar.matcher(thinking=False), np.random.default_rng(seed), leaning=0.4)
+        ended += answer.ended
+        if answer.complete:
+            text = processor.decode(answer.tokens)
+            assert Draft202012Validator(schema).is_valid(json.loads(text)), text
+    assert ended > 5
+
+
+def test_free_names_are_free(processor):
+    text = '{"a": 1, "b": "\\n\\"", "é": [], "A\\\\": {"a": "x"}, "": null}'
+    assert fits(processor, OBJECTS[0], text) and not fits(processor, OBJECTS[0], text.replace("1", '"1"'))
+    # Other objects and strings keep what only \u can write.
+    assert fits(processor, {"type": "object"}, '{"a": "\\u001b[0m"}') and fits(processor, {}, '"\\u001b[0m"')
+    closed = {"type": "object", "properties": {"a": {"type": "string"}}, "additionalProperties": False}
+    assert fits(processor, closed, '{"a": "\\u001b[0m"}') and not fits(processor, closed, '{"\\u0061": "b"}')
+    # And the strings of those that do not are held to their patterns as ever.
+    kept = {"type": "object", "properties": {"a": {"pattern": '^[^"]*$'}}}
+    assert fits(processor, kept, '{"a": "b\\n\\\\"}') and not fits(processor, kept, '{"a": "b\\""}')
