@@ -2,7 +2,8 @@
 
 import json
 import re
-from typing import Literal, Optional
+from decimal import Decimal
+from typing import Annotated, Literal, Optional
 
 import numpy as np
 import pytest
@@ -52,6 +53,23 @@ def test_pydantic_model(processor):
         assert not fits(processor, form, text.replace("boat", "bus"))
         assert not fits(processor, form, text.replace("2020", "2021"))
         assert not fits(processor, form, '{"legs": [], "day": "2020-02-28"}')
+
+
+def test_pydantic_types_whose_schema_is_wider(processor):
+    """What docs/FORMS.md says to write instead."""
+    pydantic = pytest.importorskip("pydantic")
+    price = {"type": "string", "pattern": r"^-?[0-9]{1,9}\.[0-9]{2}$"}
+    counts = {"patternProperties": {"^[0-9]{1,9}$": {"type": "integer"}}, "additionalProperties": False}
+    model = pydantic.create_model(
+        "Shop",
+        price=Annotated[Decimal, pydantic.WithJsonSchema(price)],
+        counts=Annotated[dict[int, int], pydantic.WithJsonSchema({"type": "object", **counts})],
+        __config__={"extra": "forbid"},
+    )
+    text = '{"price": "-3.50", "counts": {"12": 1}}'
+    assert fits(processor, model, text) and model.model_validate_json(text).counts == {12: 1}
+    for bad in (text.replace("3.50", "three"), text.replace("12", "x"), text.replace("3.50", "3.5")):
+        assert not fits(processor, model, bad), bad
 
 
 def test_regular_expressions(processor):
