@@ -65,6 +65,8 @@ class Worker:
 
     def put(self, wanted: Sequence[Request], channel: Channel) -> None:
         """Answers that are wanted; from any thread. Raises EngineClosedError or BusyError."""
+        if not self.is_here:
+            raise EngineClosedError("the engine's thread is in the process that this one was forked from: make one here")
         with self._counting:
             if self.closing:
                 raise EngineClosedError("the engine is closed; make a new one") from self.failed
@@ -79,7 +81,9 @@ class Worker:
         self._incoming.put(None)
 
     def close(self) -> None:
-        """All ends, and is waited for, but on the thread itself."""
+        """All ends, and is waited for, but on the thread itself and in a fork, which has no such thread."""
+        if not self.is_here:
+            return
         with self._counting:  # what was put is in
             self.stop()
         if threading.current_thread() is not self._thread:
@@ -191,5 +195,4 @@ class Worker:
 def _close_all() -> None:
     """Before the interpreter goes: a thread that is in the middle of MLX then would abort the process."""
     for worker in list(_RUNNING):
-        if worker.is_here:
-            worker.close()
+        worker.close()

@@ -302,6 +302,25 @@ def test_a_process_may_end_while_an_engine_answers():
     assert done.stdout.strip() == str(recomputed(MODEL, [*PROMPT, 0], 1)[0])
 
 
+def test_a_fork_has_no_engine():
+    script = (
+        "import os\n"
+        "from tests.engine.test_engine import *\n"
+        "engine = Engine(MODEL, Endless())\n"
+        "answer = engine.submit(PROMPT, sampling=Sampling())\n"
+        "next(answer)\n"
+        "child = os.fork()\n"
+        "if not child:\n"
+        "    with pytest.raises(EngineClosedError, match='this one was forked from: make one here'):\n"
+        "        engine.submit(PROMPT)\n"
+        "    engine.close()\n"
+        "    sys.exit(7)\n"
+        "print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), next(answer).finish_reason)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout.strip()) == (0, "7 None"), done.stderr
+
+
 def test_texts_and_stop_strings():
     with Engine(MODEL, Typist()) as engine:
         done = engine.submit("abc", sampling=Sampling(), max_tokens=12).result(60)
