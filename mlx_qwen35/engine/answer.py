@@ -122,7 +122,7 @@ class Answer:
     """
 
     def __init__(self, channel: Channel, maker: object) -> None:
-        """maker: what makes it, which is not to be lost before."""
+        """maker: what makes it, which is not to be lost before its end is read."""
         self._channel, self._maker = channel, maker
         weakref.finalize(self, channel.wish.cancel)  # not the channel's, whose error may know who read it: this answer
 
@@ -144,6 +144,7 @@ class Answer:
         until = None if timeout is None else time.monotonic() + min(timeout, _LONGEST)
         if not self._channel.wait_for_end(until):
             raise TimeoutError(f"the answer had not ended after {timeout} seconds; wait again, or cancel it")
+        self._maker = None
         if self._channel.error is not None:
             raise self._channel.error
         found = [answer.completion() for answer in self._channel.answers]
@@ -158,6 +159,7 @@ class Answer:
             if part is not None:
                 return part
             if ended:
+                self._maker = None
                 raise StopIteration
             self._channel.wait()
 
@@ -170,5 +172,6 @@ class Answer:
             if part is not None:
                 return part
             if ended:
+                self._maker = None
                 raise StopAsyncIteration
             await self._channel.wait_here()

@@ -66,7 +66,7 @@ class Worker:
     def put(self, wanted: Sequence[Request], channel: Channel) -> None:
         """Answers that are wanted; from any thread. Raises EngineClosedError or BusyError."""
         if not self.is_here:
-            raise EngineClosedError("the engine's thread is in the process that this one was forked from: make one here")
+            raise EngineClosedError("the engine is in the process that this one was forked from: make one here")
         with self._counting:
             if self.closing:
                 raise EngineClosedError("the engine is closed; make a new one") from self.failed
