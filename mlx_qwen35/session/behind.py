@@ -58,9 +58,14 @@ class Behind:
     def put(self, job: Job) -> None:
         with self._lock:
             self._jobs.append(job)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="mlx-qwen35 store", daemon=True)
-                self._thread.start()
+        self._start()
+
+    def _start(self) -> None:
+        with self._lock:
+            if self._jobs and self._thread is None:
+                thread = threading.Thread(target=self._work, name="mlx-qwen35 store", daemon=True)
+                thread.start()
+                self._thread = thread
 
     def cancel(self, job: Job) -> bool:
         """Whether a job had not begun, and never will."""
@@ -72,6 +77,7 @@ class Behind:
 
     def wait(self) -> None:
         """Until all is written."""
+        self._start()
         while (thread := self._thread) is not None:
             thread.join()
 

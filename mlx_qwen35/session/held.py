@@ -41,9 +41,28 @@ class Held:
         return {key for key in path.buffers() if self._holders[key] > 1}
 
 
-def total(paths: Iterable[Path]) -> int:
-    """Bytes of all arrays, those that several hold once."""
+class Total:
+    """Bytes of all arrays of many paths, those that several hold once. Paths that nobody uses are counted when one of
+    them has changed."""
+
+    def __init__(self) -> None:
+        self._counted: list[dict[int, int]] = []
+        self._union: dict[int, int] = {}
+        self._sum = 0
+
+    def of(self, paths: Iterable[Path]) -> int:
+        paths = list(paths)
+        idle = [path.buffers() for path in paths if path.asked is None]
+        if len(idle) != len(self._counted) or any(a is not b for a, b in zip(idle, self._counted, strict=True)):
+            self._counted, self._union = idle, union(idle)
+            self._sum = sum(self._union.values())
+        used = union(path.buffers() for path in paths if path.asked is not None)
+        return self._sum + sum(nbytes for key, nbytes in used.items() if key not in self._union)
+
+
+def union(buffers: Iterable[dict[int, int]]) -> dict[int, int]:
+    """Each array once."""
     held: dict[int, int] = {}
-    for path in paths:
-        held |= path.buffers()
-    return sum(held.values())
+    for each in buffers:
+        held |= each
+    return held

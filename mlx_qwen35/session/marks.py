@@ -49,6 +49,11 @@ class Marks:
         return len(self._marks)
 
     @property
+    def kept(self) -> list[Mark]:
+        """All of them: another list whenever they change."""
+        return self._marks
+
+    @property
     def nbytes(self) -> int:
         return sum(mark.snapshot.nbytes for mark in self._marks)
 
@@ -74,11 +79,12 @@ class Marks:
 
     def add(self, offset: int, snapshot: Snapshot, *, met: bool) -> None:
         """The mark at the end of the timeline."""
-        marks = [mark for mark in self._marks if mark.offset < offset]
-        self._marks = [*marks, Mark(offset, snapshot, met)]
+        marks = [*(mark for mark in self._marks if mark.offset < offset), Mark(offset, snapshot, met)]
         self._largest = max(self._largest, snapshot.nbytes)
+        self._marks = marks
         while len(self._marks) > self.most:
-            self._marks.pop(self._least_useful())
+            out = self._least_useful()
+            self._marks = [mark for at, mark in enumerate(self._marks) if at != out]
 
     def cut(self, offset: int) -> None:
         """Forget all beyond `offset`."""

@@ -10,33 +10,23 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Container, Iterable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
-import numpy as np
 
 from mlx_qwen35.cache import StretchedKVCache
 from mlx_qwen35.cache_copy import cache_at, freeze, shrink, slack
+from mlx_qwen35.session.file import media_bytes
 from mlx_qwen35.session.marks import Mark
 from mlx_qwen35.session.timeline import Session, Shown
 
 if TYPE_CHECKING:
-    from mlx_qwen35.processor import Prompt
+    from mlx_qwen35.session.asked import Asked
     from mlx_qwen35.session.behind import Job
     from mlx_qwen35.session.shelf import Filed
 
 SHARE_FROM = 8192  # positions from which on keys and values are shared and not copied (docs/SESSIONS.md)
 _SLACK = 8  # one part in so many may be room that nothing is in
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A prompt as the store looks at it: key as tree.key_of makes it, and what it shows."""
-
-    prompt: Prompt
-    key: np.ndarray
-    shown: tuple[Shown, ...]
 
 
 class Path:
@@ -57,6 +47,7 @@ class Path:
         self.filed_before: Filed | None = None  # that `job` is to take the place of
         self.job: Job | None = None  # that writes it as it is
         self._buffers: dict[int, int] | None = None
+        self._of_marks: tuple[list[Mark], dict[int, int]] | None = None
 
     @property
     def session(self) -> Session | None:
@@ -83,32 +74,52 @@ class Path:
 
     def end(self) -> None:
         """It holds nothing any more."""
-        self._buffers, self._kept = {}, None
+        self._buffers, self._of_marks, self._kept = {}, None, None
 
     def buffers(self) -> dict[int, int]:
-        """Bytes of every array held, by identity."""
+        """Bytes of every array held, pixels too, by identity; the same dictionary as long as nobody uses it."""
         if self._buffers is not None:
             return self._buffers
         session = self.session
-        held = {} if session is None else {key: array.nbytes for key, array in session.buffers().items()}
+        held = {} if session is None else self._counted(session)
         if self.asked is None:
             self._buffers = held
         return held
 
-    def point(self, most: int) -> int:
-        """The furthest place to go on from that is not beyond `most`; 0: only the beginning."""
+    def _counted(self, session: Session) -> dict[int, int]:
+        """As `Session.buffers`, and pixels; between two marks only what grows is looked at."""
+        marks, cache = session.marks.kept, session.cache
+        if self._of_marks is None or self._of_marks[0] is not marks:
+            snapshots = {id(array): array.nbytes for mark in marks for array in mark.snapshot.arrays()}
+            self._of_marks = marks, snapshots
+        held = {**self._of_marks[1], **{id(array): array.nbytes for array in cache.arrays()}}
+        for drafter in {mark.snapshot.draft[0] for mark in marks if mark.snapshot.draft} - {cache.draft}:
+            held |= {id(array): array.nbytes for array in drafter.arrays()}
+        return held | {id(medium): media_bytes([medium]) for _, medium in session.shown}
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether others can go on from it: an interrupt may have left it halfway back, or a caller's own session, the
+        end of whose answer was never told, may go other ways."""
         session = self.session
         if session is None:
-            return 0
-        if self.asked is None and len(session.tokens) <= most:
-            return len(session.tokens)
-        mark = session.marks.last(most)
-        return 0 if mark is None else mark.offset
+            return False
+        if self.asked is None:
+            return len(session.tokens) == session.cache.offset
+        return session.course is self.asked.prompt
+
+    def point(self, most: int) -> int:
+        """The furthest place to go on from that is not beyond `most`; 0: only the beginning."""
+        return next((point for point in reversed(self.points()) if point <= most), 0)
 
     def points(self) -> list[int]:
+        if not self.is_sound:
+            return []
         session = self.session
         marks = [mark.offset for mark in session.marks]
-        return sorted({*marks, len(session.tokens)} if self.asked is None else marks)
+        if self.asked is None and len(session.tokens) > (marks[-1] if marks else 0):
+            marks.append(len(session.tokens))
+        return marks
 
     def gone_on_from(self, point: int, now: int) -> None:
         self.used[point] = now
@@ -179,6 +190,7 @@ class Path:
             return 0
         self._buffers = None
         session._go_back(worth[-1])
+        session.shown = [(start, medium) for start, medium in session.shown if start < worth[-1]]
         self.shrink(shared)
         return worth[-1]
 

@@ -81,21 +81,21 @@ class Shelf:
             changed = -1
         if changed == self._seen:
             return
-        self._seen = changed if time.time_ns() - changed > _SETTLED else -1
         names = set(names_of(self._folder, self._prefix))
         for name in self._names.keys() - names:
             self._forget(name)
         refused = []
         for name in sorted(names - self._names.keys()):
             try:
-                self._names[name] = None
                 self._add(name)
             except Qwen35Error as error:
+                self._names[name] = None
                 if (self._folder / name).exists():
                     refused.append(str(error))
         if refused:
             more = f" (and {len(refused) - 1} more files of {self._folder})" if len(refused) > 1 else ""
             self._say(f"{refused[0]}{more}. It is ignored")
+        self._seen = changed if time.time_ns() - changed > _SETTLED else -1
 
     def best(self, key: np.ndarray, most: int) -> tuple[Filed | None, int]:
         """The file with the furthest point of a beginning that is not beyond `most`, and the point; of several the

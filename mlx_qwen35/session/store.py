@@ -19,10 +19,11 @@ from pathlib import Path as FilePath
 from typing import TYPE_CHECKING
 
 from mlx_qwen35 import checks
-from mlx_qwen35.session.held import Held, total
-from mlx_qwen35.session.paths import SHARE_FROM, Asked, Path
+from mlx_qwen35.session.asked import Asked, Prompts
+from mlx_qwen35.session.held import Held, Total, union
+from mlx_qwen35.session.paths import SHARE_FROM, Path
 from mlx_qwen35.session.shelf import Filed, Shelf
-from mlx_qwen35.session.timeline import Session, placed
+from mlx_qwen35.session.timeline import Session
 from mlx_qwen35.session.tree import Tree, common, key_of
 
 if TYPE_CHECKING:
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 
 WORTH = 64  # tokens, fewer of which are sooner computed than waited for, copied or read
 _WAIT = 4  # times as many tokens may be waited for as there are to gain
-_ASKED = 64  # prompts that are remembered from one question to the next
 _READ = 16  # tokens, fewer of which are sooner computed than written and read
 DISK_BYTES = 32 << 30
 
@@ -68,8 +68,9 @@ class Store:
         self.model, self._processor = model, processor
         self._tree: Tree[Path] = Tree()
         self._lent: dict[int, Path] = {}  # by id of the session
+        self._total = Total()
         self._clock = count(1)
-        self._asked: dict[int, Asked] = {}  # by id of the prompt
+        self._prompts = Prompts(model)
         self._shelf = None if directory is None else Shelf(directory, model, processor, most_disk_bytes)
 
     def __len__(self) -> int:
@@ -84,7 +85,7 @@ class Store:
         (`session.meetings` has the place). Go on computing, and ask again.
         """
         self._catch_up()
-        asked = self._look_at(prompt)
+        asked = self._prompts.of(prompt)
         path, point = self._best(asked)
         filed, further = self._on_disk(asked, point)
         if self._is_coming(asked, max(point, further)):
@@ -115,7 +116,7 @@ class Store:
         on, as one that `begin` gave, and goes its own way after `settled` or `drop`. Nobody else may be answering with
         it. False: as None of `begin`."""
         self._catch_up()
-        asked = self._look_at(prompt)
+        asked = self._prompts.of(prompt)
         guest = Path(session, guest=True)
         own = 0
         if session.tokens:
@@ -177,15 +178,16 @@ class Store:
 
     @property
     def nbytes(self) -> int:
-        """Bytes held by all paths, those in use included: what several share once, snapshots and free room too; and by
-        what is being written. What callers' own sessions hold is theirs."""
+        """Bytes held by all paths, those in use included: what several share once, snapshots, free room and the pixels
+        of what was shown; and by what is being written. What callers' own sessions hold is theirs."""
         written = sum(job.nbytes for job in self._waiting_for_disk())
-        return total(path for path in self._tree if not path.guest) + written
+        return self._held() + written
 
     @property
     def pinned_bytes(self) -> int:
         """Those of paths in use."""
-        return total(path for path in self._tree if path.asked is not None and not path.guest)
+        used = (path for path in self._lent.values() if path.asked is not None and not path.guest)
+        return sum(union(path.buffers() for path in used).values())
 
     def close(self) -> None:
         """Waits for what is being written."""
@@ -196,17 +198,6 @@ class Store:
     @property
     def _snapshot_bytes(self) -> int:
         return min(self.model.snapshot_bytes, self.most_bytes // 8)
-
-    def _look_at(self, prompt: Prompt) -> Asked:
-        """What it is made of; remembered, for it is asked again and again."""
-        asked = self._asked.pop(id(prompt), None)
-        if asked is None or asked.prompt is not prompt:
-            shown = tuple((start, medium) for start, _, medium in placed(self.model, prompt))
-            asked = Asked(prompt, key_of(prompt.tokens, shown), shown)
-        self._asked[id(prompt)] = asked
-        while len(self._asked) > _ASKED:
-            self._asked.pop(next(iter(self._asked)))
-        return asked
 
     def _best(self, asked: Asked) -> tuple[Path | None, int]:
         """The path with the furthest point of this beginning, and the point; of several the one that costs least."""
@@ -236,7 +227,7 @@ class Store:
         for path, shared in self._tree.meeting(asked.key):
             if shared - held < WORTH:
                 return False
-            if path.asked is None or path.session is None:
+            if path.asked is None or not path.is_sound:
                 continue
             offset, length = path.session.cache.offset, len(path.asked.key)
             most = min(shared, len(asked.key) - 1)
@@ -298,6 +289,9 @@ class Store:
         path.give(session, point, asked.prompt.tokens, asked.shown, len(asked.key))
 
     def _lend(self, path: Path, session: Session, asked: Asked) -> None:
+        before = self._lent_to(session)
+        if before is not None:  # nobody said that its answer had ended
+            self._remove(before)
         path.lend(asked)
         session.go_on(asked.prompt)  # so that it has no marks of another past, and says where it will stop
         for place in self._partings(asked):
@@ -305,6 +299,7 @@ class Store:
                 session.meet(place)
         self._lent[id(session)] = path
         self._tree.put(path, asked.key)
+        self._prompts.begun(asked.prompt)
 
     def _partings(self, asked: Asked) -> list[int]:
         """Where others may go on from this prompt that it has no turn for: where it parts from what was computed, as
@@ -326,7 +321,7 @@ class Store:
         return {
             point
             for other, shared in self._tree.meeting(key)
-            if other is not path and not other.guest and other.session is not None
+            if other is not path and not other.guest
             for point in other.points()
             if point <= shared
         }
@@ -347,8 +342,8 @@ class Store:
         self._tree.put(path, key)
 
     def _remove(self, path: Path) -> None:
+        self._tree.remove(path)  # first: while it is in both, it can be removed again
         self._lent = {key: other for key, other in self._lent.items() if other is not path}
-        self._tree.remove(path)
 
     def _catch_up(self) -> None:
         """Forget paths in use that nobody can settle any more, and learn what was written."""
@@ -356,15 +351,18 @@ class Store:
         for path in self._tree if ended else ():
             if path.job in ended:
                 path.job = None
-        for path in list(self._lent.values()):
+        for path in self._tree:
             if path.session is None:
                 self._remove(path)
+
+    def _held(self) -> int:
+        return self._total.of(path for path in self._tree if not path.guest)
 
     def _idle(self) -> list[Path]:
         return [path for path in self._tree if path.asked is None]
 
     def _make_room(self, more: int = 0) -> None:
-        over = total(path for path in self._tree if not path.guest) + more - self.most_bytes
+        over = self._held() + more - self.most_bytes
         if over > 0:
             self._free(over)
 

@@ -71,6 +71,7 @@ class Session:
         self.shown: list[Shown] = []  # among the tokens, and perhaps beyond
         self._meetings: frozenset[int] = frozenset()
         self._asked: frozenset[int] = frozenset()
+        self.course: Prompt | None = None  # that `go_on` was given last, until all is settled
 
     @property
     def nbytes(self) -> int:
@@ -124,12 +125,13 @@ class Session:
 
         At least one token of the prompt is left to compute.
         """
-        places = placed(self.model, prompt)
+        places, self.course = placed(self.model, prompt), None
         shared = min(_common(self.tokens, prompt.tokens), _first_other(self.shown, [(a, m) for a, _, m in places]))
         # Now the tokens are the beginning of this prompt, and stay it whatever interrupts what follows.
         length = self._go_back(min(shared, len(prompt.tokens) - 1))
         self.shown = [(start, medium) for start, _, medium in places]
         self._meetings = frozenset(at for at in {*meeting_places(prompt, places), *self._asked} if at > length)
+        self.course = prompt
         return length
 
     def _go_back(self, most: int) -> int:
@@ -172,6 +174,7 @@ class Session:
         """After an answer: `tokens`, prompt and answer, of which the cache covers the first `cache.offset`."""
         self.tokens = list(tokens[: self.cache.offset])
         self._meetings = self._asked = frozenset()
+        self.course = None
         if self._pool is not None:
             self._pool.used(self)
 

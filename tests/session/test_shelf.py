@@ -280,7 +280,7 @@ def test_files_come_and_go_while_it_runs(filled):
     answered(second, asked(TRUNK[900:1000]))
     second.close()
     held = Store(MODEL, most_bytes=0, directory=filled)
-    filed, _ = held._on_disk(held._look_at(asked(TRUNK[900:1000], 1)), 0)
+    filed, _ = held._on_disk(held._prompts.of(asked(TRUNK[900:1000], 1)), 0)
     for path in paths(filled):
         path.unlink()
     assert not held._shelf.read(filed, Session(MODEL))  # gone between two looks: no line

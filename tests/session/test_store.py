@@ -1,6 +1,7 @@
 """The store: nothing is computed twice, whoever asks for it, and bytes are those that are held."""
 
 import gc
+import weakref
 
 import mlx.core as mx
 import numpy as np
@@ -362,3 +363,26 @@ def test_the_caches_of_a_copy_are_its_own(store):
     for array, kept in zip(first.session.cache.arrays(), before, strict=True):
         assert (np.array(array) == kept).all()
     assert not any(isinstance(layer, StretchedKVCache) for layer in first.session.cache.layers)
+
+
+def test_pixels_count_as_long_as_they_are_needed(store):
+    picture = some_media("image", 8, 8, seed=1)
+    tokens, media = prompt_of(70, picture, 80)
+    row = answered(store, Prompt(tokens, None, False, tuple(media), turns=(0, 70, 100)))
+    assert store.nbytes == row.session.nbytes + picture.rows.nbytes
+    while row.session.cache.offset > 70:
+        store.give_up(1)
+    assert row.session.shown == [] and store.nbytes == row.session.nbytes
+
+
+def test_pixels_are_not_kept_for_one_that_never_began(store):
+    leader = Row(store, asked(TRUNK[:300]))
+    leader.begin()
+    tokens, media = prompt_of(some_media("image", 8, 8, seed=1))
+    waiting = Prompt([*TRUNK[:300], *tokens], None, False, tuple(media))
+    assert store.begin(waiting) is None
+    pixels = weakref.ref(media.pop())
+    del waiting
+    assert store.begin(asked(TRUNK[700:800])) is not None
+    gc.collect()
+    assert pixels() is None
