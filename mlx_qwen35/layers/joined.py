@@ -14,7 +14,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..kernels.backend import on_gpu
-from ..kernels.few_rows import MOST_ROWS, unpacks
+from ..kernels.few_rows import unpacks
+from ..kernels.quantized_matmul import rows_alone
 from .linear import QuantizedLinear
 
 _LEAVES = ("weight", "scales", "biases")
@@ -129,7 +130,7 @@ def neighbours(results: Sequence[tuple[mx.array, int]]) -> tuple[mx.array, int]:
 
 def _alike_on_cpu(x: mx.array, run: Run, first: nn.Module) -> bool:
     """Whether the joined product of x [.., in] has the bits of each map's own, and is no slower."""
-    few = x.size // x.shape[-1] <= MOST_ROWS
+    few = x.size // x.shape[-1] <= rows_alone(first.bits, first.mode)
     return few and not unpacks(x, sum(run.widths), bits=first.bits, mode=first.mode)
 
 

@@ -82,7 +82,8 @@ def test_a_narrow_terminal_gets_a_short_line(monkeypatch, capsys):
 def test_json_has_them(streamed, run, speak):
     told = json.loads(ask(run, streamed, "--json").out)["statistics"]
     assert told["experts"]["hits"] + told["experts"]["misses"] > 0 and 0 <= told["experts"]["hit_rate"] <= 1
-    assert told["prompt_experts"]["swept"] > 0 and told["prompt_experts"]["bytes_read"] > 0
+    prompt = told["prompt_experts"]  # (a CPU takes small experts pair by pair in prompts, too)
+    assert prompt["swept"] + prompt["misses"] > 0 and prompt["bytes_read"] > 0
     last = ask(run, streamed, "--json", "lines").out.splitlines()[-1]
     assert json.loads(last)["statistics"]["experts"]["seconds"] > 0
     speak("hello")
