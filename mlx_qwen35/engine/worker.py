@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 
 from mlx_qwen35.engine.loop import Loop
-from mlx_qwen35.errors import BusyError, EngineClosedError
+from mlx_qwen35.errors import ArgumentError, BusyError, EngineClosedError
 from mlx_qwen35.machine.gpu import wired
 
 if TYPE_CHECKING:
@@ -64,7 +64,8 @@ class Worker:
         return self._thread.ident
 
     def put(self, wanted: Sequence[Request], channel: Channel) -> None:
-        """Answers that are wanted; from any thread. Raises EngineClosedError or BusyError."""
+        """Answers that are wanted; from any thread. Raises EngineClosedError, BusyError, or ArgumentError for
+        more than there is room for."""
         if not self.is_here:
             raise EngineClosedError("the engine is in the process that this one was forked from: make one here")
         with self._counting:
@@ -98,6 +99,11 @@ class Worker:
         if self._most_waiting is None:
             return
         most = self._most_rows + self._most_waiting
+        if more > most:
+            raise ArgumentError(
+                f"n is {more}, and no more than {most} answers may be here at once: {self._most_rows} computed "
+                f"and {self._most_waiting} waiting (most_rows, most_waiting); ask for fewer"
+            )
         if self.open + more > most:
             waiting = max(0, self.open - self._most_rows)
             raise BusyError(

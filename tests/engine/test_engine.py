@@ -173,6 +173,9 @@ def test_too_many_that_wait_are_refused():
             answer.cancel()
             assert answer.result(60).finish_reason == "cancelled"
         assert engine.submit(PROMPT, **GREEDY).result(60).finish_reason == "length"
+        assert len(engine.submit(PROMPT, n=2, **GREEDY).result(60)) == 2
+        with pytest.raises(ArgumentError, match="n is 3, and no more than 2 answers may be here at once"):
+            engine.submit(PROMPT, n=3)
 
 
 def test_who_reads_of_an_end_may_submit_the_next(monkeypatch):
