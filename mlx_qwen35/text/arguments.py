@@ -153,8 +153,10 @@ def _fitted(value: Any, schema: _Schema, root: _Schema, depth: int) -> Any:
         plain = _takes_text(schema, root, depth)
         return value if plain else next(iter(_readings(value, schema, root, depth + 1)), value)
     if isinstance(value, list):
-        items = _mapping(schema.get("items"))
-        return [_fitted(item, items, root, depth + 1) for item in value]
+        first, items = schema.get("prefixItems"), _mapping(schema.get("items"))
+        each = [_mapping(own) for own in first] if isinstance(first, list) else []
+        each += [items] * (len(value) - len(each))
+        return [_fitted(item, own, root, depth + 1) for item, own in zip(value, each, strict=False)]
     if isinstance(value, dict):
         return {
             name: _fitted(item, _mapping(_property(schema, name, root, 0)), root, depth + 1)

@@ -79,7 +79,7 @@ def test_a_chat_with_drafts_says_the_same(run):
     plain = run("chat", *options, stdin=asked)
     drafted = run("chat", *options, "--mtp", "--num-draft-tokens", 2, "--stats", stdin=asked)
     assert plain.status == drafted.status == 0 and drafted.out == plain.out
-    assert drafted.err.count("tokens accepted") == 2
+    assert drafted.err.count("tokens accepted") >= 1  # what pays is measured
 
 
 def test_reasoning_is_recalled_by_its_length():

@@ -148,6 +148,8 @@ def test_what_the_template_writes_is_read_back(arguments):
         ("{'a': 1}", {"type": "dict[str, Any]"}, {"a": 1}), ("yes", {"type": "bool"}, "yes"),
         ('"b"', {"enum": ["a", "b"]}, "b"), ('"b"', {"enum": ['"b"']}, '"b"'),
         ('["1", "2"]', {"type": "array", "items": {"type": "integer"}}, [1, 2]),
+        ('[3, "b", 4]', {"prefixItems": [{"type": "number"}], "items": {"type": "string"}}, [3, "b", "4"]),
+        ('["3"]', {"prefixItems": [{"type": "number"}, {"type": "string"}]}, [3]),
         ('[{"n": "5", "s": 5}]', {"items": {"properties": {"n": {"type": "integer"}, "s": {"type": "string"}}}},
          [{"n": 5, "s": "5"}]),
         ("{'a'}", {"type": "object"}, "{'a'}"), ("[1 2]", {"type": "array"}, "[1 2]"), ("[1", {"type": "array"}, "[1"),
