@@ -184,7 +184,7 @@ def _kinds(schema: _Schema, allowed: Any) -> list[str]:
     if declared is None:
         if "properties" in schema:
             declared = "object"
-        elif "items" in schema:
+        elif "items" in schema or "prefixItems" in schema:
             declared = "array"
         else:
             declared = list(_READERS) if isinstance(allowed, list) else []
