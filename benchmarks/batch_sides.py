@@ -189,7 +189,7 @@ class _Ours:
         from mlx_qwen35.sampling import Sampling
 
         self._model = load_model(folder)
-        whole = Processor.from_folder(demo_folder(), self._model.config)
+        whole = Processor.from_folder(demo_folder(), replace(self._model.config, vision=None))
         self._processor = replace(whole, eos_token_ids=frozenset())
         self._sampling = Sampling(temperature=0.0)
 

@@ -129,6 +129,7 @@ class QuantizedExpertLinear(_Expert):
             group_size=self.group_size,
             bits=self.bits,
             mode=self.mode,
+            kept=False,
         )
 
 

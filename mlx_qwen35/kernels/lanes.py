@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import nullcontext
 from functools import cache
@@ -55,6 +55,26 @@ def in_lanes(compute: Callable[[slice], Made], count: int, *, least: int = 1, al
         for lane, (start, stop) in enumerate(zip(cuts, cuts[1:], strict=False)):
             with mx.stream(_OTHERS[lane - 1]) if lane else nullcontext():
                 made.append(compute(slice(start, stop)))
+    finally:
+        _NOW.shared = False
+    return made
+
+
+def in_turning_lanes(compute: Callable[[slice], Made], parts: Sequence[slice]) -> list[Made]:
+    """compute(part) for each, in the first lane, the second and so on, and in the first again.
+
+    For parts of many operations: MLX takes up only some hundred at a time, in the order of the results, so that of
+    longer shares (`in_lanes`) one lane's would be done before another's begin.
+    """
+    if len(parts) == 1 or lane_count() == 1 or getattr(_NOW, "shared", False):
+        return [compute(part) for part in parts]
+    made = []
+    _NOW.shared = True
+    try:
+        for number, part in enumerate(parts):
+            lane = number % lane_count()
+            with mx.stream(_OTHERS[lane - 1]) if lane else nullcontext():
+                made.append(compute(part))
     finally:
         _NOW.shared = False
     return made

@@ -8,7 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..kernels import one_row
-from ..kernels.few_rows import ALIGNED, MOST_ROWS
+from ..kernels.few_rows import ALIGNED, MOST_ROWS, unpacks
 from ..kernels.lanes import LEAST_SHARED, in_lanes, lane_count
 from ..kernels.matmul import matmul
 from ..kernels.once import cut
@@ -65,9 +65,13 @@ class QuantizedLinear(Readable, nn.QuantizedLinear):
 
 
 def worth_lanes(x: mx.array, *maps: nn.Module) -> bool:
-    """Whether a CPU's lanes may each take some outputs of these maps: quantized, and x [.., in] of a few rows."""
+    """Whether a CPU's lanes may each take some outputs of these maps: quantized, x [.., in] of a few rows, and none of
+    the products is one that shares itself out (kernels/few_rows)."""
     few = x.size // x.shape[-1] <= MOST_ROWS and mx.default_device().type == mx.cpu
-    return few and lane_count() > 1 and all(type(m) is QuantizedLinear and "bias" not in m for m in maps)
+    if not few or lane_count() == 1 or not all(type(m) is QuantizedLinear and "bias" not in m for m in maps):
+        return False
+    sizes = ((m, m.weight.shape[0], m.scales.shape[1] * m.group_size) for m in maps)
+    return not any(unpacks(x, outputs, inputs=inputs, bits=m.bits, mode=m.mode) for m, outputs, inputs in sizes)
 
 
 def rows_in_lanes(compute: Callable[[slice], mx.array], count: int, work: int) -> list[mx.array]:

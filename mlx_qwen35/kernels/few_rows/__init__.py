@@ -17,19 +17,22 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Callable, Iterator
+import threading
+import weakref
+from collections.abc import Callable
 from functools import cache
 
 import mlx.core as mx
 
-from ..lanes import in_lanes
-from ..once import cut
+from ..lanes import in_turning_lanes, lane_count
+from ..once import cut, once
 
 MOST_ROWS = 16  # from there on one product of all rows costs less
 ALIGNED = 64  # outputs: cuts lie between as many, so that a BLAS takes those of a part as it takes them of the whole
 _BLOCK = 2**19  # values of a block: their unpacked halves go into a second-level cache
 _LEAST_UNPACKED = 2**15  # values of a matrix; MLX's kernel has a smaller one done before the operations here are begun
 _LEAST_SHARED = {True: 2**18, False: 2**20}  # values that are worth a lane of their own, unpacked or plain
+_LAST = threading.local()  # made: what `_prepared` gave last
 
 
 @cache
@@ -41,9 +44,10 @@ def fast_blas() -> bool:
         return False
 
 
-def unpacks(x: mx.array, outputs: int, *, bits: int, mode: str) -> bool:
-    """Whether `quantized` is the form for a few rows x [.., in] and a matrix of so many outputs."""
-    large = outputs * x.shape[-1] >= _LEAST_UNPACKED
+def unpacks(x: mx.array, outputs: int, *, bits: int, mode: str, inputs: int | None = None) -> bool:
+    """Whether `quantized` is the form for a few rows x [.., in] and a matrix of so many outputs; inputs: if others than
+    those of x."""
+    large = outputs * (inputs or x.shape[-1]) >= _LEAST_UNPACKED
     return large and by_bytes(bits, mode) and x.dtype == mx.float32 and fast_blas()
 
 
@@ -54,47 +58,83 @@ def by_bytes(bits: int, mode: str) -> bool:
 
 def matmul(x: mx.array, weight: mx.array) -> mx.array:
     """x [.., in], weight [out, in] -> [.., out]."""
-    columns = x.reshape(-1, x.shape[-1], 1)
-
-    def block(taken: slice) -> mx.array:
-        return cut(weight, taken) @ columns
-
-    return _by_blocks(x, weight.shape[0], block, unpacked=False)
+    rows = rows_of(x)
+    columns = x.reshape(rows, -1, 1) if rows > 1 else x.reshape(-1, 1)
+    y = _by_blocks(x, weight.shape[0], lambda taken: cut(weight, taken) @ columns, unpacked=False)
+    return y.reshape(*x.shape[:-1], -1)
 
 
 def quantized(
-    x: mx.array, weight: mx.array, scales: mx.array, biases: mx.array, *, group_size: int, bits: int
+    x: mx.array,
+    weight: mx.array,
+    scales: mx.array,
+    biases: mx.array,
+    *,
+    group_size: int,
+    bits: int,
+    kept: bool = True,
 ) -> mx.array:
-    """x [.., in], weight, scales, biases of mx.quantize for [out, in], affine -> [.., out]."""
-    product = Unpacked(x, group_size, bits)
+    """x [.., in], weight, scales, biases of mx.quantize for [out, in], affine -> [.., out].
+
+    kept: whether later calls have these arrays, and not others.
+    """
+    columns, sums = _once_for_all_products(x, group_size, bits)
+    before = mx.stop_gradient(x)  # it is no gradient of the weights that x has
 
     def block(taken: slice) -> mx.array:
-        return product(*(cut(part, taken) for part in (weight, scales, biases)))
-
-    return _by_blocks(x, weight.shape[0], block, unpacked=True)
-
-
-class Unpacked:
-    """Rows x [.., in] that are to meet blocks of quantized weights."""
-
-    def __init__(self, x: mx.array, group_size: int, bits: int):
-        self._x, self._bits, places = x, bits, 8 // bits
-        flat = x.reshape(-1, x.shape[-1])
-        # Values at one place of all bytes side by side, as the weights will lie.
-        self._columns = [_columns(flat[:, place::places] if places > 1 else flat) for place in range(places)]
-        self._sums = _columns(flat.reshape(len(flat), -1, group_size).sum(axis=-1))
-
-    def __call__(self, weight: mx.array, scales: mx.array, biases: mx.array) -> mx.array:
-        """A block [o, ..] of all rows' matrix -> [rows, o, 1]; a block of each row's own, [rows, o, ..], likewise."""
+        part, scale = _parts(weight, scales, taken, kept)
         # Only once x is there: lanes would run ahead and hold the weights of many layers unpacked.
-        # (It is no gradient of theirs that x has.)
-        (weight,) = mx.depends([weight], [mx.stop_gradient(self._x)])
-        groups = (*scales.shape, -1)
-        scales, biases = scales.astype(mx.float32)[..., None], biases.astype(mx.float32)
-        y = biases @ self._sums
-        for place, column in enumerate(self._columns):
-            y = y + (codes(weight, place, self._bits).reshape(groups) * scales).flatten(-2) @ column
+        (packed,) = mx.depends([part], [before])
+        y = None
+        for place, column in enumerate(columns):
+            masked = packed & _mask(bits * (place + 1)) if place < len(columns) - 1 else packed
+            values = masked.view(mx.uint8).astype(mx.float32).reshape(*scale.shape[:-1], -1)
+            values = (values * scale).flatten(-2)
+            y = values @ column if y is None else mx.addmm(y, values, column)
         return y
+
+    y = _by_blocks(x, weight.shape[0], block, unpacked=True)
+    return mx.addmm(y, biases.astype(mx.float32), sums).reshape(*x.shape[:-1], -1)
+
+
+def _parts(weight: mx.array, scales: mx.array, taken: slice, kept: bool) -> tuple[mx.array, mx.array]:
+    """weight[taken], and the scales of these outputs [o, groups, 1]."""
+    if not kept or scales.dtype != mx.float32:
+        return weight[taken], scales[taken].astype(mx.float32)[..., None]
+    return cut(weight, taken), once(scales, ("tall", taken.start, taken.stop), lambda a: a[taken][..., None])
+
+
+def _once_for_all_products(x: mx.array, group_size: int, bits: int) -> tuple[list[mx.array], mx.array]:
+    """_prepared(x), remembered for the products that meet the same x one after the other."""
+    held = getattr(_LAST, "made", None)
+    if held is None or held[0]() is not x or held[1] != (group_size, bits):
+        held = _LAST.made = weakref.ref(x), (group_size, bits), _prepared(x, group_size, bits)
+    return held[2]
+
+
+def _prepared(x: mx.array, group_size: int, bits: int) -> tuple[list[mx.array], mx.array]:
+    """x [.., in] -> what meets the values at each place of all bytes, [rows, in * bits / 8, 1] each, and the sums over
+    groups [rows, in / group_size, 1].
+
+    A byte b of two codes, and x for both: code 0 is b & 15, and 16 code 1 is b - (b & 15), so that
+
+        code 0 x0 + code 1 x1 = (b & 15) (x0 - x1 / 16) + b x1 / 16
+
+    which takes one operation for each weight less than shifting; so with more codes a byte.
+    """
+    flat = x.reshape(-1, x.shape[-1])
+    places = 8 // bits
+    sums = flat.reshape(len(flat), -1, group_size).sum(axis=-1)[..., None]
+    if places == 1:
+        return [flat[..., None]], sums
+    own = [flat[:, place::places] * 2.0 ** (-bits * place) for place in range(places)]
+    pairs = zip(own, [*own[1:], None], strict=True)
+    return [(one if after is None else one - after)[..., None] for one, after in pairs], sums
+
+
+def _mask(bits: int) -> int:
+    """The lowest bits of each byte of 32 bits."""
+    return (2**bits - 1) * 0x01010101
 
 
 def codes(weight: mx.array, place: int, bits: int) -> mx.array:
@@ -107,29 +147,13 @@ def codes(weight: mx.array, place: int, bits: int) -> mx.array:
     return weight.view(mx.uint8).astype(mx.float32)
 
 
-def _columns(x: mx.array) -> mx.array:
-    """x [.., n] -> [rows, n, 1]: a vector for each row."""
-    return mx.contiguous(x.reshape(-1, x.shape[-1], 1))
-
-
 def _by_blocks(x: mx.array, outputs: int, block: Callable[[slice], mx.array], *, unpacked: bool) -> mx.array:
-    """block(taken) [rows, o, 1] of all outputs, in lanes -> [.., outputs]."""
+    """block(taken) [.., o, 1] of all outputs, one after the other in turning lanes -> [.., outputs, 1]."""
     inputs = x.shape[-1]
-
-    def share(taken: slice) -> mx.array:
-        made = [block(part) for part in blocks(taken, inputs)]
-        return made[0] if len(made) == 1 else mx.concatenate(made, axis=1)
-
-    made = in_lanes(share, outputs, least=-(-_LEAST_SHARED[unpacked] // inputs), aligned=ALIGNED)
-    y = made[0] if len(made) == 1 else mx.concatenate(made, axis=1)
-    return y.reshape(*x.shape[:-1], outputs)
-
-
-def blocks(taken: slice, inputs: int) -> Iterator[slice]:
-    """Slices of `taken` outputs whose weights go into a cache."""
-    step = max(ALIGNED, _BLOCK // inputs // ALIGNED * ALIGNED)
-    for start in range(taken.start, taken.stop, step):
-        yield slice(start, min(start + step, taken.stop))
+    lanes = max(1, min(lane_count(), outputs * inputs // _LEAST_SHARED[unpacked]))
+    step = min(_BLOCK // inputs // ALIGNED, -(-outputs // lanes // ALIGNED)) * ALIGNED or ALIGNED
+    made = in_turning_lanes(block, [slice(start, min(start + step, outputs)) for start in range(0, outputs, step)])
+    return made[0] if len(made) == 1 else mx.concatenate(made, axis=-2)
 
 
 def rows_of(x: mx.array) -> int:

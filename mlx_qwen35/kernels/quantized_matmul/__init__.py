@@ -31,15 +31,19 @@ def quantized_matmul(
     group_size: int,
     bits: int,
     mode: str,
+    kept: bool = True,
 ) -> mx.array:
-    """x [.., in], weight, scales, biases of mx.quantize for [out, in] -> [.., out]."""
+    """x [.., in], weight, scales, biases of mx.quantize for [out, in] -> [.., out].
+
+    kept: whether later calls have these arrays, and not others.
+    """
     how = {"group_size": group_size, "bits": bits, "mode": mode}
 
     if mx.default_device().type != mx.cpu:
         return mx.quantized_matmul(x, weight, scales, biases, transpose=True, **how)
     rows, (outputs, inputs) = math.prod(x.shape[:-1]), (weight.shape[0], x.shape[-1])
     if rows <= few_rows.MOST_ROWS and few_rows.unpacks(x, outputs, bits=bits, mode=mode):
-        return few_rows.quantized(x, weight, scales, biases, group_size=group_size, bits=bits)
+        return few_rows.quantized(x, weight, scales, biases, group_size=group_size, bits=bits, kept=kept)
     if rows <= rows_alone(bits, mode) or x.dtype != mx.float32:
         packed = [part for part in (weight, scales, biases) if part is not None]
 
