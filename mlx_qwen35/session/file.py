@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from glob import escape
@@ -155,8 +155,14 @@ def read_beginning(path: Path) -> Beginning:
         return Beginning(description, tokens, shown, tuple(sorted(points)))
 
 
-def read_all(path: Path) -> tuple[dict[str, Any], dict[str, mx.array]]:
-    """(description with its Media, arrays); raises SessionError where a byte is not what was written."""
+Part = Callable[[str, np.ndarray], "np.ndarray | None"]  # of an array by its name; None: nothing
+
+
+def read_all(path: Path, part: Part | None = None) -> tuple[dict[str, Any], dict[str, mx.array]]:
+    """(description with its Media, arrays); raises SessionError where a byte is not what was written.
+
+    part: what to keep of each array; the rest is read, checked and let go, one array at a time.
+    """
     with _refusing(path):
         entries, metadata = read_header(path)
         with open(path, "rb") as file:
@@ -172,7 +178,7 @@ def read_all(path: Path) -> tuple[dict[str, Any], dict[str, mx.array]]:
                 digest.update(memoryview(values).cast("B"))
                 if name.startswith("media."):
                     pixels[name.removeprefix("media.")] = values
-                else:
+                elif part is None or (values := part(name, values)) is not None:
                     array = mx.array(values)
                     arrays[name] = array.view(mx.bfloat16) if entry.dtype == "BF16" else array
         if _CHECKSUM not in entries:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
+import numpy as np
 
 from mlx_qwen35 import checks
 from mlx_qwen35.cache import AnyLayer, Cache, DeltaState, KVCache, Snapshot, StretchedKVCache
@@ -112,6 +113,46 @@ def unpack(description: dict[str, Any], arrays: dict[str, mx.array], session: Se
         cache.draft.go_back(at_end, cache.offset)
     session.cache = cache
     session.shown = [(start, medium) for start, medium in description["shown"]]
+
+
+def part_of(description: dict[str, Any], point: int) -> file.Part | None:
+    """What `cut_to` needs of each array for the past up to a point, one of its marks; None: all of them, since this is
+    the end, or keys and values lie in stretches."""
+    kept = [mark["offset"] for mark in description["marks"] if mark["offset"] <= point]
+    if kept[-1:] != [point] or any(isinstance(layer, list) for layer in description["layers"]):
+        return None
+
+    def part(name: str, values: np.ndarray) -> np.ndarray | None:
+        whose, *rest = name.split(".")
+        if whose == "tokens":
+            return values[:point]
+        if whose == "layers":
+            return values[..., :point, :] if rest[-1] in _KINDS else None
+        return None if whose in ("marks", "drafts") and int(rest[0]) >= len(kept) else values
+
+    return part
+
+
+def cut_to(description: dict[str, Any], arrays: dict[str, mx.array], point: int) -> None:
+    """Makes what `part_of` left of a session one that ends at that point."""
+    marks = [mark for mark in description["marks"] if mark["offset"] <= point]
+    last = len(marks) - 1
+    for at in range(len(description["layers"])):
+        _put_states(_states(f"marks.{last}.{at}", arrays), f"layers.{at}", arrays)
+    description |= {
+        "layers": [layer and point for layer in description["layers"]],
+        "marks": marks,
+        "rope_delta": marks[-1]["rope_delta"],
+        "shown": [(start, medium) for start, medium in description["shown"] if start < point],
+    }
+    drafts = description["drafts"]
+    if drafts is not None:
+        drafts["points"] = [*drafts["points"][: last + 1], drafts["points"][last]]
+        arrays |= {
+            f"drafts.{last + 1}.{kind}": arrays[f"drafts.{last}.{kind}"]
+            for kind in Taken._fields
+            if f"drafts.{last}.{kind}" in arrays
+        }
 
 
 def check_fit(path: Path, description: dict[str, Any], here: Mapping[str, str], model: Model) -> None:

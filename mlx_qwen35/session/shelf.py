@@ -23,7 +23,7 @@ from mlx_qwen35.errors import Qwen35Error, Qwen35Warning
 from mlx_qwen35.session import file
 from mlx_qwen35.session.behind import SUFFIX, Behind, Job, names_of
 from mlx_qwen35.session.fingerprint import fingerprint, hash_of
-from mlx_qwen35.session.saving import check_fit, form_of, packed, unpack
+from mlx_qwen35.session.saving import check_fit, cut_to, form_of, packed, part_of, unpack
 from mlx_qwen35.session.timeline import Session
 from mlx_qwen35.session.tree import Tree, key_of
 
@@ -56,7 +56,7 @@ class Shelf:
 
     def __init__(self, folder: str | Path, model: Model, processor: Processor | None, most_bytes: int) -> None:
         """Reads headers and tokens of all files that are this model's."""
-        self._folder, self._most_bytes = Path(folder), most_bytes
+        self._folder, self._most_bytes = Path(folder).expanduser(), most_bytes
         self._model, self._processor = model, processor
         self._whose = fingerprint(model, processor)
         self._prefix = hash_of([self._whose, form_of(model)])[:12]
@@ -66,7 +66,7 @@ class Shelf:
         self._behind: Behind | None = None
         self._jobs: list[tuple[Job, Filed]] = []
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            self._folder.mkdir(0o700, parents=True, exist_ok=True)  # what was said is nobody else's business
             self._behind = Behind(self._folder.resolve(), most_bytes)
         except OSError as error:
             self._say(f"{folder} cannot be used ({error.strerror}): what is computed is kept in memory alone")
@@ -109,11 +109,14 @@ class Shelf:
                 best, furthest = filed, point
         return best, furthest
 
-    def read(self, filed: Filed, session: Session) -> bool:
-        """Give a new session the past of a file; whether that could be done."""
+    def read(self, filed: Filed, point: int, session: Session) -> bool:
+        """Give a new session the past of a file up to one of its points, or all of it; whether that could be done."""
         try:
-            description, arrays = file.read_all(filed.path)
+            part = part_of(file.read_description(filed.path), point)
+            description, arrays = file.read_all(filed.path, part)
             check_fit(filed.path, description, self._whose, self._model)
+            if part is not None:
+                cut_to(description, arrays, point)
             unpack(description, arrays, session)
         except Qwen35Error as error:
             if filed.path.exists():  # or another process has just made room

@@ -61,6 +61,8 @@ class Store:
         wrong with it is said in one Qwen35Warning, and the store goes on without.
         """
         checks.model_and_processor("Store", model, processor, optional=True)
+        if directory is not None:
+            checks.path("directory", directory)
         checks.whole("most_bytes", most_bytes, 0)
         checks.path("directory", directory, optional=True)
         checks.whole("most_disk_bytes", most_disk_bytes, 0)
@@ -91,7 +93,7 @@ class Store:
         if self._is_coming(asked, max(point, further)):
             return None
         if filed is not None:
-            session = self._read(filed)
+            session = self._read(filed, further)
             if session is None:
                 return self.begin(prompt)
             path = Path(session)
@@ -126,7 +128,7 @@ class Store:
         if self._is_coming(asked, max(own, point, further)):
             return False
         if filed is not None:
-            read = self._read(filed)
+            read = self._read(filed, further)
             if read is None:
                 return self.seed(session, prompt)
             session.begin_with(read.tokens, read.shown, read.cache, read.marks)
@@ -251,11 +253,11 @@ class Store:
         filed, point = self._shelf.best(asked.key, len(asked.key) - 1)
         return (filed, point) if filed is not None and point - held >= _READ else (None, 0)
 
-    def _read(self, filed: Filed) -> Session | None:
-        """A session with the past of a file; None: it cannot be had."""
-        self._make_room(filed.nbytes)
+    def _read(self, filed: Filed, point: int) -> Session | None:
+        """A session with the past of a file, no shorter than up to a point; None: it cannot be had."""
+        self._make_room(filed.nbytes * point // len(filed.key))
         session = Session(self.model, self._processor, snapshot_bytes=self._snapshot_bytes)
-        return session if self._shelf.read(filed, session) else None
+        return session if self._shelf.read(filed, point, session) else None
 
     def _put_down(self, path: Path) -> None:
         """Have a path written that has just been settled, if the disk has less of it."""

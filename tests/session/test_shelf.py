@@ -167,7 +167,7 @@ def test_what_is_being_written_stays_as_it_was(tmp_path, monkeypatch):
     shelf = Shelf(tmp_path, MODEL, None, 1 << 30)
     assert len(paths(tmp_path)) == 1  # the longer one has taken the place of the first
     filed, point = shelf.best(store._tree.key(next(iter(store._tree))), 1000)
-    assert point == 130 and shelf.read(filed, session)
+    assert point == 130 and shelf.read(filed, 1 << 30, session)
     for array, kept in zip(session.cache.arrays(), before, strict=True):
         if array.ndim == 4 and array.shape[2] == 130:
             assert (np.array(array)[:, :, :100] == kept[:, :, :100]).all()
@@ -283,7 +283,7 @@ def test_files_come_and_go_while_it_runs(filled):
     filed, _ = held._on_disk(held._prompts.of(asked(TRUNK[900:1000], 1)), 0)
     for path in paths(filled):
         path.unlink()
-    assert not held._shelf.read(filed, Session(MODEL))  # gone between two looks: no line
+    assert not held._shelf.read(filed, 99, Session(MODEL))  # gone between two looks: no line
 
 
 def test_a_folder_that_cannot_be_used(tmp_path):
@@ -326,7 +326,8 @@ def test_killed_at_any_moment_whole_files_are_left(tmp_path):
         store.close()
         assert not list(folder.glob(".*.partial")) and not (folder / ".writing.lock").exists()
         for path in paths(folder):
-            assert Shelf(folder, MODEL, None, 1 << 30).read(made(folder)._shelf._names[path.name], Session(MODEL))
+            shelf = Shelf(folder, MODEL, None, 1 << 30)
+            assert shelf.read(shelf._names[path.name], 1 << 30, Session(MODEL))
 
 
 def test_what_a_kill_left_twice_is_deleted(filled):
@@ -338,7 +339,7 @@ def test_what_a_kill_left_twice_is_deleted(filled):
     (first,) = paths(filled)[:1]
     longer = Session(MODEL)
     shelf = Shelf(filled, MODEL, None, 1 << 30)
-    assert shelf.read(shelf._names[first.name], longer)
+    assert shelf.read(shelf._names[first.name], 1 << 30, longer)
     key = shelf._names[first.name].key
     shelf.put(longer, longer.marks, key, None)  # the same once more
     shelf.close()
@@ -375,3 +376,18 @@ def test_many_files_are_looked_at_and_not_read(filled, monkeypatch):
     shelf = Shelf(filled, MODEL, None, 1 << 30)
     assert len(shelf._tree) == 1 and not opened  # all say the same
     mx.synchronize()
+
+
+@pytest.mark.parametrize("form", [None, KVFormat(8, 32, 70)])
+def test_of_a_long_file_only_the_beginning_is_kept(tmp_path, form):
+    model, _ = tiny_model(head_dim=32, rope_parameters={"mrope_section": [4, 2, 2]})
+    model.kv_form = form
+    store = made(tmp_path, model)
+    answered(store, asked(TRUNK[:200], TRUNK, turns=(0, 200, 1699)), 3)
+    store.close()
+    store, prompt = made(tmp_path, model), asked(TRUNK[:200], 1, 2)
+    row = answered(store, prompt, 3)
+    wanted = answered(made(tmp_path / "none", model), prompt, 3)
+    assert row.computed == 2 and row.said == wanted.said
+    assert store.nbytes < 1.3 * wanted.store.nbytes
+    np.testing.assert_allclose(np.array(row.logits), np.array(wanted.logits), atol=1e-4)
