@@ -87,6 +87,8 @@ class Soak:
             if session is not None:
                 with self._lock:
                     self._busy.discard(session)
+                    if draw.random() < 0.1:
+                        self._sessions[session].forget()
         self._judge(number, what, options, outcome)
 
     def _options(self, draw: random.Random) -> dict[str, Any]:
@@ -136,7 +138,7 @@ class Soak:
                 pass
         done = _end(answer)
         each = done if isinstance(done, list) else [done]
-        if "response_format" in options and not options.get("stop"):
+        if "response_format" in options and not options.get("stop") and "tools" not in options:  # or it may be a call
             for one in each:
                 if one.finish_reason == "stop":
                     content = one.text.rpartition("</think>")[2]
@@ -181,8 +183,9 @@ def main() -> int:
     model, processor = load(mtp=True)
     mx.eval(model.parameters())
     before = mx.get_active_memory()
+    told = time.monotonic()
     begin, first_minute, numbers, lock = time.monotonic(), None, iter(range(args.requests)), threading.Lock()
-    engine = Engine(model, processor, most_rows=args.rows, cache_bytes=64 << 20)
+    engine = Engine(model, processor, most_rows=args.rows, cache_bytes=24 << 20)
     soak = Soak(engine, model, args.seed)
 
     def client() -> None:
@@ -199,6 +202,11 @@ def main() -> int:
         thread.start()
     while any(thread.is_alive() for thread in clients):
         time.sleep(0.5)
+        if time.monotonic() - told >= 30:
+            told = time.monotonic()
+            sizes = (resident_memory(), mx.get_active_memory(), mx.get_cache_memory())
+            shown = ", ".join(f"{size / 1e6:.0f}" for size in sizes)
+            print(f"{told - begin:5.0f} s: {shown} MB (resident, MLX in use, MLX kept)", file=sys.stderr, flush=True)
         if first_minute is None and time.monotonic() - begin > min(60.0, 20 * args.minutes):
             first_minute = resident_memory()
     until = time.monotonic() + PATIENCE
