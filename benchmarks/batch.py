@@ -10,7 +10,8 @@ lengths that are asked for. Parts:
 
     together  requests of unequal prompts and answers, at most so many rows at a time; when one leaves, the next joins.
               "total": tokens of all answers a second, prompts included. "running": the same while all rows run and no
-              prompt is read, of as many requests of equal length as there are rows
+              prompt is read, of as many requests of equal length as there are rows; the engine reads all prompts
+              at once then, as the peers do
     alone     one request after the other: ours and the build before, in many short turns
     mixed     eight rows, long answers and short ones: ours with rows that join, before with its longest row
     stall     seconds between two tokens of rows that run, while a long prompt comes in, and without it
@@ -91,8 +92,10 @@ class Bench:
         self.case, self.sides, self._arguments, self._ids = case, each, arguments, ids
         self.records: list[Record] = []
 
-    def _ask(self, names: Sequence[str], asked: Work, rows: int, rounds: int) -> dict[str, list[Record]]:
-        calls = [lambda side=self.sides[name]: side.answers(asked, rows) for name in names]
+    def _ask(
+        self, names: Sequence[str], asked: Work, rows: int, rounds: int, hurry: bool = False
+    ) -> dict[str, list[Record]]:
+        calls = [lambda side=self.sides[name]: side.answers(asked, rows, hurry) for name in names]
         made = in_turns(calls, rounds, warm=0)
         return {name: [turn[place] for turn in made] for place, name in enumerate(names)}
 
@@ -118,7 +121,7 @@ class Bench:
             self._record("together", "total", rows, rates, same=_same(made))
             asked = work(rows, 8, [self._arguments.tokens + rows] * rows, self._ids)
             names = [name for name in names if name != "ours"]  # which gives no token before the last
-            made = self._ask(names, asked, rows, self._arguments.rounds)
+            made = self._ask(names, asked, rows, self._arguments.rounds, hurry=True)
             rates = {name: [running(answer, asked) for answer in answers] for name, answers in made.items()}
             self._record("together", "running", rows, rates, same=_same(made))
 
@@ -171,7 +174,9 @@ def _against(name: str, ours: list[float], theirs: list[float]) -> Record:
 
 def _gaps(seconds: Sequence[float]) -> dict[str, float]:
     ordered = sorted(seconds)
-    return {"median": statistics.median(ordered), "p95": ordered[int(0.95 * (len(ordered) - 1))], "max": ordered[-1]}
+    mean = statistics.fmean(ordered)
+    p95 = ordered[int(0.95 * (len(ordered) - 1))]
+    return {"mean": mean, "median": statistics.median(ordered), "p95": p95, "max": ordered[-1]}
 
 
 def _same(made: dict[str, list[Record]]) -> float:

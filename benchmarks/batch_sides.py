@@ -35,6 +35,7 @@ sys.path[1:1] = [str(CHECKOUT)]
 
 from benchmarks import sides  # noqa: E402
 
+_HURRY = 1000.0  # seconds of prompts for each second of steps
 Work = Sequence[tuple[list[int], int]]  # (prompt, tokens of its answer), in the order in which they are asked
 
 
@@ -46,13 +47,13 @@ class BatchSide(sides.Side):
     def __init__(self, name: str, folder: Path, checkout: Path | None = None):
         super().__init__(name, folder, *([] if checkout is None else [str(checkout)]))
 
-    def answers(self, work: Work, rows: int) -> dict[str, Any]:
-        """All of them, at most `rows` at a time.
+    def answers(self, work: Work, rows: int, hurry: bool = False) -> dict[str, Any]:
+        """All of them, at most `rows` at a time. hurry: prompts need not be slow for those who answer meanwhile.
 
         "seconds" for all. "stamps": for each request the seconds when its tokens came; None where a side gives all at
         its end, then "prompted" is when the prompts were read. "tokens": each answer.
         """
-        return self.send({"job": "answers", "work": work, "rows": rows})
+        return self.send({"job": "answers", "work": work, "rows": rows, "hurry": hurry})
 
     def stall(self, running: Work, late: list[int], quiet: int) -> dict[str, Any]:
         """Rows run; once each has had `quiet` gaps between tokens, a prompt comes in, up to its first token.
@@ -79,7 +80,7 @@ class _Stepped:
     def drop(self, name: int) -> None:
         raise NotImplementedError
 
-    def answers(self, work: Work, rows: int) -> dict[str, Any]:
+    def answers(self, work: Work, rows: int, hurry: bool) -> dict[str, Any]:
         self.start()
         waiting, names = deque(range(len(work))), {}
         stamps, tokens = [[] for _ in work], [[] for _ in work]
@@ -193,7 +194,7 @@ class _Ours:
         self._processor = replace(whole, eos_token_ids=frozenset())
         self._sampling = Sampling(temperature=0.0)
 
-    def answers(self, work: Work, rows: int) -> dict[str, Any]:
+    def answers(self, work: Work, rows: int, hurry: bool) -> dict[str, Any]:
         from mlx_qwen35 import generate_batch
 
         begin = time.perf_counter()
@@ -210,7 +211,7 @@ class _Ours:
 
 
 class _Before(_Ours):
-    def answers(self, work: Work, rows: int) -> dict[str, Any]:
+    def answers(self, work: Work, rows: int, hurry: bool) -> dict[str, Any]:
         from mlx_qwen35 import generate_batch, stream_generate
 
         begin, prompted = time.perf_counter(), []
@@ -244,11 +245,12 @@ class _Before(_Ours):
 
 
 class _Engine(_Ours):
-    def answers(self, work: Work, rows: int) -> dict[str, Any]:
+    def answers(self, work: Work, rows: int, hurry: bool) -> dict[str, Any]:
         from mlx_qwen35 import Engine
 
         stamps, tokens = [[] for _ in work], [[] for _ in work]
-        with Engine(self._model, self._processor, most_rows=rows) as engine:
+        options = {"pause": _HURRY} if hurry else {}
+        with Engine(self._model, self._processor, most_rows=rows, **options) as engine:
             begin = time.perf_counter()
 
             def read(number: int) -> None:
