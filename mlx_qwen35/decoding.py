@@ -13,7 +13,6 @@ import mlx.core as mx
 if TYPE_CHECKING:
     from mlx_qwen35.cache import Snapshot
     from mlx_qwen35.parts import Told
-    from mlx_qwen35.sampling import History, Sampler
 
 Drawn = tuple[mx.array, mx.array]  # token [B], logprobs [B, V], both perhaps not yet computed
 
@@ -35,11 +34,3 @@ class Step:
     from_draft: bool = False
     drafted: int = 0
     told: Told | None = None
-
-
-def draw(logits: mx.array, sampler: Sampler, history: History) -> Drawn:
-    """A token from logits [1, V], on its way."""
-    token, logprobs = sampler(logits, history)
-    history.append(token)
-    mx.async_eval(token)
-    return token, logprobs

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
-from mlx_qwen35.decoding import Step, draw
+from mlx_qwen35.decoding import Step
 from mlx_qwen35.engine import request as requests
 from mlx_qwen35.engine.collecting import Collected
 from mlx_qwen35.engine.group import Group, Seat
@@ -95,8 +95,9 @@ def decode(
     """
     if max_tokens < 1:
         return
-    group = Group(model)
-    group.change(joining=[Seat(cache, sampler, history, drawn=draw(logits, sampler, history))])
+    group, seat = Group(model), Seat(cache, sampler, history)
+    seat.draw_first(logits)
+    group.change(joining=[seat])
     for number in range(1, max_tokens + 1):
         yield from group.step(drawing=number < max_tokens)
 

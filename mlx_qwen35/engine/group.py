@@ -61,12 +61,6 @@ class Seat:
         mx.async_eval(token)
         self.drawn = token, logprobs
 
-    def tell(self, drawn: Drawn) -> Told | None:
-        """Of one token that was drawn."""
-        if self.top is None:
-            return None
-        return tell(*drawn, self.top)[0]
-
 
 class Group:
     """Seats whose rows take their steps together; one alone has the calls that a single sequence has."""

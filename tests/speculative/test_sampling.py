@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from mlx_qwen35.cache import Cache
-from mlx_qwen35.decoding import draw
 from mlx_qwen35.engine.drafted import Drafted
 from mlx_qwen35.engine.group import Seat
 from mlx_qwen35.generation import decode, stream_generate
@@ -62,7 +61,9 @@ def drawn(sampling: Sampling, drafter: Table | None, count: int = TOKENS) -> lis
         return [step.token for step in decode(model, cache, logits, sampler, history, max_tokens=count)]
     follower = cache.draft = Drafting(drafter, 3, steady=True).drafter(model, cache)
     follower.prime(mx.array([[0]]), logits[None])
-    made = Drafted(model, Seat(cache, sampler, history, follower, drawn=draw(logits, sampler, history)))
+    seat = Seat(cache, sampler, history, follower)
+    seat.draw_first(logits)
+    made = Drafted(model, seat)
     tokens: list[int] = []
     while len(tokens) < count:
         tokens += [step.token for step in made.steps(count - len(tokens))]
