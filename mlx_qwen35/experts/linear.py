@@ -13,6 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from ..kernels.few_rows import plain_blas
 from ..kernels.matmul import matmul
 from ..kernels.once import cut
 from ..kernels.quantized_matmul import quantized_matmul
@@ -63,8 +64,10 @@ class ExpertLinear(_Expert):
         return matmul(rows, self.weight[expert])
 
     def of_each(self, expert_ids: mx.array, rows: mx.array) -> mx.array:
-        """rows [R, in], each through the map of its own expert, expert_ids [R] -> [R, out]: matrix times vector, which
-        has the bits that kernels.matmul has for each row, and on a CPU costs less than the other way round."""
+        """rows [R, in], each through the map of its own expert, expert_ids [R] -> [R, out], with the bits that
+        kernels.matmul has for each row."""
+        if plain_blas():
+            return self(rows[:, None], expert_ids, sorted_indices=False).squeeze(-2)
         return mx.gather_mm(self.weight, rows[..., None], lhs_indices=expert_ids).squeeze(-1)
 
     def to_quantized(

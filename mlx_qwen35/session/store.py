@@ -166,10 +166,13 @@ class Store:
         checks.whole("amount", amount, 0)
         self._catch_up()
         before = self.nbytes
-        self._free(amount)
-        for job in self._waiting_for_disk():  # nobody has room for what is to be written
-            if before - self.nbytes < amount:
-                self._shelf.cancel(job)
+        while (missing := amount - (before - self.nbytes)) > 0:
+            freed = self._free(missing)
+            for job in self._waiting_for_disk():  # nobody has room for what is to be written
+                if before - self.nbytes < amount:
+                    self._shelf.cancel(job)
+            if not freed:
+                break
         return before - self.nbytes
 
     def clear(self) -> None:

@@ -165,7 +165,8 @@ class Course(RuleBasedStateMachine):
             before = self.store.nbytes
             freed = self.store.give_up(amount)
             assert freed == before - self.store.nbytes
-            left = self.store.nbytes - self.store.pinned_bytes - sum(job.nbytes for job in self.store._shelf.jobs)
+            writing = sum(job.nbytes for job in self.store._shelf.jobs)  # first: one may end at any time
+            left = self.store.nbytes - self.store.pinned_bytes - writing
             assert freed >= amount or left <= 0
         else:
             for row in self.running:

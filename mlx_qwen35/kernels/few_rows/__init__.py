@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import sys
 import threading
 import weakref
 from collections.abc import Callable
@@ -28,7 +29,8 @@ from ..lanes import in_turning_lanes, lane_count
 from ..once import cut, once
 
 MOST_ROWS = 16  # from there on one product of all rows costs less
-ALIGNED = 64  # outputs: cuts lie between as many, so that a BLAS takes those of a part as it takes them of the whole
+ALIGNED = 64  # outputs: cuts lie between as many, so that a BLAS takes those of a part as it takes them of the whole; 
+# OpenBLAS with threads does so where the inputs are even
 _BLOCK = 2**19  # values of a block: their unpacked halves go into a second-level cache
 _LEAST_UNPACKED = 2**15  # values of a matrix; MLX's kernel has a smaller one done before the operations here are begun
 _LEAST_SHARED = {True: 2**18, False: 2**20}  # values that are worth a lane of their own, unpacked or plain
@@ -42,6 +44,13 @@ def fast_blas() -> bool:
         return hasattr(ctypes.CDLL(None), "openblas_get_corename")
     except (OSError, TypeError):
         return False
+
+
+@cache
+def plain_blas() -> bool:
+    """Whether it is the BLAS of MLX's Linux wheel. It adds up every sum in the order of the inputs, however many rows
+    there are, and is slow with a single column."""
+    return sys.platform == "linux" and not fast_blas()
 
 
 def unpacks(x: mx.array, outputs: int, *, bits: int, mode: str, inputs: int | None = None) -> bool:
@@ -58,9 +67,14 @@ def by_bytes(bits: int, mode: str) -> bool:
 
 def matmul(x: mx.array, weight: mx.array) -> mx.array:
     """x [.., in], weight [out, in] -> [.., out]."""
-    rows = rows_of(x)
-    columns = x.reshape(rows, -1, 1) if rows > 1 else x.reshape(-1, 1)
-    y = _by_blocks(x, weight.shape[0], lambda taken: cut(weight, taken) @ columns, unpacked=False)
+    if weight.size <= _BLOCK:  # one block: most matrices of a small model, whose time is that of the calls
+        return x @ weight.T if plain_blas() else (weight @ x.reshape(*x.shape, 1)).squeeze(-1)
+    if plain_blas():
+        rows = x.reshape(-1, 1, x.shape[-1])
+        y = _by_blocks(x, weight.shape[0], lambda taken: (rows @ cut(weight, taken).T).swapaxes(-1, -2), unpacked=False)
+    else:
+        columns = x.reshape(-1, x.shape[-1], 1) if rows_of(x) > 1 else x.reshape(-1, 1)
+        y = _by_blocks(x, weight.shape[0], lambda taken: cut(weight, taken) @ columns, unpacked=False)
     return y.reshape(*x.shape[:-1], -1)
 
 
