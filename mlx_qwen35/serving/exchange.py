@@ -27,7 +27,9 @@ class Ask:
     prompt: messages, as `Engine.submit` takes them; or, where `plain`, a text or token ids that no template is put
     around, and which may spell control tokens. options: others of `Engine.submit` (max_tokens, tools, stop, ...), but
     sampling and fetch. sampling: fields of `Sampling` that differ from the model's own defaults. stream: in pieces.
-    ttl: seconds that the model is to stay when it is idle. unread: fields of the body that mean nothing here.
+    ttl: seconds that the model is to stay when it is idle, math.inf for ever, None: the server's own. load_only: the
+    model is loaded, or unloaded with a ttl of 0, and the Answering ends without a Part. unread: fields of the body that
+    mean nothing here.
     extra: whatever the interface wants to find again when it answers.
     """
 
@@ -38,6 +40,7 @@ class Ask:
     stream: bool = False
     plain: bool = False
     ttl: float | None = None
+    load_only: bool = False
     unread: Sequence[str] = ()
     extra: dict[str, Any] = field(default_factory=dict)
 
