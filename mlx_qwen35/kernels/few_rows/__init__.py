@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import ctypes
 import math
-import sys
 import threading
 import weakref
 from collections.abc import Callable
@@ -25,6 +24,7 @@ from functools import cache
 
 import mlx.core as mx
 
+from ...machine.system import is_mac
 from ..lanes import in_turning_lanes, lane_count
 from ..once import cut, once
 
@@ -50,7 +50,7 @@ def fast_blas() -> bool:
 def plain_blas() -> bool:
     """Whether it is the BLAS of MLX's Linux wheel. It adds up every sum in the order of the inputs, however many rows
     there are, and is slow with a single column."""
-    return sys.platform == "linux" and not fast_blas()
+    return not is_mac() and not fast_blas()
 
 
 def unpacks(x: mx.array, outputs: int, *, bits: int, mode: str, inputs: int | None = None) -> bool:
