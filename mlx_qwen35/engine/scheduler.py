@@ -85,7 +85,7 @@ class _Job:
         self.key, self.load, self.number = key, load, number
         self.rank = (now - _STEP * load.priority, number)
         self.need = load.prompt_tokens  # to compute before it decodes
-        self.computed = self.answer = self.shared = 0
+        self.computed = self.answer = 0
         self.reserved = 0  # tokens; 0: it waits
         self.behind: Hashable | None = None  # who computes what it begins with
         self.passed = 0  # tokens of prompts that it let go before its own
@@ -107,7 +107,7 @@ class _Job:
 
     def put_back(self) -> None:
         self.need = self.load.prompt_tokens + self.answer
-        self.computed = self.shared = self.reserved = self.passed = 0
+        self.computed = self.reserved = self.passed = 0
         self.behind, self.seen, self.again = None, True, True
 
 
@@ -198,10 +198,6 @@ class Scheduler:
         as its answer did: `prompt_tokens` and as many as `generated` told."""
         self._jobs[key].computed = tokens
 
-    def shares(self, key: Hashable, tokens: int) -> None:
-        """So many of its tokens lie in the store, which counts them (`held`): it needs no bytes of its own for them."""
-        self._jobs[key].shared = tokens
-
     def waits_for_prefix(self, key: Hashable, on: Hashable | None) -> None:
         """`on` computes what this one begins with: its prompt waits until that is None, or `on` has no prompt to
         compute any more."""
@@ -266,7 +262,7 @@ class Scheduler:
         return sorted((job for job in self._jobs.values() if not job.reserved), key=lambda job: job.rank)
 
     def _bytes(self, rows: list[_Job]) -> int:
-        return sum(self.bytes_per_row + self.bytes_per_token * max(0, job.reserved - job.shared) for job in rows)
+        return sum(self.bytes_per_row + self.bytes_per_token * job.reserved for job in rows)
 
     def _free(self, reserved: int, before: int) -> int:
         if self.cache_bytes is None:

@@ -199,18 +199,6 @@ def test_what_the_store_holds_unasked() -> None:
     assert scheduler.turn(0.0).free == 400 and scheduler.turn(0.0).free == 0
 
 
-def test_what_lies_in_the_store_is_counted_there() -> None:
-    scheduler = Scheduler(cache_bytes=1000, bytes_per_token=1)
-    scheduler.submit("a", Load(600, 700), 0.0)
-    scheduler.submit("b", Load(600, 700), 0.0)
-    assert scheduler.turn(0.0).admit == ("a",)
-    scheduler.held(500)
-    scheduler.shares("a", 500)
-    assert scheduler.reserved_bytes == 200 and scheduler.turn(0.0).admit == ()
-    scheduler.held(0)
-    assert scheduler.turn(0.0).admit == ("b",)
-
-
 def test_waiting_is_bounded() -> None:
     """Those that find a row free do not count, and the order of calls within one turn does not matter."""
     scheduler = Scheduler(most_rows=2, most_waiting=1)

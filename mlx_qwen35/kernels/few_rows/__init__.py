@@ -29,8 +29,9 @@ from ..lanes import in_turning_lanes, lane_count
 from ..once import cut, once
 
 MOST_ROWS = 16  # from there on one product of all rows costs less
-ALIGNED = 64  # outputs: cuts lie between as many, so that a BLAS takes those of a part as it takes them of the whole; 
-# OpenBLAS with threads does so where the inputs are even
+# Outputs: cuts lie between as many, so that a BLAS takes those of a part as it takes them of the whole (OpenBLAS with
+# several threads does where the inputs are even, as those of all models are).
+ALIGNED = 64
 _BLOCK = 2**19  # values of a block: their unpacked halves go into a second-level cache
 _LEAST_UNPACKED = 2**15  # values of a matrix; MLX's kernel has a smaller one done before the operations here are begun
 _LEAST_SHARED = {True: 2**18, False: 2**20}  # values that are worth a lane of their own, unpacked or plain
