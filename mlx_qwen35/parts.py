@@ -65,6 +65,7 @@ class Part(_Split):
     from_draft: whether the token had been drafted, by an MTP head or a draft model.
     drafted_tokens, accepted_tokens: how many were so far, and how many of those are in the answer.
     index: of the answer, where several to one prompt were asked for.
+    stop_string: the one that ended the answer; None where none did.
     prompt_experts, experts: what streaming experts from the disk did while the prompt was read, and for the answer so
         far; None where all are in memory.
     """
@@ -88,6 +89,7 @@ class Part(_Split):
     index: int = 0
     logprob: float | None = None
     top_logprobs: tuple[tuple[int, float], ...] = ()
+    stop_string: str | None = None
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ class Completion(_Split):
     """A finished answer. `text` as in Part, all of it; `tokens` with the end-of-turn token if it came.
 
     prompt_tokens: of the whole prompt; cached_tokens: those of it that were not computed for this answer. logprobs,
-    top_logprobs: of each token, where they were asked for.
+    top_logprobs: of each token, where they were asked for. stop_string: as in Part.
     """
 
     text: str
@@ -106,6 +108,7 @@ class Completion(_Split):
     cached_tokens: int = 0
     logprobs: tuple[float, ...] = ()
     top_logprobs: tuple[tuple[tuple[int, float], ...], ...] = ()
+    stop_string: str | None = None
 
     def _repr_markdown_(self) -> str:
         return reply_markdown(self.reasoning, self.content, self.tool_calls)
@@ -129,6 +132,11 @@ class AnswerText:
         self._characters = Detokenizer(tokenizer)
         self._stops = StopStrings(stop)
         self._parser = ReplyParser(thinking=thinking, tools=list(tools) or None, continued=continued)
+
+    @property
+    def stop_string(self) -> str | None:
+        """The one that has come."""
+        return self._stops.stop
 
     def add(self, token: int, *, last: bool = False) -> tuple[str, list[Event], bool]:
         """-> (new text, new events, whether the answer ends here: end of turn or stop string).
@@ -189,6 +197,7 @@ class Clock:
         from_draft: bool = False,
         told: Told | None = None,
         index: int = 0,
+        stop_string: str | None = None,
     ) -> Part:
         logprob, top = told or (None, ())
         now, experts = time.perf_counter(), self._experts()
@@ -212,6 +221,7 @@ class Clock:
             index=index,
             logprob=logprob,
             top_logprobs=top,
+            stop_string=stop_string,
         )
 
 

@@ -132,6 +132,9 @@ def test_stop_strings_never_leak(said, stop, shown, reason):
     assert "".join(part.content for part in parts) == shown.strip()
     assert parts[-1].finish_reason == reason
     assert len([part for part in parts if part.finish_reason]) == 1
+    came = [each for each in ([stop] if isinstance(stop, str) else stop) if each in said]
+    assert parts[-1].stop_string == (came[0] if came else None)
+    assert not any(part.stop_string for part in parts[:-1])
 
 
 def test_what_was_held_back_comes_out_at_the_length_and_when_cancelled():

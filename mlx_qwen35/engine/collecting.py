@@ -15,6 +15,7 @@ class Collected:
     def __init__(self, prompt_tokens: int) -> None:
         """prompt_tokens: of the whole prompt."""
         self.finish_reason: str | None = None
+        self._stop_string: str | None = None
         self._prompt_tokens, self._cached = prompt_tokens, 0
         self._text: list[str] = []
         self._tokens: list[int] = []
@@ -30,6 +31,7 @@ class Collected:
             if part.logprob is not None:
                 self._told.append((part.logprob, part.top_logprobs))
         self._cached, self.finish_reason = part.cached_tokens, part.finish_reason
+        self._stop_string = part.stop_string
 
     def completion(self) -> Completion:
         return Completion(
@@ -41,4 +43,5 @@ class Collected:
             cached_tokens=self._cached,
             logprobs=tuple(logprob for logprob, _ in self._told),
             top_logprobs=tuple(top for _, top in self._told),
+            stop_string=self._stop_string,
         )

@@ -191,6 +191,7 @@ class Row:
             from_draft=step.from_draft,
             told=step.told,
             index=self.request.index,
+            stop_string=self.request.answer.stop_string,
         )
         self._ending = step.after
         self.handed.append(step.token)

@@ -69,13 +69,15 @@ class Usage:
 @dataclass
 class Finished:
     """One answer of a request, whole. text: as the model wrote it, tags and all. finish_reason: as Part has it, and
-    never None. logprobs: of each token (id, log probability, the likeliest with theirs), where they were asked for."""
+    never None; stop_string: as Part has it. logprobs: of each token (id, log probability, the likeliest with theirs),
+    where they were asked for."""
 
     text: str = ""
     reasoning: str = ""
     content: str = ""
     tool_calls: list[ToolCall] = field(default_factory=list)
     finish_reason: str = "stop"
+    stop_string: str | None = None
     tokens: list[int] = field(default_factory=list)
     logprobs: list[tuple[int, float, tuple[tuple[int, float], ...]]] = field(default_factory=list)
 

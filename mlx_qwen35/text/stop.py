@@ -9,25 +9,27 @@ from mlx_qwen35.errors import PromptError
 
 class StopStrings:
     """Lets text through up to the first stop string and never a part of one. Whichever way the text is cut, the same
-    is let through: the stop string that is complete first ends the text (of two complete at once, the longer)."""
+    is let through: the stop string that is complete first ends the text (of two complete at once, the longer).
+
+    stop: the one that did, None while none has."""
 
     def __init__(self, stops: str | Iterable[str]):
         self._stops = (stops,) if isinstance(stops, str) else tuple(stops)
         if not all(isinstance(stop, str) and stop for stop in self._stops):
             raise PromptError("a stop string must be a text that is not empty")
         self._held = ""
-        self.stopped = False
+        self.stop: str | None = None
 
     def feed(self, text: str) -> tuple[str, bool]:
         """(what may be shown now, whether a stop string has come). After a stop nothing more is shown."""
-        if self.stopped:
+        if self.stop is not None:
             return "", True
         text = self._held + text
         found = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
         if found:
-            self.stopped = True
-            self._held = ""
-            return text[: min(found)[1]], True
+            end, at = min(found)
+            self.stop, self._held = text[at:end], ""
+            return text[:at], True
         show = len(text) - max((partial_suffix(text, stop) for stop in self._stops), default=0)
         self._held = text[show:]
         return text[:show], False

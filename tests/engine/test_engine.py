@@ -334,3 +334,4 @@ def test_texts_and_stop_strings():
         stop = text[3:5]
         cut = engine.submit("abc", sampling=Sampling(), max_tokens=12, stop=stop).result(60)
         assert cut.text == text.split(stop)[0] and cut.finish_reason == "stop"
+        assert (cut.stop_string, done.stop_string) == (stop, None)

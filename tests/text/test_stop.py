@@ -41,6 +41,18 @@ def test_the_stop_that_is_complete_first_counts():
     assert run(["abc", "c"], ["xabc"]) == ("x", True)
 
 
+@pytest.mark.parametrize(
+    ("stops", "text", "which"),
+    [(["abcd", "bc"], "xabcd", "bc"), (["c", "abc"], "xabc", "abc"), (["END", "\n"], "a\nEND", "\n"), (["b"], "a", None)],
+)
+def test_it_knows_which_stop_it_was(stops, text, which):
+    for pieces in ([text], list(text)):
+        stream = StopStrings(stops)
+        for piece in pieces:
+            stream.feed(piece)
+        assert stream.stop == which
+
+
 def test_no_stops_hold_nothing_back():
     assert StopStrings([]).feed("abc") == ("abc", False)
 
