@@ -43,7 +43,12 @@ def test_the_stop_that_is_complete_first_counts():
 
 @pytest.mark.parametrize(
     ("stops", "text", "which"),
-    [(["abcd", "bc"], "xabcd", "bc"), (["c", "abc"], "xabc", "abc"), (["END", "\n"], "a\nEND", "\n"), (["b"], "a", None)],
+    [
+        (["abcd", "bc"], "xabcd", "bc"),
+        (["c", "abc"], "xabc", "abc"),
+        (["END", "\n"], "a\nEND", "\n"),
+        (["b"], "a", None),
+    ],
 )
 def test_it_knows_which_stop_it_was(stops, text, which):
     for pieces in ([text], list(text)):
