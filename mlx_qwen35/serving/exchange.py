@@ -29,7 +29,8 @@ class Ask:
     sampling and fetch. sampling: fields of `Sampling` that differ from the model's own defaults. stream: in pieces.
     ttl: seconds that the model is to stay when it is idle, math.inf for ever, None: the server's own. load_only: the
     model is loaded, or unloaded with a ttl of 0, and the Answering ends without a Part. unread: fields of the body that
-    mean nothing here.
+    mean nothing here. others: further prompts of the same request; their answers are numbered on from this one's
+    (together.py makes one Answering of all).
     extra: whatever the interface wants to find again when it answers.
     """
 
@@ -42,6 +43,7 @@ class Ask:
     ttl: float | None = None
     load_only: bool = False
     unread: Sequence[str] = ()
+    others: Sequence[Ask] = ()
     extra: dict[str, Any] = field(default_factory=dict)
 
 
