@@ -59,7 +59,7 @@ GOOD, FALLING, BAD = [0.95, 0.93, 0.92, 0.9], [0.9, 0.5, 0.3, 0.2], [0.2, 0.1, 0
         (World(10, 10, 10, GOOD), 4, 0),  # a row more costs a row
         (World(10, 30, 1, GOOD), 3, 3),
     ],
-    ids=str,
+    ids=lambda value: f"{value.call}-{value.guess}" if isinstance(value, World) else None,
 )
 def test_what_pays_most_is_found_and_kept(world, most, best):
     pace = Pace(most)
