@@ -215,8 +215,9 @@ def checkpoint(folder: Path) -> Path:
     import mlx.core as mx
 
     from mlx_qwen35.library import demo_folder
+    from mlx_qwen35.machine.files import listed
 
-    for file in demo_folder().iterdir():
+    for file in listed(demo_folder(), "*"):
         if file.suffix != ".safetensors":
             (folder / file.name).write_bytes(file.read_bytes())
             continue
