@@ -42,6 +42,14 @@ class Listed:
     def loaded(self) -> bool:
         return self.state == "loaded"
 
+    @property
+    def size(self) -> str | None:
+        """Its parameters in words, such as "35.1B"."""
+        count = self.stored.parameters
+        if not count:
+            return None
+        return f"{count / 1e9:.3g}B" if count >= 1e9 else f"{count / 1e6:.3g}M"
+
 
 class Catalogue(Protocol):
     """The models of a server. All of it is called on the server's event loop."""
