@@ -15,11 +15,11 @@ from mlx_qwen35.serving.exchange import Alive, Answering, Ask, Finished
 from mlx_qwen35.serving.fields import Fields
 from mlx_qwen35.serving.kept import MOST, MOST_BYTES, Kept
 from mlx_qwen35.serving.lmstudio_lists import refused
+from mlx_qwen35.serving.openai_words import read_sampling
 from mlx_qwen35.serving.refusal import Refusal
 from mlx_qwen35.text.reply import ToolCall
 
 REASONING = ("off", "low", "medium", "high", "on")
-_LEAST_TOP_P = 1e-6  # 0 means the likeliest token alone, which this leaves
 Messages = list[dict[str, Any]]
 
 
@@ -63,7 +63,7 @@ class Chat:
             model=fields.text("model"),
             prompt=messages,
             options=options,
-            sampling=_sampling(fields),
+            sampling=read_sampling(fields),
             stream=fields.flag("stream", False),
             ttl=fields.number("ttl", 0),
             extra={"store": fields.flag("store", True), "before": before, "system": system},
@@ -232,21 +232,6 @@ def _thinking(reasoning: str | None) -> dict[str, Any]:
     if reasoning in ("off", "on"):
         return {"enable_thinking": reasoning == "on"}
     return {"reasoning_effort": reasoning}
-
-
-def _sampling(fields: Fields) -> dict[str, Any]:
-    given = {
-        "temperature": fields.number("temperature", 0),
-        "top_p": fields.number("top_p", 0, 1),
-        "top_k": fields.whole("top_k", -1),
-        "min_p": fields.number("min_p", 0, 1),
-        "repetition_penalty": fields.number("repeat_penalty"),
-    }
-    if given["top_p"] is not None:
-        given["top_p"] = max(given["top_p"], _LEAST_TOP_P)
-    if given["top_k"] is not None:
-        given["top_k"] = max(given["top_k"], 0)
-    return {name: value for name, value in given.items() if value is not None}
 
 
 def _unknown(call: ToolCall) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from mlx_qwen35.serving.catalogue import without_tag
 from mlx_qwen35.serving.exchange import Alive, Answering, Ask, Finished
 from mlx_qwen35.serving.fields import Fields
 from mlx_qwen35.serving.ollama_lists import refused, when
+from mlx_qwen35.serving.openai_words import number, read_sampling
 from mlx_qwen35.serving.refusal import Refusal
 from mlx_qwen35.text.reply import ToolCall
 
@@ -23,9 +24,7 @@ EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 _SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION = re.compile(r"(-|\+)?((?:\d+(?:\.\d*)?|\.\d+)(?:ns|us|µs|ms|s|m|h))+")
 _STEP = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)")
-_LEAST_TOP_P = 1e-6  # 0 means the likeliest token alone, which this leaves
 _MOST_TOLD = 20  # likeliest tokens beside each
-_LEAST_LOGPROB = -9999.0  # in place of minus infinity, which JSON does not have
 
 
 class _Ollama:
@@ -168,21 +167,7 @@ def _asked(fields: Fields, prompt: list[dict[str, Any]] | str) -> Ask:
 
 def _options(given: Fields) -> tuple[dict[str, Any], dict[str, Any]]:
     """-> options of `Engine.submit`, fields of `Sampling`."""
-    sampling: dict[str, Any] = {
-        "temperature": given.number("temperature", 0),
-        "top_p": given.number("top_p", 0, 1),
-        "top_k": given.whole("top_k"),
-        "min_p": given.number("min_p", 0, 1),
-        "repetition_penalty": given.number("repeat_penalty"),
-        "presence_penalty": given.number("presence_penalty"),
-        "seed": given.whole("seed"),
-    }
-    if sampling["top_p"] is not None:
-        sampling["top_p"] = max(sampling["top_p"], _LEAST_TOP_P)
-    if sampling["top_k"] is not None:
-        sampling["top_k"] = max(sampling["top_k"], 0)
-    if sampling["seed"] is not None:
-        sampling["seed"] = None if sampling["seed"] == -1 else sampling["seed"] % 2**64
+    sampling = read_sampling(given)
     last = given.whole("repeat_last_n")
     if last == 0:
         sampling["repetition_penalty"] = 1.0
@@ -193,7 +178,7 @@ def _options(given: Fields) -> tuple[dict[str, Any], dict[str, Any]]:
         options["max_tokens"] = most
     if stop := [text for text in given.strings("stop") if text]:
         options["stop"] = stop
-    return options, {name: value for name, value in sampling.items() if value is not None}
+    return options, sampling
 
 
 def _thinking(fields: Fields) -> dict[str, Any]:
@@ -264,7 +249,7 @@ def _call(call: ToolCall) -> dict[str, Any]:
 def _logprob(answering: Answering, token: int, logprob: float, top: Sequence[tuple[int, float]]) -> dict[str, Any]:
     def told(token: int, logprob: float) -> dict[str, Any]:
         text, raw = answering.token_text(token), answering.token_bytes(token)
-        return {"token": text, "logprob": max(logprob, _LEAST_LOGPROB), "bytes": list(raw)}
+        return {"token": text, "logprob": number(logprob), "bytes": list(raw)}
 
     return told(token, logprob) | ({"top_logprobs": [told(*each) for each in top]} if top else {})
 
