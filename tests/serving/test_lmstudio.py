@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mlx_qwen35.serving.apis.lmstudio import Chat
+from mlx_qwen35.serving.apis.lmstudio import LMStudioChat
 from mlx_qwen35.serving.exchange import Alive
 from mlx_qwen35.serving.lmstudio_lists import questions
 from mlx_qwen35.serving.refusal import Refusal
@@ -28,7 +28,7 @@ def ask(method: str, path: str, body: dict[str, Any] | None = None, shelf: Shelf
 
 def told(items: list[Any], body: dict[str, Any] | None = None, load: float = 0.0) -> list[tuple[str, dict[str, Any]]]:
     """The events of a stream; each has its name in it too."""
-    api, played = Chat(), Fake(items)
+    api, played = LMStudioChat(), Fake(items)
     played.load_seconds = load
     found = events(streamed(api, read(api, body or {**HELLO, "stream": True}), played))
     assert all(name == data["type"] for name, data in found)
@@ -41,28 +41,30 @@ def test_a_question_becomes_a_prompt() -> None:
         "repeat_penalty": 1.1, "max_output_tokens": 50, "reasoning": "off", "context_length": 8000, "ttl": 60,
         "draft_model": "x",
     }  # fmt: skip
-    asked = read(Chat(), body)
+    asked = read(LMStudioChat(), body)
     assert asked.prompt == [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
     assert asked.options == {"max_tokens": 50, "enable_thinking": False} and asked.ttl == 60 and not asked.stream
     assert asked.sampling == {"temperature": 0, "top_p": 0.9, "top_k": 20, "min_p": 0.1, "repetition_penalty": 1.1}
     assert asked.unread == ["draft_model"]
-    assert read(Chat(), {**HELLO, "reasoning": "low"}).options == {"reasoning_effort": "low"}
-    assert read(Chat(), {**HELLO, "reasoning": None}).options == {}
+    assert read(LMStudioChat(), {**HELLO, "reasoning": "low"}).options == {"reasoning_effort": "low"}
+    assert read(LMStudioChat(), {**HELLO, "reasoning": None}).options == {}
 
 
 def test_pictures_come_as_data_and_in_no_other_way() -> None:
-    asked = read(Chat(), {"input": [{"type": "text", "content": "Look"}, {"type": "image", "data_url": PICTURE}]})
+    asked = read(
+        LMStudioChat(), {"input": [{"type": "text", "content": "Look"}, {"type": "image", "data_url": PICTURE}]}
+    )
     assert asked.prompt[0]["content"] == [
         {"type": "text", "text": "Look"},
         {"type": "image_url", "image_url": {"url": PICTURE}},
     ]
     for url in ("/etc/passwd", "http://a/b.png", "file:///etc/passwd", ""):
         with pytest.raises(Refusal, match="data_url"):
-            read(Chat(), {"input": [{"type": "image", "data_url": url}]})
+            read(LMStudioChat(), {"input": [{"type": "image", "data_url": url}]})
 
 
 def test_an_answer_has_items_and_stats() -> None:
-    api = Chat()
+    api = LMStudioChat()
     made = answered(api, read(api, HELLO), Fake([thinks("Hm."), says("Yes"), ends()]))
     assert made == {
         "model_instance_id": "demo",
@@ -127,12 +129,12 @@ def test_an_error_is_told_and_then_what_there_is_of_the_answer() -> None:
     assert found[-2][1]["error"] == {"type": "unknown", "message": "the server is closing: ask again"}
     assert found[-1][1]["result"]["output"] == [{"type": "message", "content": "Ye"}]
     assert "response_id" not in found[-1][1]["result"]
-    assert Chat().refused(Refusal("not_found", "no", "model")) == {
+    assert LMStudioChat().refused(Refusal("not_found", "no", "model")) == {
         "error": {"type": "model_not_found", "message": "no", "param": "model"}
     }
 
 
-def chat(api: Chat, name: str, body: dict[str, Any], says_what: str) -> tuple[list[Any], str | None]:
+def chat(api: LMStudioChat, name: str, body: dict[str, Any], says_what: str) -> tuple[list[Any], str | None]:
     """One turn -> the prompt as it was asked, the id of the response."""
     asked = read(api, {**HELLO, **body})
     played = Fake([thinks("Hm."), says(says_what), ends()])
@@ -142,7 +144,7 @@ def chat(api: Chat, name: str, body: dict[str, Any], says_what: str) -> tuple[li
 
 
 def test_a_chat_goes_on_from_any_response_of_it() -> None:
-    api = Chat()
+    api = LMStudioChat()
     _, first = chat(api, "a", {"system_prompt": "S", "input": "1"}, "one")
     prompt, second = chat(api, "b", {"input": "2", "previous_response_id": first}, "two")
     said = {"role": "assistant", "content": "one", "reasoning_content": "Hm."}
@@ -155,7 +157,7 @@ def test_a_chat_goes_on_from_any_response_of_it() -> None:
 
 
 def test_what_is_not_stored_or_not_kept_any_more_is_refused() -> None:
-    api = Chat(most=2)
+    api = LMStudioChat(most=2)
     assert chat(api, "a", {"store": False}, "one")[1] is None
     for name in "abc":
         chat(api, name, {}, "one")
@@ -164,7 +166,7 @@ def test_what_is_not_stored_or_not_kept_any_more_is_refused() -> None:
         with pytest.raises(Refusal, match="not kept"):
             read(api, {**HELLO, "previous_response_id": gone})
     assert len(read(api, {**HELLO, "previous_response_id": "resp_d"}).prompt) == 5
-    assert chat(Chat(most_bytes=300), "a", {"input": "x" * 400}, "one")[1] is None
+    assert chat(LMStudioChat(most_bytes=300), "a", {"input": "x" * 400}, "one")[1] is None
 
 
 @pytest.mark.parametrize(
@@ -179,7 +181,7 @@ def test_what_is_not_stored_or_not_kept_any_more_is_refused() -> None:
 )  # fmt: skip
 def test_what_cannot_be_asked_is_refused_by_name(body: dict[str, Any], word: str) -> None:
     with pytest.raises(Refusal, match=word):
-        read(Chat(), body)
+        read(LMStudioChat(), body)
 
 
 def test_models_are_listed_with_what_is_loaded() -> None:

@@ -31,7 +31,7 @@ class _Turn:
     said: Messages
 
 
-class Chat:
+class LMStudioChat:
     """POST /api/v1/chat"""
 
     media_type = "text/event-stream"
