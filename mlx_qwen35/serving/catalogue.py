@@ -14,6 +14,7 @@ from mlx_qwen35.serving.refusal import Refusal
 
 if TYPE_CHECKING:
     from mlx_qwen35.library.listing import LocalModel
+    from mlx_qwen35.serving.exchange import Ask
 
 State = Literal["not-loaded", "loading", "loaded"]
 
@@ -65,6 +66,9 @@ class Catalogue(Protocol):
     async def unload(self, name: str) -> None:
         """Lets its answers end, then gives its memory back; no error where it is not loaded. Raises Refusal not_found
         where there is none of that name."""
+
+    async def count(self, ask: Ask) -> int:
+        """Tokens of what is asked, all of its prompt; nothing is computed, and no weights are loaded. Raises Refusal."""
 
 
 @dataclass(frozen=True)
