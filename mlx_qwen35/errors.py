@@ -22,6 +22,14 @@ class PromptError(Qwen35Error, ValueError):
     """What was asked cannot become a prompt: refused by the template, empty, longer than the context, ..."""
 
 
+class LengthError(PromptError):
+    """A prompt is longer than the context. tokens: that it has; most: that it may have."""
+
+    def __init__(self, message: str, tokens: int, most: int) -> None:
+        super().__init__(message)
+        self.tokens, self.most = tokens, most
+
+
 class ArgumentError(PromptError, TypeError):
     """An argument has a value or a type that means nothing, or a name that there is not."""
 

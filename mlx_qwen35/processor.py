@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mlx_qwen35.config import ModelConfig
-from mlx_qwen35.errors import CheckpointError, PromptError
+from mlx_qwen35.errors import CheckpointError, LengthError, PromptError
 from mlx_qwen35.text.begun import last_begun
 from mlx_qwen35.text.files import read_json_object
 from mlx_qwen35.text.messages import (
@@ -192,9 +192,11 @@ class Processor(TokenizerFace):
         if len(tokens) > self.context_length:
             seen = sum(medium.tokens for medium in media)
             shown = f", {seen} of them for pictures and videos (max_pixels= or fps= makes them fewer)" if seen else ""
-            raise PromptError(
+            raise LengthError(
                 f"the prompt has {len(tokens)} tokens{shown}, the context {self.context_length}; shorten it or load "
-                f"the model with a larger context_length"
+                f"the model with a larger context_length",
+                len(tokens),
+                self.context_length,
             )
         turn = self.tokenizer.token_id(TURN_START)
         turns = tuple(at for at, token in enumerate(tokens) if token == turn)

@@ -13,7 +13,7 @@ from numbers import Integral
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mlx_qwen35 import checks, speculative
-from mlx_qwen35.errors import ArgumentError, PromptError
+from mlx_qwen35.errors import ArgumentError, LengthError, PromptError
 from mlx_qwen35.mtp import MTPHead
 from mlx_qwen35.processor import Prompt
 from mlx_qwen35.sampling import Sampling
@@ -152,9 +152,11 @@ def room(prompt_tokens: int, cached_tokens: int, context_length: int) -> int:
     used = prompt_tokens + cached_tokens
     if used >= context_length:
         held = f" after {cached_tokens} in the cache" if cached_tokens else ""
-        raise PromptError(
+        raise LengthError(
             f"the prompt has {prompt_tokens} tokens{held}, and the context holds {context_length} with the answer; "
-            "shorten the prompt or raise the context length"
+            "shorten the prompt or raise the context length",
+            prompt_tokens,
+            context_length - cached_tokens - 1,
         )
     return context_length - used
 

@@ -37,7 +37,7 @@ class Channel:
     cannot wait for what it makes itself."""
 
     def __init__(self, prompt_tokens: int, answers: int, maker: int | None = None) -> None:
-        self.open = answers
+        self.open, self.prompt_tokens = answers, prompt_tokens
         self.wish = Wish()
         self._maker = maker
         self.answers = [Collected(prompt_tokens) for _ in range(answers)]
@@ -95,15 +95,22 @@ class Channel:
         with self._condition:
             return self._condition.wait_for(ready, None if until is None else max(0.0, until - time.monotonic()))
 
-    async def wait_here(self) -> None:
-        """As `wait`, in a coroutine."""
+    async def wait_here(self, seconds: float | None = None) -> None:
+        """As `wait`, in a coroutine; at most so many seconds."""
         loop = asyncio.get_running_loop()
         with self._condition:
             if self._parts or self.done:
                 return
             future = loop.create_future()
             self._waiting.append((loop, future))
-        await future
+        end = None if seconds is None else loop.call_later(seconds, lambda: future.done() or future.set_result(None))
+        try:
+            await future
+        finally:
+            if end is not None:
+                end.cancel()
+            with self._condition:
+                self._waiting = [each for each in self._waiting if each[1] is not future]
 
     def _tell(self) -> None:
         self._condition.notify_all()
@@ -134,6 +141,29 @@ class Answer:
     def done(self) -> bool:
         """Whether it has ended, read or not."""
         return self._channel.done
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the whole prompt."""
+        return self._channel.prompt_tokens
+
+    async def some(self, seconds: float | None = None) -> list[Part] | None:
+        """The parts that are there, or are first, in at most so many seconds (then []); None at the end."""
+        parts: list[Part] = []
+        await self._channel.wait_here(seconds)
+        while True:
+            try:
+                part, ended = self._channel.take()
+            except BaseException:
+                if parts:  # which came before it; it is raised next time
+                    return parts
+                raise
+            if part is None:
+                if ended and not parts:
+                    self._maker = None
+                    return None
+                return parts
+            parts.append(part)
 
     def result(self, timeout: float | None = None) -> Completion | list[Completion]:
         """Waits for the end, at most `timeout` seconds (then TimeoutError) -> the answer, or the list of several."""

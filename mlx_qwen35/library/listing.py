@@ -81,7 +81,7 @@ def list_models(*folders: str | Path) -> LocalModels:
         seen.add(place)
         name = stored.name if stored.name.lower() not in names else str(stored.folder)
         names.add(stored.name.lower())
-        models.append(_described(name, stored))
+        models.append(described(name, stored))
     return models
 
 
@@ -131,7 +131,8 @@ def _candidates(folders: list[Path]) -> Iterator[Stored]:
                 yield Stored(name if os.sep in name else os.path.join(os.curdir, name), path, "folder")
 
 
-def _described(name: str, stored: Stored) -> LocalModel:
+def described(name: str, stored: Stored) -> LocalModel:
+    """What the files of one model say; name: to list it by."""
     found = survey(stored.folder)
     config = found.source.config if found.source else found.config
     problem = found.problem

@@ -68,7 +68,7 @@ class Catalogue(Protocol):
         where there is none of that name."""
 
     async def count(self, ask: Ask) -> int:
-        """Tokens of what is asked, all of its prompt; nothing is computed, and no weights are loaded. Raises Refusal."""
+        """Tokens of the prompt of what is asked; nothing is computed, and no weights are loaded. Raises Refusal."""
 
 
 @dataclass(frozen=True)

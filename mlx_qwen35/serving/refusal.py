@@ -7,7 +7,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mlx_qwen35.errors import BudgetError, BusyError, CheckpointError, EngineClosedError, Qwen35Error
+from mlx_qwen35.errors import (
+    BudgetError,
+    BusyError,
+    CheckpointError,
+    EngineClosedError,
+    GrammarError,
+    LengthError,
+    Qwen35Error,
+)
 
 # kind -> HTTP status
 STATUS = {
@@ -58,9 +66,12 @@ class Refusal(Exception):
             )
         if isinstance(error, CheckpointError):
             return cls("unavailable", str(error))
-        if isinstance(error, (Qwen35Error, ValueError)) and not isinstance(error, UnicodeError):
-            kind = "invalid"
-            if isinstance(error, BudgetError):
-                kind = "too_large"
-            return cls(kind, str(error))
+        if isinstance(error, LengthError):
+            return cls("too_long", str(error), tokens=error.tokens, most=error.most)
+        if isinstance(error, BudgetError):
+            return cls("too_large", str(error))
+        if isinstance(error, (GrammarError, ValueError, OverflowError)):
+            return cls("invalid", str(error))
+        if isinstance(error, Qwen35Error):
+            return cls("broken", str(error))
         return cls("broken", f"the server failed ({type(error).__name__}); its log has the place")
