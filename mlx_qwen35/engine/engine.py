@@ -133,6 +133,11 @@ class Engine:
         """What caches and what is kept of them may take together."""
         return self._scheduler.cache_bytes
 
+    @property
+    def held_bytes(self) -> int:
+        """What caches and what is kept of them took when a row last began or ended."""
+        return self._worker.loop.held_bytes
+
     def close(self) -> None:
         """Ends what runs, each with a part whose finish_reason is "cancelled", and gives all memory back. Waits until
         what was to be written is."""

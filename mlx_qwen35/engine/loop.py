@@ -37,6 +37,7 @@ class Loop:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.computed_tokens = 0  # of prompts, so far
+        self.held_bytes = 0  # of the store, as it was last
         self.scheduler = scheduler or Scheduler(most_rows=1, chunk=model.prefill_chunk)
         self.rows: dict[int, Row] = {}  # those that have not ended
         self._model, self._store, self._now = model, store, clock
@@ -142,7 +143,8 @@ class Loop:
         pinned, scheduler = self._store.pinned_bytes, self.scheduler
         offsets = [row.cache.offset for row in self.rows.values() if row.cache is not None]
         own = len(offsets) * scheduler.bytes_per_row + sum(offsets) * scheduler.bytes_per_token
-        scheduler.held(max(0, pinned - own), self._store.nbytes - pinned)
+        self.held_bytes = self._store.nbytes
+        scheduler.held(max(0, pinned - own), self.held_bytes - pinned)
 
     def _end(self, row: Row | None, reason: str) -> None:
         if row is not None and not row.ready:  # what can be handed out is, first

@@ -37,9 +37,7 @@ def room(model: Model, memory: int | str | None = None) -> int:
     size, source = memory_size(memory)
     held = mx.get_active_memory()
     chunk = model.prefill_chunk
-    working = working_bytes(
-        model.config, {}, chunk, model.norm.weight.itemsize, gpu=mx.default_device().type == mx.gpu
-    )
+    working = working_bytes(model.config, {}, chunk, model.norm.weight.itemsize, gpu=mx.default_device().type == mx.gpu)
     left = size - held - working
     if left < per_row:
         raise ArgumentError(
