@@ -177,7 +177,7 @@ class EngineAnswering:
 
 
 class _Count:
-    """Tokens of one answer, and those of them in its reasoning: a token that shows nothing yet is of what comes next."""
+    """Tokens of one answer, and those in its reasoning: a token that shows nothing yet is of what comes next."""
 
     def __init__(self) -> None:
         self.tokens = self.reasoning = self._open = 0
