@@ -20,6 +20,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from mlx_qwen35 import __version__
+from mlx_qwen35.machine.files import listed
 from mlx_qwen35.serving import http
 from mlx_qwen35.serving.endpoint import Endpoint
 from mlx_qwen35.serving.guard import Doors, Guard
@@ -156,7 +157,7 @@ def _other_method(request: Request, error: Exception) -> str:
 
 def _pages() -> Iterator[tuple[str, Path]]:
     """The files of the page, each at its name; the page itself at /."""
-    for file in sorted(PAGE.glob("*")) if PAGE.is_dir() else ():
+    for file in sorted(listed(PAGE, "*")):
         if file.suffix in _TYPES:
             yield ("/" if file.name == "index.html" else f"/{file.name}"), file
 
