@@ -47,6 +47,10 @@ def _named_only(cls: type) -> type:
     return cls
 
 
+_NUMBERS = ("repetition_penalty", "presence_penalty", "frequency_penalty", "temperature", "top_p", "min_p")
+_KEPT = ("seen", "recent", "answered", "counts")  # of a History, an array with a row for each of its rows
+
+
 @_named_only
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
@@ -56,6 +60,7 @@ class Sampling:
     repetition_penalty: logits of tokens seen in prompt or answer are divided (positive) or multiplied (negative) by it.
     repetition_context_size: only the last so many tokens count for the repetition penalty; None: all of them.
     presence_penalty: subtracted once from the logit of every token of the answer so far (not of the prompt).
+    frequency_penalty: the same, as many times as the token is in the answer.
     temperature: 0 takes the largest logit, and the fields below have no effect.
     top_k: keep exactly the k largest; 0: keep all.
     top_p: of those, keep the fewest whose renormalised probabilities reach top_p; 1: keep all.
@@ -67,6 +72,7 @@ class Sampling:
     repetition_penalty: float = 1.0
     repetition_context_size: int | None = None
     presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
@@ -74,7 +80,7 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("repetition_penalty", "presence_penalty", "temperature", "top_p", "min_p"):
+        for name in _NUMBERS:
             checks.number(name, getattr(self, name))
         checks.whole("top_k", self.top_k, 0)
         checks.whole("repetition_context_size", self.repetition_context_size, 1, otherwise="for all tokens")
@@ -105,7 +111,7 @@ class Sampling:
         `do_sample: false` means greedy. Without that key, a file that names a temperature, top_k or top_p means to
         sample, and one that names none of them (or is empty) means greedy. A temperature left out is 1.
         """
-        names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty")
+        names = (*_NUMBERS, "top_k")
         given = {name: settings[name] for name in names if settings.get(name) is not None}
         for name, value in given.items():
             wanted = int if name == "top_k" else (int, float)
@@ -130,11 +136,11 @@ class Sampling:
 
     @property
     def needs_history(self) -> bool:
-        return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0
+        return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
 
 
 class History:
-    """Which tokens each row has seen, as masks on the device: `append` takes a token that is not yet computed.
+    """Which tokens each row has seen, as masks and counts on the device: `append` takes a token that is not yet computed.
 
     prompts: one list of token ids a row (they count for the repetition penalty only). budget: of the reasoning of the
     same rows, which may force tokens. Only what `sampling` needs is kept.
@@ -153,6 +159,7 @@ class History:
         self.seen: mx.array | None = None  # [B, V] bool: in prompt or answer
         self.recent: mx.array | None = None  # [B, N]: the last N tokens, oldest first, V where there is none
         self.answered: mx.array | None = None  # [B, V] bool: in the answer
+        self.counts: mx.array | None = None  # [B, V] int32: how often it is in the answer
         self.rows = rows = len(prompts)
         if sampling.repetition_penalty != 1.0:
             if sampling.repetition_context_size is None:
@@ -168,6 +175,8 @@ class History:
                 self.recent = mx.array(recent)
         if sampling.presence_penalty != 0.0:
             self.answered = mx.zeros((rows, vocab_size), dtype=mx.bool_)
+        if sampling.frequency_penalty != 0.0:
+            self.counts = mx.zeros((rows, vocab_size), dtype=mx.int32)
 
     def append(self, token: mx.array) -> None:
         """token: [B]"""
@@ -178,6 +187,9 @@ class History:
             self.recent = mx.concatenate([self.recent[:, 1:], index.astype(self.recent.dtype)], axis=1)
         if self.answered is not None:
             self.answered = mx.put_along_axis(self.answered, index, mx.array(True), axis=1)
+        if self.counts is not None:
+            once_more = mx.take_along_axis(self.counts, index, axis=1) + 1
+            self.counts = mx.put_along_axis(self.counts, index, once_more, axis=1)
         if self.budget is not None:
             self.budget = self.budget.after(token)
 
@@ -192,7 +204,7 @@ class History:
         """One whose rows are those of all."""
         other = copy(histories[0])
         other.rows = sum(history.rows for history in histories)
-        for name in ("seen", "recent", "answered"):
+        for name in _KEPT:
             if getattr(other, name) is not None:
                 setattr(other, name, mx.concatenate([getattr(history, name) for history in histories]))
         if other.budget is not None:
@@ -206,7 +218,7 @@ class History:
         for row in range(self.rows):
             one = copy(self)
             one.rows = 1
-            for name in ("seen", "recent", "answered"):
+            for name in _KEPT:
                 if getattr(one, name) is not None:
                     setattr(one, name, mx.contiguous(getattr(one, name)[row : row + 1]))
             one.budget = None if budgets is None else budgets[row]

@@ -37,6 +37,7 @@ class Steps:
         self._bias: mx.array | None = None  # [1 or B, V], made when V is known
         self._repetition = self._column("repetition_penalty", 1.0)
         self._presence = self._column("presence_penalty", 0.0)
+        self._frequency = self._column("frequency_penalty", 0.0)
         self._temperature = self._column("temperature", 0.0)
         self._top_p = self._column("top_p", 1.0)
         self._min_p = self._column("min_p", 0.0, lambda value: math.log(value) if value else -math.inf)
@@ -50,6 +51,7 @@ class Steps:
             penalised,
             sampling.repetition_context_size if penalised else None,
             sampling.presence_penalty != 0.0,
+            sampling.frequency_penalty != 0.0,
             None if sampling.temperature == 0 else (sampling.top_k, sampling.top_p < 1),
         )
 
@@ -67,7 +69,7 @@ class Steps:
     def adjusted(self, logits: mx.array, history: History | None = None, words: np.ndarray | None = None) -> mx.array:
         """logits [B, V] -> [B, tokens] float32, with mask, bias and penalties, or as a budget forces them."""
         if self._needs_history and history is None:
-            raise ValueError("a repetition or presence penalty needs a History of the rows")
+            raise ValueError("a repetition, presence or frequency penalty needs a History of the rows")
         size = self.width(logits.shape[-1])
         logits = logits[:, :size].astype(mx.float32)
         if words is not None:
@@ -82,6 +84,8 @@ class Steps:
             logits = mx.where(history.repeated()[:, :size], smaller, logits)
         if self._presence is not None:
             logits = logits - history.answered[:, :size].astype(mx.float32) * self._presence
+        if self._frequency is not None:
+            logits = logits - history.counts[:, :size].astype(mx.float32) * self._frequency
         return logits if history is None or history.budget is None else history.budget.only(logits)
 
     def draw(self, logits: mx.array, key: mx.array) -> mx.array:

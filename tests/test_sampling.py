@@ -35,6 +35,8 @@ def penalised(logits: np.ndarray, sampling: Sampling, prompt: list[int], answer:
         logits[token] = logits[token] * penalty if logits[token] < 0 else logits[token] / penalty
     for token in set(answer):
         logits[token] -= sampling.presence_penalty
+    for token in answer:
+        logits[token] -= sampling.frequency_penalty
     return logits
 
 
@@ -135,6 +137,8 @@ def test_greedy_takes_the_largest_and_ignores_the_rest():
         {"repetition_penalty": 0.8},
         {"repetition_penalty": 1.7, "repetition_context_size": 3},
         {"presence_penalty": 1.5},
+        {"frequency_penalty": 0.75},
+        {"frequency_penalty": -1.25, "presence_penalty": 0.5, "repetition_penalty": 1.2},
         {"repetition_penalty": 1.3, "presence_penalty": -0.5, "logit_bias": {0: 2.0, 1: -3.0}},
     ],
     ids=str,

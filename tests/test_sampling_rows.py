@@ -63,7 +63,7 @@ def assert_as_alone(
         logits = logits_of(1, vocab, steps)
         assert left.key.tolist() == own.key.tolist()
         assert left(logits, history)[0].item() == own(logits, wanted)[0].item()
-        for name in ("seen", "recent", "answered"):
+        for name in ("seen", "recent", "answered", "counts"):
             mine, its = getattr(history, name), getattr(wanted, name)
             assert (mine is None and its is None) or mx.array_equal(mine, its)
         assert history.rows == 1
@@ -79,6 +79,7 @@ def assert_as_alone(
         {"temperature": 1.2, "min_p": 0.1},
         {"temperature": 0.6, "top_k": 20, "top_p": 0.95, "min_p": 0.02},
         {"temperature": 0.9, "repetition_penalty": 1.3, "presence_penalty": 0.6},
+        {"temperature": 0.9, "frequency_penalty": 1.1},
         {"temperature": 0.9, "repetition_penalty": 1.5, "repetition_context_size": 3, "top_k": 4},
         {"repetition_penalty": 1.8, "logit_bias": {3: 2.0, 5: -math.inf}},
     ],
@@ -94,8 +95,9 @@ def test_rows_of_one_sampling_draw_what_each_draws_alone(shared, vocab):
 
 def test_rows_that_differ_in_numbers_only_are_one_group():
     base = Sampling(top_k=20, temperature=0.6, top_p=0.95, min_p=0.1, repetition_penalty=1.1, presence_penalty=0.5)
+    base = replace(base, frequency_penalty=0.2)
     others = [{"temperature": 1.7}, {"top_p": 0.4}, {"min_p": 0.0}, {"repetition_penalty": 0.7}]
-    others += [{"presence_penalty": -1.0}, {"seed": 4}]
+    others += [{"presence_penalty": -1.0}, {"frequency_penalty": 0.5}, {"seed": 4}]
     rows: list[Row] = [(replace(base, **{"seed": 9, **other}), [1, 2], None) for other in others]
     assert_as_alone(rows, SMALL, 6)
     assert len(RowsSampler(pairs(rows, SMALL))._groups) == 1
@@ -111,6 +113,7 @@ def samplings() -> st.SearchStrategy[Sampling]:
         repetition_penalty=st.sampled_from([1.0, 1.4, 0.8]),
         repetition_context_size=st.sampled_from([None, 2, 5]),
         presence_penalty=st.sampled_from([0.0, 0.7]),
+        frequency_penalty=st.sampled_from([0.0, 0.4]),
         logit_bias=st.sampled_from([None, {0: 1.5}, {2: -math.inf, 69: 0.5}]),
         seed=st.integers(0, 2**64 - 1),
     )

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     CheckOffer = Callable[[argparse.Namespace, Offer], None]
 
 DTYPES = ("float32", "float16", "bfloat16")
-SAMPLING_FLAGS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "seed")
+_PENALTIES = ("repetition_penalty", "presence_penalty", "frequency_penalty")
+SAMPLING_FLAGS = ("temperature", "top_p", "top_k", "min_p", *_PENALTIES, "seed")
 
 
 class OptionError(Qwen35Error):
@@ -170,6 +171,7 @@ def add_answer_arguments(parser: argparse.ArgumentParser) -> None:
     answer.add_argument("--min-p", type=float, metavar="P", help="only tokens with P times the largest probability")
     answer.add_argument("--repetition-penalty", type=float, metavar="X", help="divide what came before by X (1: off)")
     answer.add_argument("--presence-penalty", type=float, metavar="X", help="subtract X from what was said (0: off)")
+    answer.add_argument("--frequency-penalty", type=float, metavar="X", help="the same for each time that it was said")
     answer.add_argument("--seed", type=int, metavar="N", help="draw the same tokens every time")
     answer.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before TEXT (may be repeated)")
     answer.add_argument("--extra-eos-token", nargs="+", default=[], metavar="TOKEN", help="end at these tokens, too")

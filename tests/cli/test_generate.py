@@ -166,7 +166,7 @@ def test_every_flag_reaches_its_place(speak, run, monkeypatch):
     calls, stream = [], generation.stream_generate
     monkeypatch.setattr(generation, "stream_generate", lambda *a, **k: calls.append(k) or stream(*a, **k))
     flags = "--model x -p hi --system be --no-think -n 7 --temp 0.5 --top-p 0.9 --top-k 5 --min-p 0.1"
-    flags += " --repetition-penalty 1.2 --presence-penalty 0.3 --seed 9 --stop A --stop B"
+    flags += " --repetition-penalty 1.2 --presence-penalty 0.3 --frequency-penalty 0.4 --seed 9 --stop A --stop B"
     flags += " --context-length 300 --dtype float16 --memory 8GB"
     assert run("generate", *flags.split()).status == 0
     assert said.loads[0][0] == "x"
@@ -179,6 +179,7 @@ def test_every_flag_reaches_its_place(speak, run, monkeypatch):
         min_p=0.1,
         repetition_penalty=1.2,
         presence_penalty=0.3,
+        frequency_penalty=0.4,
         seed=9,
     )
     assert call["max_tokens"] == 7 and call["stop"] == ["A", "B"]

@@ -98,6 +98,7 @@ def test_rows_of_all_samplings_side_by_side():
         Sampling(temperature=0.7, top_k=5, seed=2),
         Sampling(temperature=1.2, top_p=0.8, min_p=0.01, seed=3, repetition_penalty=1.3),
         Sampling(presence_penalty=1.0, logit_bias={4: 2.0}),
+        Sampling(frequency_penalty=0.8, temperature=0.7, seed=5),
     ]
     prompts = [[7, 8 + number, 9] for number in range(len(samplings))]
     with Engine(model, Endless(), most_rows=5) as engine:

@@ -86,6 +86,7 @@ def test_a_draft_model_of_another_vocabulary_is_refused():
         Sampling(repetition_penalty=3.0),
         Sampling(repetition_penalty=2.0, repetition_context_size=5),
         Sampling(presence_penalty=4.0, logit_bias={7: -9.0, 8: 4.0}),
+        Sampling(frequency_penalty=1.5),
     ],
     ids=str,
 )
