@@ -140,7 +140,7 @@ class Sampling:
 
 
 class History:
-    """Which tokens each row has seen, as masks and counts on the device: `append` takes a token that is not yet computed.
+    """Which tokens each row has seen, as masks and counts on the device: `append` takes a token that is not computed.
 
     prompts: one list of token ids a row (they count for the repetition penalty only). budget: of the reasoning of the
     same rows, which may force tokens. Only what `sampling` needs is kept.
