@@ -29,9 +29,7 @@ def read_messages(fields: Fields) -> list[dict[str, Any]]:
     """The system text and the messages, as `Engine.submit` takes them. Raises Refusal."""
     messages = fields.list("messages")
     if not messages:
-        raise Refusal(
-            "invalid", 'messages is empty: give at least {"role": "user", "content": "..."}', "messages"
-        )
+        raise Refusal("invalid", 'messages is empty: give at least {"role": "user", "content": "..."}', "messages")
     made = [_message(message, f"messages.{at}.content") for at, message in enumerate(messages)]
     return given_messages([{"role": "system", "content": text} for text in _system(fields)] + made)
 

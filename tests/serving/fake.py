@@ -31,6 +31,7 @@ def part(
     index: int = 0,
     logprob: float | None = None,
     top: Sequence[tuple[int, float]] = (),
+    stop: str | None = None,
 ) -> Part:
     """A Part whose numbers are made up."""
     return Part(
@@ -48,6 +49,7 @@ def part(
         index=index,
         logprob=logprob,
         top_logprobs=tuple(top),
+        stop_string=stop,
     )
 
 
@@ -125,6 +127,7 @@ class Fake:
                 if item.logprob is not None:
                     answer.logprobs.append((item.token, item.logprob, item.top_logprobs))
             answer.finish_reason = item.finish_reason or answer.finish_reason
+            answer.stop_string = item.stop_string
         return [made[index] for index in sorted(made)]
 
     def token_text(self, token: int) -> str:
