@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mlx_qwen35.processor import Processor, Prompt
     from mlx_qwen35.sampling import Sampling
     from mlx_qwen35.session import Session, Sessions, load_session
+    from mlx_qwen35.serving.server import serve
     from mlx_qwen35.session.store import Store
 
 if sys.version_info < (3, 10):  # noqa: UP036  - a clone is imported by whatever Python there is
@@ -69,6 +70,7 @@ __all__ = [
     "load_processor",
     "load_session",
     "save_adapter",
+    "serve",
     "stream_generate",
 ]
 
@@ -105,6 +107,7 @@ _HOME = {
     "load_processor": "library",
     "load_session": "session",
     "save_adapter": "checkpoint.adapters",
+    "serve": "serving.server",
     "stream_generate": "generation",
 }
 

@@ -46,6 +46,10 @@ _OTHERS = {
     "--quant-predicate": "--recipe --mixed",
     "--target-size": "--size --max-size",
     "--overwrite": "--force -f --yes",
+    "--parallel": "-np --n-parallel --num-parallel --max-num-seqs --max-concurrency --decode-concurrency",
+    "--ttl": "--keep-alive --idle-timeout --sleep-idle-seconds",
+    "--cors": "--cors-origins --allowed-origins --allow-origins --origins",
+    "--cache-dir": "--ssd-cache-dir --slot-save-path --kv-cache-dir",
 }
 _NAMES = {theirs: ours for ours, others in _OTHERS.items() for theirs in others.split()}
 _NEEDLESS = {
@@ -67,6 +71,7 @@ _NEEDLESS = {
 _COMMANDS = {
     "generate": "ask complete completion prompt gen answer infer",
     "chat": "run talk repl interactive cli",
+    "serve": "server start api http up",
     "convert": "quantize quantise quant pack",
     "ls": "list models show-models cache",
     "estimate": "fit info size memory plan show",

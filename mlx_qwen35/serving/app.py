@@ -42,7 +42,7 @@ ASKED = (
     ("/v1/completions", "apis.openai_completions", "Completions"),
     ("/v1/responses", "apis.openai_responses", "Responses"),
     ("/v1/messages", "apis.anthropic", "Messages"),
-    ("/api/v1/chat", "apis.lmstudio", "Chat"),
+    ("/api/v1/chat", "apis.lmstudio", "LMStudioChat"),
     ("/api/v0/chat/completions", "apis.openai_chat", "ChatCompletions"),
     ("/api/v0/completions", "apis.openai_completions", "Completions"),
     ("/api/chat", "apis.ollama", "OllamaChat"),
@@ -79,6 +79,7 @@ def build(pool: Pool, doors: Doors, metrics: Metrics | None = None) -> Guard:
 
     def refuse(path: str, refusal: Refusal) -> Mapping[str, object]:
         metrics.request(path if path in apis else "other", refusal.status)
+        log.info("%s %d: %s", path[:100], refusal.status, refusal.message)
         return refused(path, refusal, apis)
 
     async def wrong(request: Request, error: Exception) -> Response:

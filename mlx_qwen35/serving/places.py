@@ -67,12 +67,18 @@ class Place:
         )
 
 
-def named(models: Sequence[str], on_progress: Callable[[int, int], None] | None = None) -> list[Place]:
-    """Places of models that were named, in this order; what is not on this machine is downloaded. Raises
-    CheckpointError for what cannot be found."""
+def named(
+    models: Sequence[str | Path], on_progress: Callable[[int, int], None] | None = None, *, mtp: bool = False
+) -> list[Place]:
+    """Places of models that were named, in this order; what is not on this machine is downloaded, with mtp their heads
+    too. Raises CheckpointError for what cannot be found."""
     places: list[Place] = []
     for ref in models:
         folder = find(ref, on_progress=on_progress)
+        if mtp:
+            from mlx_qwen35.library.hub import complete_head
+
+            complete_head(folder, on_progress)
         name = _short(ref, folder)
         if any(place.name.lower() == name.lower() for place in places):
             name = str(ref)
@@ -81,10 +87,12 @@ def named(models: Sequence[str], on_progress: Callable[[int, int], None] | None 
 
 
 def on_this_machine(known: Iterable[Place] = ()) -> list[Place]:
-    """Places of all models that lie here and can be loaded; those of `known` stay the same objects."""
+    """Places of all models that lie here and can be loaded; those of `known` stay the same objects, and stay here as
+    long as they are in use."""
     by_name = {place.name: place for place in known}
     here = [model for model in list_models() if model.complete]
-    return [by_name.get(model.name) or Place(model.name, model.folder, model) for model in here]
+    found = [by_name.pop(model.name, None) or Place(model.name, model.folder, model) for model in here]
+    return [*found, *(place for place in by_name.values() if place.busy or place.loaded is not None)]
 
 
 def _short(ref: str, folder: Path) -> str:

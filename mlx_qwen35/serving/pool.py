@@ -90,11 +90,12 @@ class Pool:
         place = await self.look_up(name)
         if place.loading is not None:
             await asyncio.wait([place.loading])
-        async with self._idle:
-            await self._idle.wait_for(lambda: place.busy == 0 or place.loaded is None)
-        async with self._one_at_a_time:
-            if place.busy == 0:
-                await self._unload(place)
+        while place.loaded is not None:
+            async with self._idle:
+                await self._idle.wait_for(lambda: place.busy == 0)
+            async with self._one_at_a_time:
+                if place.busy == 0:
+                    await self._unload(place)
 
     async def count(self, ask: Ask) -> int:
         place = await self.look_up(ask.model)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlx_qwen35 import checks
 from mlx_qwen35.errors import ArgumentError, Qwen35Error
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ class Server:
     _socket: socket.socket | None = field(default=None, repr=False)
     _loop: asyncio.AbstractEventLoop | None = field(default=None, repr=False)
     _signals: int = 0
+    _task: asyncio.Task[None] | None = field(default=None, repr=False)
+    _uvicorn: Any = field(default=None, repr=False)
     _ready: threading.Event = field(default_factory=threading.Event, repr=False)
 
     def bind(self) -> None:
@@ -137,7 +140,7 @@ class Server:
         log.info("closing: answers have %g s to end", self.grace)
         self.pool.closing = True
         self._uvicorn.should_exit = True
-        self._ending = self._loop.call_later(self.grace, lambda: asyncio.ensure_future(self.pool.close()))
+        self._loop.call_later(self.grace, lambda: asyncio.ensure_future(self.pool.close()))
 
 
 def serve(
@@ -211,6 +214,7 @@ def made(
             f"{host} lets others than this machine in: give an api_key (--api-key), or allow_anyone (--allow-anyone)"
         )
     doors = Doors(host, api_key or None, tuple(cors), tuple(allowed_hosts), most_body_bytes or MOST_BYTES)
+    check_numbers(port=port, ttl=ttl, grace=grace, **loading)
     names = [models] if isinstance(models, (str, Path)) else list(models or ())
     try:
         how = Loading(**loading)
@@ -219,11 +223,22 @@ def made(
     server = Server(doors, how, (), port, bool(names), ttl=ttl, grace=grace, preload=bool(names), on_ready=on_ready)
     server.bind()  # before anything that takes its time
     try:
-        server.places = places.named(names, on_progress) if names else places.on_this_machine()
+        server.places = places.named(names, on_progress, mtp=how.mtp) if names else places.on_this_machine()
     except BaseException:
         server._socket.close()
         raise
     return server
+
+
+def check_numbers(port: int, ttl: float, grace: float, parallel: int = 4, most_waiting: int = 64, **_: Any) -> None:
+    """Raises ArgumentError where they make no sense."""
+    checks.whole("port", port, 0, 65535)
+    checks.whole("parallel", parallel, 1)
+    checks.whole("most_waiting", most_waiting, 0)
+    for name, value in (("ttl", ttl), ("grace", grace)):
+        checks.number(name, value)
+        if value < 0:
+            raise ArgumentError(f"{name} is {value}; give seconds, 0 or more")
 
 
 def check_installed() -> None:

@@ -60,7 +60,7 @@ def test_flags(capsys: pytest.CaptureFixture[str], argv: str, says: str) -> None
         (["list"], "did you mean `mlx-qwen35 ls`?"),
         (["run", "Qwen/Qwen3.5-4B"], "did you mean `mlx-qwen35 chat --model Qwen/Qwen3.5-4B`?"),
         (["What is 17 + 25?"], "is asked by `mlx-qwen35 generate -p 'What is 17 + 25?'`"),
-        (["nonsense"], "'nonsense' is no command; there are generate, chat, convert, ls, estimate"),
+        (["nonsense"], "'nonsense' is no command; there are generate, chat, serve, convert, ls, estimate"),
         (["--model", "x", "generate", "-p", "hi"], "its flags: `mlx-qwen35 generate --model x -p hi`"),
         (["--temp", "0", "-p", "hi there"], "its flags: `mlx-qwen35 generate --temp 0 -p 'hi there'`"),
         (["--verson"], "did you mean --version?"),

@@ -1,0 +1,134 @@
+"""`serve`: a server for the programs that people use. Knows flags and what is said at the start; the work is
+`serving.serve`'s."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from mlx_qwen35.cli.demo import DEMO_HINT
+from mlx_qwen35.cli.options import DTYPES, OptionError, add_kv_arguments, kv_options
+from mlx_qwen35.cli.progress import Progress
+from mlx_qwen35.screen import note
+
+if TYPE_CHECKING:
+    from mlx_qwen35.serving.server import Server
+
+DESCRIPTION = "Serve models over HTTP, as OpenAI, Anthropic, LM Studio and Ollama do, with a chat at /."
+KEY = "MLX_QWEN35_API_KEY"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    models = parser.add_argument_group("models")
+    models.add_argument(
+        "--model",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a folder, or a name as LM Studio or the Hugging Face Hub has it; may be repeated. The first is loaded at "
+        "once, the others when they are asked for; one alone answers to every name (default: all on this machine)",
+    )
+    models.add_argument(
+        "--memory",
+        metavar="SIZE",
+        help="the most that may be taken by all of them, such as 24GB or 60%%: idle ones go to make room, and experts "
+        "that do not fit are read from the disk (default: what this machine has for it)",
+    )
+    models.add_argument(
+        "--ttl", type=float, default=3600, metavar="S", help="unload one after S idle seconds, 0: never (default: 3600)"
+    )
+    models.add_argument("--context-length", type=int, metavar="N", help="the most tokens of prompt and answer together")
+    models.add_argument("--dtype", choices=DTYPES, help="compute in it (default: float32 on a CPU, bfloat16 on a GPU)")
+    models.add_argument("--mtp", action="store_true", help="let a model's own multi-token-prediction head draft")
+    models.add_argument("--exact", action="store_true", help="the same bits whoever else asks, on a GPU too; slower")
+    models.add_argument(
+        "--kernels",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="on a GPU, take this package's kernels where they stand a short test, or MLX's operations alone",
+    )
+    add_kv_arguments(models)
+    answers = parser.add_argument_group("answers")
+    answers.add_argument(
+        "--parallel", type=int, default=4, metavar="N", help="compute N at once for a model (default: 4)"
+    )
+    answers.add_argument(
+        "--most-waiting", type=int, default=64, metavar="N", help="let N more wait, refuse others (default: 64)"
+    )
+    answers.add_argument(
+        "--cache-dir", metavar="FOLDER", help="keep what was computed of prompts here, beyond the end of the server"
+    )
+    answers.add_argument("--fetch", action="store_true", help="get pictures at http(s) URLs from the network")
+    doors = parser.add_argument_group("who may ask")
+    doors.add_argument("--host", default="127.0.0.1", metavar="HOST", help="listen here (default: 127.0.0.1)")
+    doors.add_argument("--port", type=int, default=1234, metavar="N", help="and on this port (default: 1234)")
+    doors.add_argument(
+        "--api-key", metavar="KEY", help=f"ask everyone for this key (default: what {KEY} has in the environment)"
+    )
+    doors.add_argument(
+        "--allow-anyone", action="store_true", help="let others than this machine in without a key, with --host"
+    )
+    doors.add_argument(
+        "--cors",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="let this web page use it; may be repeated, *: all",
+    )
+    doors.add_argument(
+        "--allowed-host", action="append", default=[], metavar="NAME", help="answer to this name of the host, too"
+    )
+    doors.add_argument(
+        "--grace",
+        type=float,
+        default=10.0,
+        metavar="S",
+        help="at the end let answers go on for S seconds (default: 10)",
+    )
+    parser.add_argument("-v", "--verbose", action="store_true", help="log more, such as which fields were ignored")
+
+
+def run(args: argparse.Namespace) -> int:
+    from mlx_qwen35.serving.server import serve
+
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr, level=logging.WARNING)
+    logging.getLogger("mlx_qwen35.serving").setLevel(logging.DEBUG if args.verbose else logging.INFO)
+    if args.kv_bits is None and (args.kv_group_size, args.quantized_kv_start) != (64, 0):
+        raise OptionError("--kv-group-size and --quantized-kv-start say how --kv-bits is done: add --kv-bits 4 or 8")
+    serve(
+        args.model or None,
+        host=args.host,
+        port=args.port,
+        api_key=args.api_key or os.environ.get(KEY) or None,
+        memory=args.memory,
+        parallel=args.parallel,
+        most_waiting=args.most_waiting,
+        ttl=args.ttl,
+        cache_dir=args.cache_dir,
+        mtp=args.mtp,
+        cors=args.cors,
+        allowed_hosts=args.allowed_host,
+        allow_anyone=args.allow_anyone,
+        grace=args.grace,
+        context_length=args.context_length,
+        dtype=args.dtype,
+        exact=args.exact,
+        kernels=args.kernels,
+        fetch=args.fetch,
+        **kv_options(args),
+        on_ready=_tell,
+        on_progress=Progress("Downloading", "bytes"),
+    )
+    return 0
+
+
+def _tell(server: Server) -> None:
+    """Where it answers, and to which names."""
+    names = [place.name for place in server.places]
+    if names == ["demo"]:
+        note(f"This is the demo, a tiny model inside the package. {DEMO_HINT}")
+    every = " (and to every other name)" if server.named and len(names) == 1 else ""
+    print(f"{server.url} answers to {', '.join(names) or 'no model: there is none on this machine'}{every}", flush=True)
