@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from mlx_qwen35.notebook import Chat, ProgressBar, Reply
     from mlx_qwen35.processor import Processor, Prompt
     from mlx_qwen35.sampling import Sampling
-    from mlx_qwen35.session import Session, Sessions, load_session
     from mlx_qwen35.serving.server import serve
+    from mlx_qwen35.session import Session, Sessions, load_session
     from mlx_qwen35.session.store import Store
 
 if sys.version_info < (3, 10):  # noqa: UP036  - a clone is imported by whatever Python there is
