@@ -17,6 +17,7 @@ from mlx_qwen35.serving import http
 from mlx_qwen35.serving.answering import EngineAnswering
 from mlx_qwen35.serving.http import GoneError, Receive, Scope, Send
 from mlx_qwen35.serving.refusal import Refusal
+from mlx_qwen35.serving.together import Together
 
 if TYPE_CHECKING:
     from mlx_qwen35.serving.exchange import Api, Ask
@@ -37,12 +38,13 @@ class Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         told = _Told(scope)
-        answering: EngineAnswering | None = None
+        answering: EngineAnswering | Together | None = None
         try:
             headers = http.headers_of(scope)
             body = await http.read_json(await http.read_body(receive, self._most_bytes))
             told.ask = ask = self._api.read(body, headers)
-            told.answering = answering = await EngineAnswering.of(self._pool, ask)
+            making = Together if ask.others else EngineAnswering
+            told.answering = answering = await making.of(self._pool, ask)
             answer = self._streamed if ask.stream else self._whole
             await self._while_here(receive, answer(ask, answering, send, told))
         except GoneError:
@@ -75,13 +77,13 @@ class Endpoint:
                 task.cancel()
             await asyncio.gather(working, leaving, return_exceptions=True)
 
-    async def _whole(self, ask: Ask, answering: EngineAnswering, send: Send, told: _Told) -> None:
+    async def _whole(self, ask: Ask, answering: EngineAnswering | Together, send: Send, told: _Told) -> None:
         made = await answering.finished()
         value = self._api.whole(ask, answering, made)
         told.status = 200
         await http.send_json(send, 200, value)
 
-    async def _streamed(self, ask: Ask, answering: EngineAnswering, send: Send, told: _Told) -> None:
+    async def _streamed(self, ask: Ask, answering: EngineAnswering | Together, send: Send, told: _Told) -> None:
         await answering.started(STATUS_WITHIN)
         told.status = 200
         await http.begin(send, 200, self._api.media_type, {"cache-control": "no-cache", "x-accel-buffering": "no"})
@@ -102,7 +104,7 @@ class _Told:
         self.method, self.path = scope["method"], scope["path"]
         self.begun, self.status, self.ended = time.monotonic(), 0, ""
         self.ask: Ask | None = None
-        self.answering: EngineAnswering | None = None
+        self.answering: EngineAnswering | Together | None = None
 
     def write(self, metrics: Metrics) -> None:
         seconds = time.monotonic() - self.begun
