@@ -96,7 +96,7 @@ class EngineAnswering:
                 one.tokens.append(part.token)
                 if part.logprob is not None:
                     one.logprobs.append((part.token, part.logprob, part.top_logprobs))
-            one.finish_reason = part.finish_reason or one.finish_reason
+            one.finish_reason, one.stop_string = part.finish_reason or one.finish_reason, part.stop_string
         for one, (text, reasoning, content) in zip(made, texts, strict=True):
             one.text, one.reasoning, one.content = "".join(text), "".join(reasoning), "".join(content)
         return made if self._answer is not None else []

@@ -11,7 +11,7 @@ from typing import Any
 
 from mlx_qwen35.request import MOST_TOLD
 from mlx_qwen35.serving.catalogue import Catalogue, Listed, Question, found
-from mlx_qwen35.serving.exchange import Usage
+from mlx_qwen35.serving.exchange import Answering, Usage
 from mlx_qwen35.serving.fields import Fields
 from mlx_qwen35.serving.refusal import Refusal
 
@@ -141,6 +141,16 @@ def wants_usage(fields: Fields) -> bool:
 def number(logprob: float) -> float:
     """A log probability as JSON has it."""
     return max(logprob, LEAST_LOGPROB)
+
+
+def told(token: int, logprob: float, top: Sequence[tuple[int, float]], answering: Answering) -> dict[str, Any]:
+    """A token with its log probability, and the likeliest in its place."""
+
+    def one(token: int, logprob: float) -> dict[str, Any]:
+        raw = list(answering.token_bytes(token))
+        return {"token": answering.token_text(token), "logprob": number(logprob), "bytes": raw}
+
+    return one(token, logprob) | {"top_logprobs": [one(*each) for each in top]}
 
 
 def model(listed: Listed) -> dict[str, Any]:

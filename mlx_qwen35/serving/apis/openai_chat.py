@@ -129,7 +129,7 @@ class _Writer:
         """What is new; "" if nothing is."""
         index, text = part.index, ""
         if self._logprobs and part.token is not None and part.logprob is not None:
-            self._told[index].append(_told(part.token, part.logprob, part.top_logprobs, self._answering))
+            self._told[index].append(words.told(part.token, part.logprob, part.top_logprobs, self._answering))
         for event in part.events:
             if isinstance(event, ContentDelta):
                 text += self._chunk(index, f'{{"content":{dumps(event.text)}}}')
@@ -225,19 +225,9 @@ def _choice(index: int, one: Finished, ask: Ask, answering: Answering, ids: _Cal
         message["tool_calls"] = [{"id": ids.next(), "type": "function", "function": _function(call)} for call in calls]
     told = None
     if ask.extra.get("logprobs"):
-        told = {"content": [_told(*each, answering) for each in one.logprobs], "refusal": None}
+        told = {"content": [words.told(*each, answering) for each in one.logprobs], "refusal": None}
     return {"index": index, "message": message, "logprobs": told, "finish_reason": reason}
 
 
 def _function(call: ToolCall) -> dict[str, str]:
     return {"name": call.name, "arguments": json.dumps(call.arguments, ensure_ascii=False)}
-
-
-def _told(token: int, logprob: float, top: Sequence[tuple[int, float]], answering: Answering) -> dict[str, Any]:
-    """A token with its log probability, and the likeliest in its place."""
-
-    def one(token: int, logprob: float) -> dict[str, Any]:
-        raw = list(answering.token_bytes(token))
-        return {"token": answering.token_text(token), "logprob": words.number(logprob), "bytes": raw}
-
-    return one(token, logprob) | {"top_logprobs": [one(*each) for each in top]}
