@@ -112,7 +112,7 @@ class Row:
             cache = self._model.make_cache() if request.cache is None else request.cache
         self._sit(cache)
         if self._clock is None:
-            self._clock = Clock(cache.offset, lambda: self._model.expert_stats)
+            self._clock = self._clock_at(cache.offset)
         self.prefill = Prefill(
             self._model,
             prompt.tokens,
@@ -126,6 +126,10 @@ class Row:
         )
         self.phase = Phase.PROMPT
         return True
+
+    def _clock_at(self, offset: int) -> Clock:
+        model = self._model  # not this row: a circle would hold its cache until Python looks for circles
+        return Clock(offset, lambda: model.expert_stats)
 
     def _sit(self, cache: Cache) -> None:
         request = self.request
@@ -173,7 +177,10 @@ class Row:
             return self._closing.pop()
         if self.error is not None:
             error, self.error = self.error, None
-            raise error
+            try:
+                raise error
+            finally:
+                del error  # which would hold this frame, and with it the row
         return None
 
     def _part(self, step: Step) -> Part:
@@ -211,7 +218,7 @@ class Row:
         """It ends here for another reason than its own text. reason: the finish_reason of its last part."""
         if self.phase is Phase.ENDED:
             return
-        clock = self._clock or Clock(0, lambda: self._model.expert_stats)
+        clock = self._clock or self._clock_at(0)
         self._drop_pending()
         self._leave()
         text, events = self.request.answer.finish()

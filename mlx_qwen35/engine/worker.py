@@ -10,10 +10,12 @@ import atexit
 import os
 import queue
 import threading
+import traceback
 import weakref
 from collections.abc import MutableMapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
+from types import FrameType
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
@@ -52,6 +54,7 @@ class Worker:
         self._most_rows, self._most_waiting = scheduler.most_rows, most_waiting
         self._incoming: queue.SimpleQueue[tuple[Request, Channel] | None] = queue.SimpleQueue()  # None: look up
         self._rows: dict[Row, Channel] = {}  # the thread's own
+        self._spent: list[FrameType] = []  # of errors that were handed out
         self._counting = threading.RLock()
         self._process = os.getpid()
         self._thread = threading.Thread(target=self._work, name="mlx-qwen35 engine", daemon=True)
@@ -134,6 +137,7 @@ class Worker:
                 for row in list(self._rows):
                     row.fail(error)
             self._hand_out()
+            self._forget()
 
     def _take_in(self) -> None:
         with suppress(queue.Empty):
@@ -150,17 +154,32 @@ class Worker:
             self._end(channel, error)
 
     def _hand_out(self) -> None:
-        for row, channel in list(self._rows.items()):
-            try:
-                while row.ready:
-                    part = row.take()
-                    if part.finish_reason:  # first: who reads of the end may submit the next at once
-                        del self._rows[row]
-                        self.loop.leave(row)  # while nothing runs nothing of it is held either
-                        self._end()
-                    channel.put(replace(part, logprobs=None))  # which only this thread could read
-            except BaseException as error:  # another interrupt than an error, too: the reader waits for it
+        for row in list(self._rows):
+            error = self._hand_out_of(row)
+            if error is not None:
+                self._spent += _frames_of(error)
                 self._lose(row, error)
+
+    def _forget(self) -> None:
+        """Whoever keeps an error keeps its place in the code, and not the caches of those who ran there."""
+        while self._spent:
+            with suppress(RuntimeError):  # it runs
+                self._spent.pop().clear()
+
+    def _hand_out_of(self, row: Row) -> BaseException | None:
+        """-> what went wrong; another interrupt than an error, too: the reader waits for it."""
+        channel = self._rows[row]
+        try:
+            while row.ready:
+                part = row.take()
+                if part.finish_reason:  # first: who reads of the end may submit the next at once
+                    del self._rows[row]
+                    self.loop.leave(row)  # while nothing runs nothing of it is held either
+                    self._end()
+                channel.put(replace(part, logprobs=None))  # which only this thread could read
+        except BaseException as error:
+            return error
+        return None
 
     def _lose(self, row: Row, error: BaseException) -> None:
         channel = self._rows.pop(row, None)
@@ -195,6 +214,16 @@ class Worker:
 
     def _in_place(self) -> AbstractContextManager[None]:
         return wired() if self._model.expert_stats is None else nullcontext()  # streamed experts have their own limit
+
+
+def _frames_of(error: BaseException | None) -> list[FrameType]:
+    """All that an error was raised through, up to the beginning of the thread."""
+    found = []
+    while error is not None:
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            found += [inner for inner, _ in traceback.walk_stack(frame)]
+        error = error.__cause__ or error.__context__
+    return found
 
 
 @atexit.register
