@@ -53,10 +53,10 @@ class Guard:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         headers = http.headers_of(scope)
-        origin = headers.get("origin")
+        shared: dict[str, str] = {}
         try:
             self._check_host(headers)
-            shared = self._check_origin(origin, headers)
+            shared = self._check_origin(headers.get("origin"), headers)
             if scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
                 return await self._preflight(headers, shared, send)
             self._check_key(scope["path"], headers)
@@ -64,7 +64,7 @@ class Guard:
         except Refusal as refusal:
             extra = {"www-authenticate": "Bearer"} if refusal.status == 401 else {}
             told = self._refuse(scope["path"], refusal)
-            return await http.send_json(send, refusal.status, told, {**extra, "connection": "close"})
+            return await http.send_json(send, refusal.status, told, {**shared, **extra, "connection": "close"})
         await self._app(scope, receive, _with(send, shared) if shared else send)
 
     def _check_host(self, headers: Mapping[str, str]) -> None:
@@ -106,8 +106,9 @@ class Guard:
         if self._doors.api_key is None or path in self._doors.open_paths:
             return
         kind, _, token = headers.get("authorization", "").partition(" ")
-        given = token.strip() if kind.lower() == "bearer" else headers.get("x-api-key", "")
-        if not hmac.compare_digest(given.encode("utf-8", "replace"), self._doors.api_key.encode()):
+        given = [token.strip() if kind.lower() == "bearer" else "", headers.get("x-api-key", "")]
+        key = self._doors.api_key.encode()
+        if not any([hmac.compare_digest(each.encode("utf-8", "replace"), key) for each in given]):
             raise Refusal(
                 "unauthorized", "the key is missing or another one: send it as `Authorization: Bearer KEY` or x-api-key"
             )

@@ -95,9 +95,10 @@ def on_this_machine(known: Iterable[Place] = ()) -> list[Place]:
     return [*found, *(place for place in by_name.values() if place.busy or place.loaded is not None)]
 
 
-def _short(ref: str, folder: Path) -> str:
+def _short(ref: str | Path, folder: Path) -> str:
     """What a model is called by clients: a folder by its last name, which tells nothing of this machine."""
     text = os.fspath(ref)
-    if os.sep in text and os.path.isdir(os.path.expanduser(text)) or text.startswith((".", "~", os.sep)):
-        return folder.resolve().name
+    path = os.path.expanduser(text)
+    if text.startswith((".", "~", os.sep)) or (os.sep in text and os.path.isdir(path)) or not isinstance(ref, str):
+        return os.path.basename(os.path.abspath(path)) or folder.name
     return text.strip()

@@ -5,15 +5,18 @@ Knows how it is started and ended. Knows nothing of what it is asked.
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from mlx_qwen35.serving.pool import Pool
 from mlx_qwen35.serving.server import Server, made
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -27,6 +30,11 @@ class Running:
     def pool(self) -> Pool:
         assert self.server.pool is not None
         return self.server.pool
+
+    def call(self, work: Coroutine[Any, Any, T], within: float = 20) -> T:
+        """What a coroutine returns on the server's event loop."""
+        assert self.server._loop is not None
+        return asyncio.run_coroutine_threadsafe(work, self.server._loop).result(within)
 
     @property
     def idle(self) -> bool:
