@@ -237,7 +237,7 @@ def test_a_model_that_goes_in_the_middle_is_told(server: Running) -> None:
         answering = await EngineAnswering.of(server.pool, endless())
         seen = 0
         with pytest.raises(Refusal) as told:
-            async for part in answering:
+            async for _ in answering:
                 seen += 1
                 if seen == 2:
                     loaded = server.pool.places[0].loaded
