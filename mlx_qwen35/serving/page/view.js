@@ -100,8 +100,9 @@ export class Answer {
     }
     this.thought.hidden = !message.reasoning;
     const thinks = live && !message.text && !message.calls.length;
-    const seconds = `${Math.round(message.thought ?? 0)} s`;
-    setText(this.summary, thinks ? `Thinking for ${seconds}` : `Thought for ${seconds}`);
+    const seconds = Math.round(message.thought ?? 0);
+    const long = seconds ? ` for ${seconds} s` : "";
+    setText(this.summary, thinks ? `Thinking${long}` : `Thought${long || " for a moment"}`);
     if (message.text !== this.shownText || !live) this.rendered.show(message.text, !live);
     this.shownText = message.text;
     this.showCalls(live);
