@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlx_qwen35 import library
 from mlx_qwen35.engine.engine import Engine
+from mlx_qwen35.errors import LengthError
 from mlx_qwen35.library.plan import shown_size
 from mlx_qwen35.request import PromptOptions, read_prompt
 from mlx_qwen35.sampling import Sampling
@@ -129,7 +130,10 @@ def as_given(processor: Processor, ask: Ask) -> Any:
 
 
 def count(processor: Processor, ask: Ask, *, fetch: bool = False) -> int:
-    """Tokens of the prompt of an Ask. Raises PromptError."""
+    """Tokens of the prompt of an Ask, also of one that is longer than the context. Raises PromptError."""
     options = PromptOptions.of({**ask.options, "fetch": fetch})
     images, videos = (ask.options.get(name) or () for name in ("images", "videos"))
-    return len(read_prompt(processor, as_given(processor, ask), images, videos, options).tokens)
+    try:
+        return len(read_prompt(processor, as_given(processor, ask), images, videos, options).tokens)
+    except LengthError as error:
+        return error.tokens
