@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from mlx_qwen35.model import Model
     from mlx_qwen35.session.store import Store
 
+_PATIENCE = 16  # turns in which nothing is computed; the scheduler lets a few pass between pieces
+
 
 class Loop:
     """Answers requests, several at once. store: of what was computed; None: nothing is kept between requests.
@@ -46,6 +48,7 @@ class Loop:
         self._keys = count()
         self._blocked: list[Row] = []  # another row computes their beginning
         self._step_seconds = 0.0  # of a step of the group, as it was last
+        self._idle = 0  # turns in a row in which nothing was computed
 
     def add(self, request: Request) -> Row:
         """A request that waits for its turn. Raises BusyError or BudgetError where it is not taken."""
@@ -88,7 +91,7 @@ class Loop:
         for key in turn.admit:
             if key in self.rows:
                 self._begin(self.rows[key])
-        start = self._now()
+        start, computed = self._now(), self.computed_tokens
         stepped = self._step_solo(turn.solo) if turn.solo in self.rows else turn.decode and self._step_together()
         seconds = self._now() - start
         if turn.prefill is not None and turn.prefill[0] in self.rows:
@@ -96,7 +99,24 @@ class Loop:
         elif stepped:
             self._step_seconds = seconds
             self.scheduler.measured_decode(stepped, seconds)
+        self._idle = 0 if stepped or self.computed_tokens > computed else self._idle + 1
+        if self._idle >= _PATIENCE:
+            self._go_on()
         self._sweep()
+
+    def _go_on(self) -> None:
+        """Whoever can go on does, whatever the scheduler says, and waits for nobody: so that no two can wait for each
+        other."""
+        self._idle = 0
+        for row in self._living():
+            if row.phase is Phase.PROMPT:
+                self._piece(row, row.prefill.chunk, beside=False)
+                return
+        for row in [*self._blocked]:
+            if row.phase is Phase.WAITING:
+                self._begin(row, wait=False)
+                return
+        self._step_together()
 
     def _only(self) -> Row | None:
         """The one row that there is, where nothing about its steps is to be decided: a tenth of what a turn costs."""
@@ -150,15 +170,16 @@ class Loop:
         if row is not None and not row.ready:  # what can be handed out is, first
             row.end(reason)
 
-    def _begin(self, row: Row) -> None:
+    def _begin(self, row: Row, *, wait: bool = True) -> None:
         try:
-            begun = row.begin(self._store)
+            begun = row.begin(self._store, wait=wait)
         except Exception as error:
             row.fail(error)
             return
         if begun:
             self.scheduler.covered(row.key, row.prefill.covered)
             self.scheduler.waits_for_prefix(row.key, None)
+            self._blocked = [other for other in self._blocked if other is not row]
             return
         leader = next((other for other in self.rows.values() if other.phase is Phase.PROMPT), None)
         self.scheduler.waits_for_prefix(row.key, None if leader is None else leader.key)

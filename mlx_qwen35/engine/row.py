@@ -87,8 +87,9 @@ class Row:
         """Whether `take` has something."""
         return bool(self.pending or self._closing or self.error)
 
-    def begin(self, store: Store | None) -> bool:
-        """Finds what of its prompt is computed already; False: another row is computing its beginning, ask again."""
+    def begin(self, store: Store | None, *, wait: bool = True) -> bool:
+        """Finds what of its prompt is computed already; False: another row is computing its beginning, ask again, or
+        with wait=False, which begins in any case."""
         request, prompt = self.request, self.prompt
         session, covered = request.session, request.covered
         if session is not None:
@@ -97,10 +98,10 @@ class Row:
                 self.session = session
             if store is not None:
                 self._store = store
-                if not store.seed(session, prompt):
+                if not store.seed(session, prompt, wait=wait):
                     return False
         elif request.cache is None and store is not None:
-            session = store.begin(prompt)
+            session = store.begin(prompt, wait=wait)
             if session is None:
                 return False
             self._stack.enter_context(session.answering())

@@ -79,23 +79,23 @@ class Store:
         """How many paths there are."""
         return len(self._tree)
 
-    def begin(self, prompt: Prompt) -> Session | None:
+    def begin(self, prompt: Prompt, *, wait: bool = True) -> Session | None:
         """A session of the store whose past begins as `prompt`, as far as there is such a past. `answering` and
         `go_on(prompt)` are called on it as on any, and `settled` or `drop` at the end.
 
         None: a row that is computing its prompt will soon have more of this one's beginning, and takes a snapshot there
-        (`session.meetings` has the place). Go on computing, and ask again.
+        (`session.meetings` has the place). Go on computing, and ask again. wait=False: it is not waited for.
         """
         self._catch_up()
         asked = self._prompts.of(prompt)
         path, point = self._best(asked)
         filed, further = self._on_disk(asked, point)
-        if self._is_coming(asked, max(point, further)):
+        if wait and self._is_coming(asked, max(point, further)):
             return None
         if filed is not None:
             session = self._read(filed, further)
             if session is None:
-                return self.begin(prompt)
+                return self.begin(prompt, wait=wait)
             path = Path(session)
             path.filed = filed
         elif path is not None and self._may_be_taken(path, point):
@@ -113,7 +113,7 @@ class Store:
         self._make_room()
         return session
 
-    def seed(self, session: Session, prompt: Prompt) -> bool:
+    def seed(self, session: Session, prompt: Prompt, *, wait: bool = True) -> bool:
         """Give a caller's own session the store's beginning of `prompt`, if it has less of it. It is in use from then
         on, as one that `begin` gave, and goes its own way after `settled` or `drop`. Nobody else may be answering with
         it. False: as None of `begin`."""
@@ -125,12 +125,12 @@ class Store:
             own = guest.point(min(common(key_of(session.tokens, session.shown), asked.key), len(asked.key) - 1))
         path, point = self._best(asked)
         filed, further = self._on_disk(asked, max(own, point))
-        if self._is_coming(asked, max(own, point, further)):
+        if wait and self._is_coming(asked, max(own, point, further)):
             return False
         if filed is not None:
             read = self._read(filed, further)
             if read is None:
-                return self.seed(session, prompt)
+                return self.seed(session, prompt, wait=wait)
             session.begin_with(read.tokens, read.shown, read.cache, read.marks)
         elif path is not None and path.session is not session and point - own >= WORTH:
             self._give(path, point, session, asked)

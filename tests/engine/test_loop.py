@@ -85,3 +85,18 @@ def test_put_back_while_it_waits_for_a_prompt():
     loop.scheduler.push = (row.key,)
     assert read(loop, going)[1] == "length"
     assert read(loop, row) == (recomputed(MODEL, [*prompt, 5], 12), "length")
+
+
+def test_nobody_waits_for_a_prefix_that_never_comes(monkeypatch):
+    loop = a_loop()
+    monkeypatch.setattr(Store, "_is_coming", lambda self, asked, held: True)
+    rows = [loop.add(asked(PROMPT)), loop.add(asked([*PROMPT, 5]))]
+    expected = [recomputed(MODEL, PROMPT, 12), recomputed(MODEL, [*PROMPT, 5], 12)]
+    assert [read(loop, row, turns=400) for row in rows] == [(tokens, "length") for tokens in expected]
+
+
+def test_a_prompt_that_the_scheduler_takes_for_done_is_computed(monkeypatch):
+    loop = a_loop()
+    monkeypatch.setattr(Scheduler, "covered", lambda self, key, tokens: setattr(self._jobs[key], "computed", 1 << 20))
+    row = loop.add(asked(PROMPT))
+    assert read(loop, row, turns=400) == (recomputed(MODEL, PROMPT, 12), "length")
