@@ -103,7 +103,7 @@ export function parse(lines, depth) {
     for (; at < lines.length; at++) {
       const line = untabbed(lines[at]);
       const found = item(line, begin.indent);
-      if (found && found.sign === begin.sign && !RULE.test(line)) {
+      if (found && found.sign === begin.sign && found.indent < begin.indent + 2 && !RULE.test(line)) {
         if (blank && inside) block.loose = true;
         inside = [line.slice(found.width)];
         width = found.width;

@@ -61,7 +61,7 @@ export async function* answer(body, key, signal) {
     signal,
   });
   let finished = false;
-  for await (const data of events(response)) {
+  for await (const data of events(response, signal)) {
     if (data === "[DONE]") break;
     const chunk = JSON.parse(data);
     if (chunk.error) throw new ServerError(chunk.error.message ?? "The server ended the answer", 500);
@@ -107,8 +107,9 @@ function headers(key) {
 }
 
 /** The data of server-sent events. */
-async function* events(response) {
+async function* events(response, signal) {
   const reader = response.body.getReader();
+  signal.addEventListener("abort", () => reader.cancel().catch(() => {}));
   const decoder = new TextDecoder();
   let rest = "";
   let data = [];
@@ -125,7 +126,7 @@ async function* events(response) {
           data = [];
         }
       }
-      if (done) return;
+      if (done) return void signal.throwIfAborted();
     }
   } catch (error) {
     if (error.name === "AbortError" || error instanceof ServerError) throw error;

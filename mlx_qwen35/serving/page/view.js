@@ -100,6 +100,7 @@ export class Answer {
     }
     this.thought.hidden = !message.reasoning;
     const thinks = live && !message.text && !message.calls.length;
+    this.thought.classList.toggle("thinks", thinks);
     const seconds = Math.round(message.thought ?? 0);
     const long = seconds ? ` for ${seconds} s` : "";
     setText(this.summary, thinks ? `Thinking${long}` : `Thought${long || " for a moment"}`);
