@@ -19,6 +19,7 @@ from mlx_qwen35.serving.fields import Fields
 from mlx_qwen35.serving.messages_given import given_messages
 from mlx_qwen35.serving.openai_thinking import read_thinking
 from mlx_qwen35.serving.openai_tools import older_form, read_tools
+from mlx_qwen35.serving.pulse import Pulse
 from mlx_qwen35.serving.refusal import Refusal
 from mlx_qwen35.text.reply import ContentDelta, ReasoningDelta, ToolCall
 
@@ -72,12 +73,15 @@ class ChatCompletions:
         }
 
     async def stream(self, ask: Ask, answering: Answering) -> AsyncIterator[str]:
-        writer = _Writer(ask, answering)
+        writer, pulse = _Writer(ask, answering), Pulse()
         try:
             yield writer.begin()
             async for item in answering:
                 text = writer.alive() if isinstance(item, Alive) else writer.part(item)
+                if not text and pulse.due():
+                    text = writer.alive()
                 if text:
+                    pulse.beat()
                     yield text
             yield writer.end()
         except Exception as wrong:

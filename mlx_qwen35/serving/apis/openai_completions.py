@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from mlx_qwen35.serving import openai_words as words
 from mlx_qwen35.serving.exchange import Alive, Answering, Ask, Finished
 from mlx_qwen35.serving.fields import Fields
+from mlx_qwen35.serving.pulse import Pulse
 from mlx_qwen35.serving.refusal import Refusal
 
 if TYPE_CHECKING:
@@ -82,13 +83,16 @@ class Completions:
         }
 
     async def stream(self, ask: Ask, answering: Answering) -> AsyncIterator[str]:
-        writer = _Writer(ask, answering)
+        writer, pulse = _Writer(ask, answering), Pulse()
         try:
             if ask.extra.get("echo"):
                 yield writer.begin()
             async for item in answering:
                 text = writer.alive() if isinstance(item, Alive) else writer.part(item)
+                if not text and pulse.due():
+                    text = writer.alive()
                 if text:
+                    pulse.beat()
                     yield text
             yield writer.end()
         except Exception as wrong:
