@@ -15,6 +15,7 @@ from typing import Any
 
 from mlx_qwen35.parts import Part
 from mlx_qwen35.serving.exchange import Alive, Api, Ask, Finished, Usage
+from mlx_qwen35.text.messages import check_messages, in_order
 from mlx_qwen35.text.reply import ContentDelta, Event, IncompleteCall, ReasoningDelta, ToolCall
 
 ID = "0123456789abcdef01234567"
@@ -192,3 +193,12 @@ def events(pieces: Sequence[str]) -> list[tuple[str | None, Any]]:
 def lines(pieces: Sequence[str]) -> list[Any]:
     """The JSON lines of a stream of them."""
     return [json.loads(line) for line in "".join(pieces).split("\n") if line.strip()]
+
+
+def said(messages: Sequence[Any]) -> list[tuple[str, str]]:
+    """Messages without pictures as a template gets them: (role, text) of each."""
+
+    def text(content: Any) -> str:
+        return content if isinstance(content, str) else "".join(part["text"] for part in content)
+
+    return [(message["role"], text(message["content"])) for message in in_order(check_messages(messages))]

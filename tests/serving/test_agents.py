@@ -133,12 +133,15 @@ def test_codex(place, server):
     home.mkdir()
     (home / "config.toml").write_text(
         'model = "demo"\nmodel_provider = "local"\n[model_providers.local]\nname = "local"\n'
-        f'base_url = "{server.url}/v1"\nwire_api = "responses"\n'
+        f'base_url = "{server.url}/v1"\nwire_api = "responses"\n[features]\nmulti_agent = true\n'
     )
-    script = [call("exec_command", cmd="sed -i s/red/green/ notes.txt"), "It is green."]
+    edit, another = call("exec_command", cmd="sed -i s/red/green/ notes.txt"), call("spawn_agent", message="Say hi.")
+    script = [edit, another, "It is green."]  # the second is a tool of a namespace
     command = [codex, "exec", "--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox", TASK]
-    _, printed = edited(place, server, script, command, CODEX_HOME=str(home))
+    asked, printed = edited(place, server, script, command, CODEX_HOME=str(home))
     assert "It is green." in printed
+    results = [m["content"] for prompt, _ in asked for m in prompt if m["role"] == "tool"]
+    assert any("agent_id" in str(result) for result in results), results
 
 
 def test_opencode(place, server):

@@ -8,8 +8,8 @@ import pytest
 from mlx_qwen35.serving.apis.anthropic import Messages
 from mlx_qwen35.serving.exchange import Alive, Usage
 from mlx_qwen35.serving.refusal import STATUS, Refusal
-from mlx_qwen35.text.messages import check_messages, in_order, media_parts
-from tests.serving.fake import ID, Fake, answered, calls, ends, events, part, read, says, streamed, thinks
+from mlx_qwen35.text.messages import check_messages, media_parts
+from tests.serving.fake import ID, Fake, answered, calls, ends, events, part, read, said, says, streamed, thinks
 
 API = Messages()
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
@@ -22,13 +22,6 @@ def body(*messages, **more):
 
 def user(content):
     return {"role": "user", "content": content}
-
-
-def said(messages):
-    """The messages as a template gets them: (role, text) of each."""
-    made = in_order(check_messages(messages))
-    return [(m["role"], m["content"] if isinstance(m["content"], str) else "".join(p["text"] for p in m["content"]))
-            for m in made]  # fmt: skip
 
 
 def test_what_is_asked():

@@ -9,8 +9,22 @@ from mlx_qwen35.serving.apis.openai_responses import Responses
 from mlx_qwen35.serving.exchange import Alive, Usage
 from mlx_qwen35.serving.kept import Kept
 from mlx_qwen35.serving.refusal import Refusal
-from mlx_qwen35.text.messages import check_messages, in_order, media_parts
-from tests.serving.fake import CREATED, ID, Fake, answered, calls, ends, events, part, read, says, streamed, thinks
+from mlx_qwen35.text.messages import check_messages, media_parts
+from tests.serving.fake import (
+    CREATED,
+    ID,
+    Fake,
+    answered,
+    calls,
+    ends,
+    events,
+    part,
+    read,
+    said,
+    says,
+    streamed,
+    thinks,
+)
 
 PICTURE = "data:image/png;base64,iVBORw0KGgo="
 LOOK = {"type": "function", "name": "look", "description": "Looks.", "strict": False,
@@ -22,13 +36,6 @@ USAGE = Usage(prompt_tokens=20, cached_tokens=15, answer_tokens=9, reasoning_tok
 
 def user(text):
     return {"type": "message", "role": "user", "content": [{"type": "input_text", "text": text}]}
-
-
-def said(messages):
-    """The messages as a template gets them: (role, text) of each."""
-    made = in_order(check_messages(messages))
-    return [(m["role"], m["content"] if isinstance(m["content"], str) else "".join(p["text"] for p in m["content"]))
-            for m in made]  # fmt: skip
 
 
 def test_what_is_asked():
