@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlx_qwen35.serving import http
 from mlx_qwen35.serving.answering import EngineAnswering
-from mlx_qwen35.serving.http import GoneError, Receive, Scope, Send
+from mlx_qwen35.serving.http import GoneError, Pace, Receive, Scope, Send
 from mlx_qwen35.serving.refusal import Refusal
 from mlx_qwen35.serving.together import Together
 
@@ -46,7 +46,7 @@ class Endpoint:
             making = Together if ask.others else EngineAnswering
             told.answering = answering = await making.of(self._pool, ask)
             answer = self._streamed if ask.stream else self._whole
-            await self._while_here(receive, answer(ask, answering, send, told))
+            await self._while_here(receive, answer(ask, answering, send, told), told.pace)
         except GoneError:
             told.ended = "gone"
         except Exception as error:
@@ -64,11 +64,16 @@ class Endpoint:
                 answering.close()
             told.write(self._metrics)
 
-    async def _while_here(self, receive: Receive, work: Awaitable[None]) -> None:
-        """Until it is done, or the client has gone away: then it is cancelled."""
+    async def _while_here(self, receive: Receive, work: Awaitable[None], pace: Pace) -> None:
+        """Until it is done, or the client has gone away or takes nothing: then it is cancelled."""
         working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(http.gone(receive))
         try:
-            await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            ended: set[asyncio.Future[None]] = set()
+            while not ended and not pace.stalled:
+                look_again = http.SENT_WITHIN / 4
+                ended, _ = await asyncio.wait(
+                    {working, leaving}, timeout=look_again, return_when=asyncio.FIRST_COMPLETED
+                )
             if not working.done():
                 raise GoneError
             working.result()
@@ -90,7 +95,7 @@ class Endpoint:
         stream = self._api.stream(ask, answering)
         try:
             async for text in stream:
-                await http.put(send, text.encode("utf-8", "replace"), more=True)
+                await told.pace.put(send, text.encode("utf-8", "replace"))
         finally:
             if hasattr(stream, "aclose"):
                 await stream.aclose()
@@ -103,6 +108,7 @@ class _Told:
     def __init__(self, scope: Scope) -> None:
         self.method, self.path = scope["method"], scope["path"]
         self.begun, self.status, self.ended = time.monotonic(), 0, ""
+        self.pace = Pace()
         self.ask: Ask | None = None
         self.answering: EngineAnswering | Together | None = None
 

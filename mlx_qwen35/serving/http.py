@@ -135,11 +135,33 @@ async def begin(send: Send, status: int, media_type: str, headers: Mapping[str, 
 
 async def put(send: Send, body: bytes, *, more: bool) -> None:
     """A piece of the body. Raises GoneError where it is not taken."""
-    begun = time.monotonic()
     try:
         await asyncio.wait_for(send({"type": "http.response.body", "body": body, "more_body": more}), SENT_WITHIN)
     except (TimeoutError, asyncio.TimeoutError, OSError):
-        raise GoneError(f"nothing was taken for {time.monotonic() - begun:.0f} s") from None
+        raise GoneError(f"nothing was taken for {SENT_WITHIN:.0f} s") from None
+
+
+class Pace:
+    """Whether the reader of a stream takes what it is given. One clock for all pieces: a limit of its own for each
+    would cost more than the piece."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None  # when a piece was given that is not taken yet
+
+    async def put(self, send: Send, body: bytes) -> None:
+        """A piece, with more to come. Raises GoneError."""
+        self._since = time.monotonic()
+        try:
+            await send({"type": "http.response.body", "body": body, "more_body": True})
+        except OSError:
+            raise GoneError from None
+        finally:
+            self._since = None
+
+    @property
+    def stalled(self) -> bool:
+        """Whether nothing was taken for SENT_WITHIN seconds."""
+        return self._since is not None and time.monotonic() - self._since > SENT_WITHIN
 
 
 async def gone(receive: Receive) -> None:
