@@ -231,6 +231,14 @@ def test_a_client_that_leaves_frees_the_model(client: Any, server: Running) -> N
             pass
         assert not server.idle
     assert server.becomes_idle()
+    with client.completions.create(model="demo", prompt=["a", "b"], stream=True, logit_bias=tokens) as stream:
+        for _ in zip(range(5), stream, strict=False):
+            pass
+        assert not server.idle
+    assert server.becomes_idle()
+    with pytest.raises(openai.BadRequestError):  # one of several is wrong: none goes on
+        client.completions.create(model="demo", prompt=[[5], [10**8]], logit_bias=tokens)
+    assert server.becomes_idle()
 
 
 def test_completions(client: Any) -> None:
