@@ -1,5 +1,6 @@
 // The page: conversations, the one that is shown, and the answers that are being made for any of them.
 
+import { $, closeSide, isNearEnd, openSide, showDown, sure, tell, toEnd } from "./around.js";
 import { make } from "./inline.js";
 import { MOST, Talks, newId, readKey, readSettings, writeKey, writeSettings } from "./keep.js";
 import * as pictures from "./pictures.js";
@@ -8,9 +9,7 @@ import { Answer, Question, button, copy } from "./view.js";
 
 const FIELDS = ["system", "thinking", "temperature", "top_p", "top_k", "max_tokens", "tools"];
 const SAVE_EVERY = 2000; // ms while an answer grows
-const NEAR = 80; // pixels from the end that count as the end
 
-const $ = (id) => document.getElementById(id);
 const settings = readSettings();
 const running = new Map(); // id of a conversation -> {controller, message}
 const views = new Map(); // message -> its view, of the conversation that is shown
@@ -220,7 +219,7 @@ function take(event, message, clock) {
       prompt: usage.prompt_tokens ?? 0,
       cached: usage.prompt_tokens_details?.cached_tokens ?? 0,
       answer: usage.completion_tokens ?? 0,
-      perSecond: spent > 0 && usage.completion_tokens > 1 ? (usage.completion_tokens - 1) / spent : 0,
+      perSecond: spent > 0.05 && usage.completion_tokens > 1 ? (usage.completion_tokens - 1) / spent : 0,
       first: clock.first ? (clock.first - clock.began) / 1000 : undefined,
     };
     return;
@@ -298,48 +297,6 @@ function grow() {
 }
 
 // ---- around it ----
-
-function tell(text) {
-  $("notice").hidden = false;
-  $("notice").querySelector("span").textContent = text;
-}
-
-function sure(text) {
-  const dialog = $("confirm");
-  $("confirm-text").textContent = text;
-  dialog.returnValue = "no";
-  dialog.showModal();
-  return new Promise((resolve) => dialog.addEventListener("close", () => resolve(dialog.returnValue === "yes"), { once: true }));
-}
-
-function isNearEnd() {
-  const place = $("talk");
-  return place.scrollHeight - place.scrollTop - place.clientHeight < NEAR;
-}
-
-function toEnd() {
-  $("talk").scrollTop = $("talk").scrollHeight;
-  showDown();
-}
-
-function showDown() {
-  $("down").hidden = isNearEnd();
-}
-
-function openSide() {
-  document.body.classList.add("side-open");
-  $("shade").hidden = false;
-  $("open-side").setAttribute("aria-expanded", "true");
-  $("close-side").focus();
-}
-
-function closeSide() {
-  const was = document.body.classList.contains("side-open");
-  document.body.classList.remove("side-open");
-  $("shade").hidden = true;
-  $("open-side").setAttribute("aria-expanded", "false");
-  if (was) $("open-side").focus();
-}
 
 function askKey() {
   $("key-row").hidden = false;
