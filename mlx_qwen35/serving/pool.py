@@ -304,7 +304,8 @@ class Pool:
 
     async def _expire(self, place: Place) -> None:
         async with self._one_at_a_time:
-            if place.busy == 0:
+            idle = time.monotonic() - place.used  # it may have been used while this waited
+            if place.busy == 0 and idle > place.ttl - 0.01:
                 await self._unload(place)
 
     def _later(self, work: Any) -> None:

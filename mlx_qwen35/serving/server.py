@@ -69,10 +69,12 @@ class Server:
             self.url = f"http://{host}:{self.port}"
 
     def run(self) -> None:
-        """Answers until it is stopped."""
+        """Answers until it is stopped; raises KeyboardInterrupt where it was not left the time to end by itself."""
         self.bind()
         try:
             asyncio.run(self._main())
+        except asyncio.CancelledError:  # a second signal, or one before it answered
+            raise KeyboardInterrupt from None
         finally:
             if self._socket is not None:
                 self._socket.close()

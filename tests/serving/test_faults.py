@@ -340,12 +340,13 @@ def test_a_second_signal_ends_at_once() -> None:
         key = {"x-api-key": "secret"}
         asked = body(stream=True, max_tokens=3500, logit_bias=ENDLESS)
         with httpx.stream("POST", url + PATH, json=asked, headers=key, timeout=30) as response:
-            next(response.iter_lines())
+            lines = response.iter_lines()  # kept: the connection goes with it
+            next(lines)
             process.send_signal(signal.SIGTERM)
             time.sleep(0.3)
             assert process.poll() is None
             process.send_signal(signal.SIGTERM)
-            assert process.wait(10) is not None
+            assert process.wait(10) == 130
     finally:
         process.kill()
         process.wait(10)
