@@ -61,7 +61,7 @@ class Engine:
         memory: all that this process may take, as `load` has it; None: half of what is left for caches. cache_bytes:
         of caches and what is kept of them, in its place. cache_dir: a folder in which what was computed outlasts the
         process, up to most_disk_bytes. pause: seconds of prompts for each second of others' steps: how much slower a
-        running answer may become while a prompt comes in.
+        running answer may become while a prompt comes in (more where more prompts wait than answers run).
         """
         checks.model_and_processor("Engine", model, processor)
         checks.whole("most_rows", most_rows, 1)

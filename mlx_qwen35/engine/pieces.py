@@ -6,6 +6,8 @@ Whoever decodes waits while a piece is computed. On average that adds at most `p
 
     credit += pause x seconds of a step        credit -= seconds of a piece        a piece needs credit for its time
 
+Where more wait for their prompts than decode, `pause` is as many times larger: seven do not wait for one.
+
 A piece is as long as is predicted to take pause x step. Where even `least` tokens take longer (a short piece reads all
 weights, as a step does), it is `least`, and what costs next to nothing more, every few steps. The prediction is a line
 through what was measured of short, longer and long pieces, as running means that one hiccup does not move far.
@@ -66,11 +68,16 @@ class Pieces:
 
     def __init__(self, pause: float, chunk: int, least: int) -> None:
         self.pause, self.chunk, self.least = pause, chunk, min(least, chunk)
+        self._base = pause
         self._step = _Mean()
         self._lengths: dict[int, _Mean] = {}  # by bits of the count of tokens
         self._credit = 0.0
         self._tried = False  # whether a piece was computed beside others yet
         self._blind = 0
+
+    def crowd(self, prompts: int, decoding: int) -> None:
+        """So many wait for their prompts, and so many decode: where more wait, their seconds weigh more."""
+        self.pause = self._base * max(1.0, prompts / max(1, decoding))
 
     def nobody_decodes(self) -> None:
         """What was saved or owed is forgotten: there is nobody to owe it to."""

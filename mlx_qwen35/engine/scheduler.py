@@ -243,7 +243,9 @@ class Scheduler:
         running = [job for job in rows if job not in admit]
         decoding = [job for job in running if job.done]
         self._beside = bool(decoding) and not self.rows_first
-        prefill = self._prefill([job for job in running if not job.done])
+        prompts = [job for job in running if not job.done]
+        self._pieces.crowd(len(prompts), len(decoding))
+        prefill = self._prefill(prompts)
         waits = self.rows_first and prefill is not None and self._went_on
         self._went_on = not waits
         solo, decode = (None, False) if waits else self._step(decoding)

@@ -76,3 +76,12 @@ def test_the_first_time_may_be_slow() -> None:
 def test_no_pause_at_all() -> None:
     pieces = measured(call=0.0, token=0.001, step=0.1, pause=0.0)
     assert pieces.next() == 0
+
+
+def test_where_more_wait_than_decode_prompts_get_more():
+    pieces = Pieces(0.5, 256, 8)
+    shares = []
+    for prompts, decoding in [(1, 1), (1, 7), (7, 1), (6, 3), (1, 1)]:
+        pieces.crowd(prompts, decoding)
+        shares.append(pieces.pause)
+    assert shares == [0.5, 0.5, 3.5, 1.0, 0.5]
