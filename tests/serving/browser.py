@@ -6,7 +6,7 @@ Knows Playwright. Without it, or without Chromium, tests that ask for a browser 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -106,3 +106,12 @@ def answered(page: Any, count: int = 1) -> Any:
         arg=count,
     )
     return page.locator(".answer").nth(count - 1)
+
+
+def until(holds: Callable[[], bool], page: Any) -> None:
+    """Waits for something outside the page."""
+    for _ in range(PATIENCE // 20):
+        if holds():
+            return
+        page.wait_for_timeout(20)
+    raise AssertionError("it did not come about")

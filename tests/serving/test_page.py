@@ -13,7 +13,7 @@ from PIL import Image
 from mlx_qwen35.serving import endpoint
 from mlx_qwen35.serving.exchange import Alive
 from mlx_qwen35.serving.refusal import Refusal
-from tests.serving.browser import Script, answered, browser, opened, say
+from tests.serving.browser import Script, answered, browser, opened, say, until
 from tests.serving.fake import calls, ends, says, thinks
 from tests.serving.running import running
 
@@ -144,11 +144,14 @@ def test_a_tool_call_is_shown_and_goes_on_with_what_the_tool_says(page: Any, scr
 @pytest.mark.parametrize("how", ["button", "Escape"])
 def test_an_answer_is_stopped_and_what_there_is_of_it_stays(page: Any, script: Script, how: str) -> None:
     script.says(*[says(f"word{at} ") for at in range(150)], ends(), pause=0.02)
+    page.wait_for_timeout(500)  # while a page is being loaded Chromium may keep the connection of an ended request
     say(page, "Talk")
     page.wait_for_function("() => document.querySelector('.answer .text').innerText.includes('word5')")
     assert page.locator("#stop").is_visible() and not page.locator("#send").is_visible()
     page.click("#stop") if how == "button" else page.press("#field", "Escape")
     one = answered(page)
+    until(lambda: script.played[0].let_go, page)
+    assert script.played[0].usage.answer_tokens < 100  # the server stopped too
     assert one.locator(".note").inner_text() == "Stopped" and "word5" in one.locator(".text").inner_text()
     script.says(says("Again."), ends())
     one.get_by_role("button", name="Answer again").click()
