@@ -109,6 +109,8 @@ def filled(command: str) -> str:
     if command in ("python convert.py", "python generate.py", "python -m mlx_qwen35"):
         return f"{command} --help"
     model = {"SOURCE": "demo", "NAME": "demo"}
+    if "mlx-qwen35 serve" in command:  # until it is told to end, at a port that is free
+        command = f"timeout --signal=INT --kill-after=20 15 {command} --port 0; test $? -eq 124"
     return re.sub(r"\b(SOURCE|NAME)\b", lambda word: model[word[0]], command)
 
 
@@ -127,7 +129,7 @@ def test_commands(place: Path, command: str) -> None:
 def test_every_kind_of_command_is_run() -> None:
     """So that a change of README's form does not leave it untested."""
     words = {command.split("mlx-qwen35 ")[-1].split()[0] for command in RUN if "mlx-qwen35 " in command}
-    assert words == {"chat", "generate", "convert", "ls", "doctor", "estimate"}
+    assert words == {"chat", "generate", "convert", "ls", "doctor", "estimate", "serve"}
     assert len(RUN) >= 14 and sum("TARGET" in command for command in RUN) >= 6
 
 
