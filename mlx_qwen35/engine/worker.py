@@ -10,6 +10,7 @@ import atexit
 import os
 import queue
 import threading
+import time
 import traceback
 import weakref
 from collections.abc import MutableMapping, Sequence
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
     from mlx_qwen35.session.store import Store
 
 _RUNNING: weakref.WeakSet[Worker] = weakref.WeakSet()
+# Seconds before the interpreter goes. A thread that is joined may still give back what MLX keeps for it, for which it
+# takes the interpreter's lock: where that is gone, the process is aborted.
+_PARTING = 0.2
+_made: list[int] = []  # processes in which there was one
 
 
 class Worker:
@@ -60,6 +65,7 @@ class Worker:
         self._thread = threading.Thread(target=self._work, name="mlx-qwen35 engine", daemon=True)
         self._thread.start()
         _RUNNING.add(self)
+        _made[:] = [self._process]
 
     @property
     def ident(self) -> int | None:
@@ -231,3 +237,5 @@ def _close_all() -> None:
     """Before the interpreter goes: a thread that is in the middle of MLX then would abort the process."""
     for worker in list(_RUNNING):
         worker.close()
+    if os.getpid() in _made:
+        time.sleep(_PARTING)
