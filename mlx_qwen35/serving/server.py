@@ -249,7 +249,7 @@ def check_installed() -> None:
         import starlette  # noqa: F401
         import uvicorn  # noqa: F401
     except ModuleNotFoundError as error:
-        raise ServerError(f"{error.name} is not installed: `pip install 'mlx-qwen35[serve]'`") from None
+        raise ServerError(f"{error.name} is missing for the server: pip install starlette uvicorn") from None
 
 
 def _bound(host: str, port: int) -> socket.socket:
