@@ -1,9 +1,11 @@
 # make demo | test | bench | lint | clean. The first run makes .venv (a few minutes); later ones start at once.
-# PYTHON=python3.12 chooses the interpreter, ARGS="-k cache" goes to pytest or to the benchmark.
+# PYTHON=python3.12 chooses the interpreter, ARGS="-k cache" goes to pytest or to the benchmark. WORKERS=4 runs the
+# tests in so many processes (0: in one, for ARGS=--pdb); each takes up to 2 GB.
 
 VENV := .venv
 MADE := $(VENV)/.made
 PLOTS := $(VENV)/.plots
+WORKERS := 2
 
 new_enough := import sys; sys.exit(sys.version_info < (3, 10))
 can_make_venv := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))
@@ -36,7 +38,7 @@ demo: $(MADE)
 
 test: $(MADE)
 	@$(if $(can_install),$(if $(clang),,$(call install,clang-19 libclang-rt-19-dev)))
-	@$(run) -m pytest $(ARGS)
+	@$(run) -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 bench: $(PLOTS)
 	@$(run) benchmarks/bench.py $(ARGS)

@@ -7,6 +7,7 @@ Knows the place of the checkout. Knows nothing of the model.
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -44,6 +45,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for name, reason in pretended.CANNOT.items():
             if item.nodeid.startswith(name):
                 item.add_marker(pytest.mark.skip(reason=f"cannot be pretended: {reason}"))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A worker's figures go to the process that prints them."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["figures"] = figures.measured
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    for name, difference in getattr(node, "workeroutput", {}).get("figures", {}).items():
+        figures.measured[name] = max(figures.measured.get(name, 0.0), difference)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -72,4 +72,6 @@ def last_groups(
 
     with using(Backend("sparse", make)):
         operation(*(each.array if isinstance(each, Sparse) else each for each in arrays))
-    return found
+    made = [*found]
+    sparse.clear(), found.clear()  # kernels are kept for the next call: not with the address space of this one
+    return made
