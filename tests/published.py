@@ -79,8 +79,11 @@ def _fetched() -> Path:
         with zipfile.ZipFile(wheels[0]) as wheel:
             names = [entry for entry in wheel.namelist() if entry.startswith("trl/chat_templates/qwen3_")]
             wheel.extractall(scratch, names)
-        if not folder.exists():
+        try:
             (Path(scratch) / "trl/chat_templates").replace(folder)
+        except OSError:
+            if not folder.is_dir():  # another process was quicker
+                raise
     return folder
 
 

@@ -47,9 +47,7 @@ def compile_for_cuda(kernels: Callable[..., Any], arrays: Sequence[mx.array]) ->
     assert texts, "no kernel was called"
     for text in texts.values():
         digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-        source = toolchain.CACHE / f"kernel-{digest}.cu"
-        source.parent.mkdir(exist_ok=True)
-        source.write_text(text)
+        source = toolchain.write(toolchain.CACHE / f"kernel-{digest}.cu", text)
         toolchain.once(source.with_suffix(".cubin"), [nvcc, "-std=c++17", "-arch=sm_80", "-cubin", "-w", str(source)])
     return set(texts)
 

@@ -72,10 +72,7 @@ def _prelude() -> Path:
     command = [toolchain.clang(), "-E", "-P", "-x", "c++", "-nostdinc", "-nostdinc++", "-std=c++14", *_DEFINES]
     text = toolchain.compiled([*command, *toolchain.metal_headers(), "-"], _UTILS)
     text = f'#pragma once\n#include "{HERE / "msl.h"}"\n{headers_as_cpp(text)}'
-    path = toolchain.CACHE / f"prelude-{_digest(text, _sources())}.h"
-    if not path.exists():
-        path.write_text(text)
-    return path
+    return toolchain.write(toolchain.CACHE / f"prelude-{_digest(text, _sources())}.h", text)
 
 
 @functools.cache
@@ -158,8 +155,5 @@ class Program:
             raise KernelFault(f"{sanitizer} sanitizer: {found[1] if found else done.stderr[-2000:]}")
 
     def _source(self, options: Sequence[str]) -> Path:
-        path = toolchain.CACHE / f"kernel-{_digest(self._cpp, _sources(), *_KERNEL, *toolchain.LINK, *options)}.cpp"
-        path.parent.mkdir(exist_ok=True)
-        if not path.exists():
-            path.write_text(self._cpp)
-        return path
+        name = f"kernel-{_digest(self._cpp, _sources(), *_KERNEL, *toolchain.LINK, *options)}.cpp"
+        return toolchain.write(toolchain.CACHE / name, self._cpp)

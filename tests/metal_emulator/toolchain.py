@@ -76,7 +76,7 @@ def metal_headers() -> list[str]:
     for name in _OF_METAL:
         (stand_ins / f"metal_{name}").touch()
     for name, text in _INSTEAD.items():
-        (kernels / name).write_text(f"#pragma once\n{text}")
+        write(kernels / name, f"#pragma once\n{text}")
     return [f"-I{stand_ins}", f"-I{folder / 'mlx' / 'include'}"]
 
 
@@ -100,7 +100,11 @@ def _fetch(version: str, folder: Path) -> None:
         with zipfile.ZipFile(wheels[0]) as wheel:
             names = [name for name in wheel.namelist() if name.startswith("mlx/include/mlx/")]
             wheel.extractall(Path(scratch) / "unpacked", names)
-        (Path(scratch) / "unpacked").replace(folder)
+        try:
+            (Path(scratch) / "unpacked").replace(folder)
+        except OSError:
+            if not folder.is_dir():  # another process was quicker
+                raise
 
 
 @functools.cache
@@ -118,6 +122,16 @@ def compiled(command: list[str], source: str | None = None) -> str:
     if done.returncode:
         raise CompileError(done.stderr[:6000])
     return done.stdout
+
+
+def write(path: Path, text: str) -> Path:
+    """A file with this text, unless it is there: never half a one, since another process may read or write the same."""
+    if not path.exists() or path.read_text() != text:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+            (Path(scratch) / path.name).write_text(text)
+            (Path(scratch) / path.name).replace(path)
+    return path
 
 
 def once(target: Path, command: list[str]) -> Path:
