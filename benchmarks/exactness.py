@@ -30,8 +30,8 @@ import numpy as np  # noqa: E402
 
 from benchmarks.measuring import circumstances, write  # noqa: E402
 from mlx_qwen35.cache import Cache  # noqa: E402
-from mlx_qwen35.checkpoint.convert import convert  # noqa: E402
 from mlx_qwen35.checkpoint.load import load_model  # noqa: E402
+from mlx_qwen35.conversion.convert import convert  # noqa: E402
 from mlx_qwen35.experts.budget import StreamPlan  # noqa: E402
 from mlx_qwen35.generation import prefill  # noqa: E402
 from mlx_qwen35.library import demo_folder  # noqa: E402

@@ -34,11 +34,12 @@ sys.path[:0] = [str(ROOT)]
 
 from benchmarks.likelihood import Examination, Row, questions  # noqa: E402
 from mlx_qwen35 import load  # noqa: E402
-from mlx_qwen35.checkpoint import allotment, quantize, recipes, rounding  # noqa: E402
-from mlx_qwen35.checkpoint.convert import convert  # noqa: E402
+from mlx_qwen35.checkpoint import quantize  # noqa: E402
 from mlx_qwen35.checkpoint.inventory import is_linear, text_tensors  # noqa: E402
 from mlx_qwen35.checkpoint.source import open_source  # noqa: E402
 from mlx_qwen35.config import USUAL, QuantSpec  # noqa: E402
+from mlx_qwen35.conversion import allotment, recipes, rounding  # noqa: E402
+from mlx_qwen35.conversion.convert import convert  # noqa: E402
 from mlx_qwen35.library import demo_folder  # noqa: E402
 from mlx_qwen35.library.plan import parse_size  # noqa: E402
 from mlx_qwen35.model import Model  # noqa: E402
@@ -152,7 +153,7 @@ def sensitivity(source: Path, exam: Examination, model: Model) -> None:
         errors, changed = [], dict(values)
         for name in names:
             spec = QuantSpec(3, 64, "affine")
-            made = quantize.unpack(quantize.pack(values[name].astype(mx.bfloat16), spec, search=True), spec)
+            made = quantize.unpack(rounding.pack(values[name].astype(mx.bfloat16), spec, search=True), spec)
             errors.append((mx.square(made - values[name]).sum() / mx.square(values[name]).sum()).item())
             changed[name] = made
         model.load_weights(list(changed.items()), strict=False)

@@ -10,8 +10,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_qwen35.checkpoint.convert import convert
 from mlx_qwen35.checkpoint.load import load_model as read_model
+from mlx_qwen35.conversion.convert import convert
 from mlx_qwen35.errors import ArgumentError
 from mlx_qwen35.experts import pool
 from mlx_qwen35.experts.budget import StreamPlan

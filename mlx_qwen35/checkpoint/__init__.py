@@ -1,1 +1,1 @@
-"""Checkpoints in and out: files of tensors on one side, a Model on the other."""
+"""What lies in a checkpoint: its tensors under published names and ours, and how they become a Model."""

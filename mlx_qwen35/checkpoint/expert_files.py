@@ -15,11 +15,11 @@ from typing import Any
 from mlx_qwen35.checkpoint import files
 from mlx_qwen35.checkpoint.files import Entry
 from mlx_qwen35.checkpoint.part import Part
-from mlx_qwen35.checkpoint.records import FORMAT, VERSION
 from mlx_qwen35.checkpoint.source import AnyPart, Source
 from mlx_qwen35.errors import CheckpointError
 from mlx_qwen35.experts.layout import Extent, LayerLayout, Tensor
 
+FORMAT, VERSION = "mlx-qwen35-experts", 1  # of the records that conversion/records.py packs
 _COMPARED = 4096  # bytes of each tensor of one expert
 
 

@@ -19,11 +19,12 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_qwen35.checkpoint import beside, files, fp8, gptq, norms
+from mlx_qwen35.checkpoint import beside, files, norms
 from mlx_qwen35.checkpoint.beside import MTP_FILE
 from mlx_qwen35.checkpoint.files import Entry, TensorFiles
-from mlx_qwen35.checkpoint.fp8 import Fp8
-from mlx_qwen35.checkpoint.gptq import Gptq
+from mlx_qwen35.checkpoint.forms import fp8, gptq
+from mlx_qwen35.checkpoint.forms.fp8 import Fp8
+from mlx_qwen35.checkpoint.forms.gptq import Gptq
 from mlx_qwen35.checkpoint.inventory import Shape, is_linear, mtp_tensors
 from mlx_qwen35.checkpoint.load import Progress, check_experts, compute_dtype, read_config, read_weights, specs_of
 from mlx_qwen35.checkpoint.names import HF, MLX, MTP_PREFIXES, Layout, head_layout, is_centred, is_mtp

@@ -1,13 +1,12 @@
 """Quantized tensors: their shapes, packing and unpacking.
 
-Knows mx.quantize's formats. Knows neither which module gets which (recipes.py) nor files.
+Knows mx.quantize's formats. Knows neither which module gets which (conversion/recipes.py) nor files.
 """
 
 from __future__ import annotations
 
 import mlx.core as mx
 
-from mlx_qwen35.checkpoint import rounding
 from mlx_qwen35.checkpoint.inventory import Shape
 from mlx_qwen35.config import BITS, GROUP_SIZES, QuantSpec
 from mlx_qwen35.errors import CheckpointError
@@ -44,26 +43,20 @@ def default_spec(bits: int, group_size: int, mode: str) -> QuantSpec:
     return QuantSpec(bits, group_size, mode)
 
 
-def pack(
-    weight: mx.array, spec: QuantSpec, *, dtype: mx.Dtype | None = None, search: bool = False
-) -> dict[str, mx.array]:
+def pack(weight: mx.array, spec: QuantSpec, *, dtype: mx.Dtype | None = None) -> dict[str, mx.array]:
     """[.., in] floats -> {"weight": uint32, "scales": .., "biases": .. where affine}.
 
-    dtype: of affine scales and biases; None is the weight's. search: look for scales and biases that lose less than
-    mx.quantize's, which takes longer; only affine has them.
+    dtype: of affine scales and biases; None is the weight's.
     """
     dtype = dtype or weight.dtype
-    if search and spec.mode == "affine":
-        arrays = rounding.quantize(weight, spec.group_size, spec.bits, dtype)
-    else:
-        if spec.mode in ("mxfp4", "mxfp8"):
-            groups = weight.reshape(*weight.shape[:-1], -1, spec.group_size)
-            most = mx.abs(groups).max(-1, keepdims=True)
-            gone = mx.logical_and(most > 0, most < _LEAST)
-            weight = mx.where(gone, mx.zeros((), weight.dtype), groups).reshape(weight.shape)
-        arrays = mx.quantize(weight, spec.group_size, spec.bits, mode=spec.mode)
-        if spec.mode == "affine":
-            arrays = arrays[0], arrays[1].astype(dtype), arrays[2].astype(dtype)
+    if spec.mode in ("mxfp4", "mxfp8"):
+        groups = weight.reshape(*weight.shape[:-1], -1, spec.group_size)
+        most = mx.abs(groups).max(-1, keepdims=True)
+        gone = mx.logical_and(most > 0, most < _LEAST)
+        weight = mx.where(gone, mx.zeros((), weight.dtype), groups).reshape(weight.shape)
+    arrays = mx.quantize(weight, spec.group_size, spec.bits, mode=spec.mode)
+    if spec.mode == "affine":
+        arrays = arrays[0], arrays[1].astype(dtype), arrays[2].astype(dtype)
     return dict(zip(("weight", "scales", "biases"), arrays, strict=False))
 
 

@@ -13,11 +13,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mlx_qwen35.checkpoint import files, fp8, gptq, modelopt
+from mlx_qwen35.checkpoint import files
 from mlx_qwen35.checkpoint.beside import with_tower
 from mlx_qwen35.checkpoint.files import Entry, TensorFiles
-from mlx_qwen35.checkpoint.fp8 import Fp8, Fp8Part
-from mlx_qwen35.checkpoint.gptq import Gptq, GptqPart
+from mlx_qwen35.checkpoint.forms import fp8, gptq, modelopt
+from mlx_qwen35.checkpoint.forms.fp8 import Fp8, Fp8Part
+from mlx_qwen35.checkpoint.forms.gptq import Gptq, GptqPart
 from mlx_qwen35.checkpoint.inventory import Shape, is_linear, text_tensors, vision_tensors
 from mlx_qwen35.checkpoint.names import HF, MLX, MTP_PREFIXES, TOWERS, Layout, find_layout
 from mlx_qwen35.checkpoint.norms import check_norms

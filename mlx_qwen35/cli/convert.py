@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     size = None if args.target_size is None else _bytes(args.target_size)
     if size is not None and args.q_bits is not None:
         raise OptionError("--target-size chooses the bits and --q-bits says them; give one of them")
-    from mlx_qwen35.checkpoint.convert import unfinished
+    from mlx_qwen35.conversion.convert import unfinished
     from mlx_qwen35.library.converting import convert
 
     quantizing = (args.q_bits, args.q_group_size, args.q_mode, args.quant_predicate, size)

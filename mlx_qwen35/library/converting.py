@@ -1,4 +1,4 @@
-"""From a name to an MLX folder. Knows where sources come from; the work is checkpoint/convert.py's."""
+"""From a name to an MLX folder. Knows where sources come from; the work is conversion/convert.py's."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlx_qwen35 import checks
-from mlx_qwen35.checkpoint import convert as checkpoints
-from mlx_qwen35.checkpoint.asked import check_request
+from mlx_qwen35.conversion import convert as checkpoints
+from mlx_qwen35.conversion.asked import check_request
 from mlx_qwen35.errors import ArgumentError
 from mlx_qwen35.library.finding import find
 from mlx_qwen35.library.plan import parse_size

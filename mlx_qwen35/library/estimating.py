@@ -17,10 +17,10 @@ from mlx_qwen35.checkpoint.context import with_context
 from mlx_qwen35.checkpoint.inventory import text_tensors
 from mlx_qwen35.checkpoint.load import check_kv_form, compute_dtype
 from mlx_qwen35.checkpoint.quantize import default_spec
-from mlx_qwen35.checkpoint.recipes import assign
 from mlx_qwen35.checkpoint.source import Source
 from mlx_qwen35.checkpoint.stream import streamed_layouts
 from mlx_qwen35.config import ModelConfig
+from mlx_qwen35.conversion.recipes import assign
 from mlx_qwen35.errors import ArgumentError, CheckpointError
 from mlx_qwen35.experts.budget import least
 from mlx_qwen35.kv import KVFormat

@@ -19,7 +19,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlx_qwen35.checkpoint.disk import PAGE
+from mlx_qwen35.conversion.disk import PAGE
 from mlx_qwen35.experts.layout import Extent, LayerLayout
 from mlx_qwen35.machine.files import allow_open, can_forget, forget, pass_cache_by
 

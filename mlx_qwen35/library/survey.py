@@ -16,7 +16,7 @@ from pathlib import Path
 
 from mlx_qwen35.checkpoint.beside import MTP_FILES, TOWER_FILES
 from mlx_qwen35.checkpoint.files import missing_shards
-from mlx_qwen35.checkpoint.gptq import Gptq
+from mlx_qwen35.checkpoint.forms.gptq import Gptq
 from mlx_qwen35.checkpoint.inventory import text_tensors, vision_tensors
 from mlx_qwen35.checkpoint.mtp import mtp_bytes
 from mlx_qwen35.checkpoint.source import Source, open_source

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from mlx_qwen35.checkpoint import gptq
+from mlx_qwen35.checkpoint.forms import gptq
 from mlx_qwen35.checkpoint.inventory import is_linear, mtp_tensors, text_tensors, vision_tensors
 from mlx_qwen35.checkpoint.names import TARGET
-from mlx_qwen35.checkpoint.recipes import role
 from mlx_qwen35.checkpoint.source import spec_of
 from mlx_qwen35.config import ModelConfig, QuantSpec
+from mlx_qwen35.conversion.recipes import role
 from mlx_qwen35.errors import CheckpointError
 from mlx_qwen35.library.footprint import Specs, cache_at, cache_bytes, feeding_bytes, mixing_bytes, tensor_bytes
 from mlx_qwen35.library.holding import Demand, process_bytes

@@ -25,7 +25,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_qwen35.checkpoint.files import ReadError, read, read_header
-from mlx_qwen35.checkpoint.write import TAGS, SafetensorsFile, TensorSpec, WriteError, write_error
+from mlx_qwen35.conversion.write import TAGS, SafetensorsFile, TensorSpec, WriteError, write_error
 from mlx_qwen35.errors import CheckpointError, SessionError
 from mlx_qwen35.machine.files import flush_names
 from mlx_qwen35.vision.media import Levels, Media

@@ -7,10 +7,10 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_qwen35.checkpoint.convert import convert
 from mlx_qwen35.checkpoint.load import load_model
 from mlx_qwen35.checkpoint.mtp import load_mtp
 from mlx_qwen35.checkpoint.source import open_source
+from mlx_qwen35.conversion.convert import convert
 from mlx_qwen35.errors import CheckpointError
 from mlx_qwen35.library.survey import survey
 from tests.checkpoint.foreign import write_gptq

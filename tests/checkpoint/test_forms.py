@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from mlx_qwen35.checkpoint import packing
-from mlx_qwen35.checkpoint.convert import convert
 from mlx_qwen35.checkpoint.load import load_model
 from mlx_qwen35.checkpoint.mtp import load_mtp
 from mlx_qwen35.checkpoint.source import open_source
 from mlx_qwen35.config import ModelConfig
+from mlx_qwen35.conversion.convert import convert
 from mlx_qwen35.errors import CheckpointError, Qwen35Warning
 from mlx_qwen35.experts.budget import StreamPlan
 from mlx_qwen35.kernels.weights import Weights

@@ -9,11 +9,12 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_qwen35.checkpoint import fp8, pipeline, task
-from mlx_qwen35.checkpoint.convert import convert
 from mlx_qwen35.checkpoint.files import open_file, open_folder, read, read_header
+from mlx_qwen35.checkpoint.forms import fp8
 from mlx_qwen35.checkpoint.load import load_model
 from mlx_qwen35.checkpoint.part import Part
+from mlx_qwen35.conversion import pipeline, task
+from mlx_qwen35.conversion.convert import convert
 from mlx_qwen35.errors import CheckpointError
 from tests.checkpoint.foreign import FP8, Written, bfloat16, decode_e4m3, spread, widened, write, write_fp8
 from tests.checkpoint.test_quantized import dequantized

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from mlx_qwen35.checkpoint.convert import convert
 from mlx_qwen35.checkpoint.load import load_model
+from mlx_qwen35.conversion.convert import convert
 from mlx_qwen35.errors import CheckpointError
 from tests.checkpoint.foreign import Written, write_fp8, write_gptq
 from tests.checkpoint.test_fuzz import cut, digit, drop, flip

@@ -9,10 +9,10 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_qwen35.checkpoint import task
-from mlx_qwen35.checkpoint.convert import convert
 from mlx_qwen35.checkpoint.files import open_folder, read
 from mlx_qwen35.checkpoint.load import load_model
+from mlx_qwen35.conversion import task
+from mlx_qwen35.conversion.convert import convert
 from mlx_qwen35.errors import CheckpointError
 from tests.checkpoint.foreign import Written, write_gptq
 from tests.checkpoint.test_fp8 import TOKENS, assert_mlx_lm_agrees, fused, published, put, spoil

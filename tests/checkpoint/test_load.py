@@ -12,9 +12,9 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlx_qwen35.checkpoint import files
-from mlx_qwen35.checkpoint.convert import convert
 from mlx_qwen35.checkpoint.load import load_model
 from mlx_qwen35.config import Yarn
+from mlx_qwen35.conversion.convert import convert
 from mlx_qwen35.errors import CheckpointError
 from tests.checkpoints import (
     Tensors,

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlx_qwen35.checkpoint.convert import convert
 from mlx_qwen35.checkpoint.load import load_model
+from mlx_qwen35.conversion.convert import convert
 from mlx_qwen35.errors import CheckpointError
 from tests.checkpoint.foreign import Written, write_fp8
 from tests.checkpoints import random_tensors, tiny_config, write_checkpoint

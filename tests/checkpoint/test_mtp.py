@@ -16,8 +16,8 @@ from mlx_qwen35.errors import CheckpointError
 from mlx_qwen35.library.drafting import drafting_bytes
 from mlx_qwen35.mtp import MTPHead
 from tests.checkpoint.foreign import write_fp8, write_gptq
-from tests.checkpoint.test_convert_mlx import AFFINE, write_mtp
 from tests.checkpoints import loaded, random_tensors, relayout, tiny_config, write_checkpoint
+from tests.conversion.test_convert_mlx import AFFINE, write_mtp
 
 QUANTIZABLE = {"hidden_size": 64, "head_dim": 32, "num_attention_heads": 6, "moe_intermediate_size": 64,
                "shared_expert_intermediate_size": 128, "rope_parameters": {"mrope_section": [3, 3, 2]}}  # fmt: skip

@@ -8,9 +8,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_qwen35.checkpoint.convert import convert
 from mlx_qwen35.checkpoint.mtp import load_mtp, open_head
 from mlx_qwen35.config import ModelConfig
+from mlx_qwen35.conversion.convert import convert
 from mlx_qwen35.errors import CheckpointError
 from mlx_qwen35.library.survey import survey
 from tests.checkpoint.forms import config_of, mtp_tensors, pack

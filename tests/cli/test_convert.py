@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from mlx_qwen35.checkpoint import task
 from mlx_qwen35.cli import progress
 from mlx_qwen35.cli.progress import Progress
+from mlx_qwen35.conversion import task
 from mlx_qwen35.library import converting, lmstudio
 
 

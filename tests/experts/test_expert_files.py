@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from mlx_qwen35.checkpoint import load
-from mlx_qwen35.checkpoint.convert import convert
 from mlx_qwen35.checkpoint.expert_files import expert_layouts
 from mlx_qwen35.checkpoint.load import load_model, read_config
 from mlx_qwen35.checkpoint.source import open_source
+from mlx_qwen35.conversion.convert import convert
 from mlx_qwen35.errors import CheckpointError
 from mlx_qwen35.experts.budget import StreamPlan
 from mlx_qwen35.experts.cast import converter

@@ -24,8 +24,8 @@ import numpy as np
 import pytest
 
 from mlx_qwen35.cache import Cache
-from mlx_qwen35.checkpoint.convert import convert
 from mlx_qwen35.checkpoint.load import load_model
+from mlx_qwen35.conversion.convert import convert
 from mlx_qwen35.errors import CheckpointError, ExpertReadError
 from mlx_qwen35.experts import handles
 from mlx_qwen35.experts.budget import StreamPlan

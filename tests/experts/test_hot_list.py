@@ -9,10 +9,10 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_qwen35.checkpoint.convert import convert
 from mlx_qwen35.checkpoint.expert_files import expert_layouts, fingerprint
 from mlx_qwen35.checkpoint.load import load_model, read_config
 from mlx_qwen35.checkpoint.source import open_source
+from mlx_qwen35.conversion.convert import convert
 from mlx_qwen35.errors import ExpertReadError
 from mlx_qwen35.experts.budget import StreamPlan
 from mlx_qwen35.experts.handles import Handle

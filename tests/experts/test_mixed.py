@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from mlx_qwen35 import load, stream_generate
-from mlx_qwen35.checkpoint.convert import convert
 from mlx_qwen35.checkpoint.load import load_model
+from mlx_qwen35.conversion.convert import convert
 from mlx_qwen35.experts.budget import StreamPlan
 from mlx_qwen35.layers.moe import MIX_UP_TO
 from mlx_qwen35.sampling import Sampling

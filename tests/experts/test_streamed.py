@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import mlx_qwen35
-from mlx_qwen35.checkpoint.convert import convert
 from mlx_qwen35.checkpoint.load import load_model
 from mlx_qwen35.config import ModelConfig
+from mlx_qwen35.conversion.convert import convert
 from mlx_qwen35.errors import CheckpointError
 from mlx_qwen35.experts.budget import StreamPlan
 from mlx_qwen35.generation import prefill, stream_generate

@@ -11,8 +11,8 @@ import pytest
 from mlx.utils import tree_flatten
 
 import mlx_qwen35
-from mlx_qwen35.checkpoint.convert import convert
 from mlx_qwen35.cli.main import main
+from mlx_qwen35.conversion.convert import convert
 from mlx_qwen35.errors import CheckpointError
 from mlx_qwen35.generation import prefill
 from mlx_qwen35.kv import STEP

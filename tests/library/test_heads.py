@@ -10,9 +10,9 @@ import pytest
 
 from mlx_qwen35 import load, load_draft_model
 from mlx_qwen35.checkpoint import norms
-from mlx_qwen35.checkpoint.convert import convert
 from mlx_qwen35.checkpoint.load import load_model
 from mlx_qwen35.checkpoint.mtp import MTPHead, load_mtp
+from mlx_qwen35.conversion.convert import convert
 from mlx_qwen35.errors import Qwen35Warning
 from mlx_qwen35.experts.budget import StreamPlan
 from mlx_qwen35.library import demo_folder, drafting

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mlx_qwen35.checkpoint.convert import convert
 from mlx_qwen35.cli.main import main
+from mlx_qwen35.conversion.convert import convert
 from mlx_qwen35.errors import CheckpointError
 from mlx_qwen35.library import find, lmstudio
 from mlx_qwen35.library.listing import LocalModel, LocalModels, list_models, table

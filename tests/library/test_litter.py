@@ -6,9 +6,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_qwen35.checkpoint.convert import convert
 from mlx_qwen35.checkpoint.files import missing_shards
 from mlx_qwen35.config import ModelConfig
+from mlx_qwen35.conversion.convert import convert
 from mlx_qwen35.errors import CheckpointError
 from mlx_qwen35.library import find, hub_cache, lmstudio, load_model
 from mlx_qwen35.library.listing import list_models

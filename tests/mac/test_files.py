@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mlx_qwen35.checkpoint.convert import convert
-from mlx_qwen35.checkpoint.disk import LEAST, Writer
+from mlx_qwen35.conversion.convert import convert
+from mlx_qwen35.conversion.disk import LEAST, Writer
 from mlx_qwen35.machine import files
 from mlx_qwen35.session.file import write
 from tests.checkpoints import random_tensors, tiny_config, write_checkpoint
@@ -200,8 +200,8 @@ import resource, sys
 from pathlib import Path
 import mlx.core as mx
 mx.set_default_device(mx.cpu)
-from mlx_qwen35.checkpoint import write
-from mlx_qwen35.checkpoint.convert import convert
+from mlx_qwen35.conversion import write
+from mlx_qwen35.conversion.convert import convert
 from mlx_qwen35.experts.handles import open_all
 _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 resource.setrlimit(resource.RLIMIT_NOFILE, (24, hard))

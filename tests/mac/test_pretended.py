@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(AS_MAC or sys.platform == "darwin", reason="this
 
 # What asks the system most; a minute of a slow machine.
 PART = (
-    "tests/mac", "tests/library/test_holding.py", "tests/library/test_hub.py", "tests/checkpoint/test_disk.py",
+    "tests/mac", "tests/library/test_holding.py", "tests/library/test_hub.py", "tests/conversion/test_disk.py",
     "tests/checkpoint/test_files.py", "tests/experts/test_handles.py", "tests/cli/test_experts.py",
     "tests/benchmarks/test_mac.py",
 )  # fmt: skip

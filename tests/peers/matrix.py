@@ -19,8 +19,8 @@ import mlx.nn as nn
 import numpy as np
 
 from mlx_qwen35 import convert, load_model
-from mlx_qwen35.checkpoint.recipes import RECIPES
 from mlx_qwen35.config import BITS, GROUP_SIZES
+from mlx_qwen35.conversion.recipes import RECIPES
 from mlx_qwen35.errors import CheckpointError
 from mlx_qwen35.vision import Media
 from tests.checkpoints import KEPT_FLOAT32

@@ -11,8 +11,8 @@ import pytest
 from mlx.utils import tree_flatten, tree_unflatten
 
 import mlx_qwen35
-from mlx_qwen35.checkpoint import task
 from mlx_qwen35.checkpoint.adapters import fuse, load_adapter, read_adapter, save_adapter
+from mlx_qwen35.conversion import task
 from mlx_qwen35.errors import CheckpointError
 from tests.checkpoints import random_tensors, tiny_config, write_checkpoint
 

@@ -15,7 +15,7 @@ import pytest
 
 from benchmarks import chat_script
 from mlx_qwen35 import Sampling, load
-from mlx_qwen35.checkpoint.write import SafetensorsFile
+from mlx_qwen35.conversion.write import SafetensorsFile
 from mlx_qwen35.errors import CheckpointError, SessionError
 from mlx_qwen35.generation import stream_generate
 from mlx_qwen35.kv import KVFormat
@@ -36,7 +36,7 @@ print(go_on(sys.argv[1]))
 """
 KILLED = """
 import os, sys
-from mlx_qwen35.checkpoint.write import SafetensorsFile
+from mlx_qwen35.conversion.write import SafetensorsFile
 from mlx_qwen35.session import load_session
 from tests.seeing_model import seeing_model
 model, _ = seeing_model()

@@ -10,7 +10,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_qwen35.checkpoint.write import SafetensorsFile
+from mlx_qwen35.conversion.write import SafetensorsFile
 from mlx_qwen35.errors import Qwen35Warning
 from mlx_qwen35.kv import KVFormat
 from mlx_qwen35.processor import Prompt
@@ -37,9 +37,9 @@ print(sum(row.computed for row in rows), [row.said for row in rows])
 """
 KILLED = """
 import sys
-from tests.checkpoint import killed
+from tests.conversion import killed
 from mlx_qwen35.machine import files
-from mlx_qwen35.checkpoint import write
+from mlx_qwen35.conversion import write
 from tests.session.test_shelf import MODEL, Store, answered, asked, TRUNK
 files.flush = write.flush = lambda handle: None
 store = Store(MODEL, most_bytes=1 << 30, directory=sys.argv[1])
@@ -301,7 +301,7 @@ def test_a_full_disk_is_said_once(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     store = made(tmp_path)
-    monkeypatch.setattr("mlx_qwen35.checkpoint.write.reserve", full)
+    monkeypatch.setattr("mlx_qwen35.conversion.write.reserve", full)
     with pytest.warns(Qwen35Warning, match="disk is full") as said:
         for n in range(4):
             answered(store, asked(some_tokens(100, seed=n)))

@@ -64,7 +64,7 @@ WORK = ["copy", "read", "take_over", "seed", "settle", "cut", "drop"]
 def test_an_interrupt_anywhere(tmp_path, monkeypatch, how, share_from):
     monkeypatch.setattr(paths, "SHARE_FROM", share_from)
     monkeypatch.setattr(store, "SHARE_FROM", share_from)
-    monkeypatch.setattr("mlx_qwen35.checkpoint.write.flush", lambda handle: None)
+    monkeypatch.setattr("mlx_qwen35.conversion.write.flush", lambda handle: None)
     case = Case(tmp_path / "whole", how)
     with Interrupt() as points:
         case.work()

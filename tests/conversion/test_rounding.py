@@ -1,0 +1,97 @@
+"""The search for scales: MLX's own format, never worse than mx.quantize in any group, and much better on the whole."""
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlx_qwen35.checkpoint.quantize import packed, unpack
+from mlx_qwen35.config import BITS, GROUP_SIZES, QuantSpec
+from mlx_qwen35.conversion import rounding
+from mlx_qwen35.conversion.rounding import pack
+
+
+def weights(*shape: int, seed: int = 0) -> mx.array:
+    """Normal with a few far out, as trained weights are, in bfloat16."""
+    draw = np.random.RandomState(seed)
+    values = draw.standard_normal(shape) * np.where(draw.rand(*shape) < 0.01, 4, 1) / 30 + 0.003
+    return mx.array(values.astype(np.float32)).astype(mx.bfloat16)
+
+
+def errors(weight: mx.array, spec: QuantSpec, **how: object) -> np.ndarray:
+    """The squared error of each group."""
+    difference = mx.square(unpack(pack(weight, spec, **how), spec) - weight.astype(mx.float32))
+    return np.array(difference.reshape(-1, spec.group_size).sum(-1))
+
+
+# Measured: 0.72, 0.80, 0.86, 0.87, 0.87, 0.6 of mx.quantize's error in groups of 64.
+@pytest.mark.parametrize(("bits", "most"), [(2, 0.8), (3, 0.86), (4, 0.92), (5, 0.92), (6, 0.92), (8, 0.7)])
+@pytest.mark.parametrize("group_size", [32, 64, 128])
+def test_less_is_lost(bits: int, most: float, group_size: int) -> None:
+    spec, weight = QuantSpec(bits, group_size, "affine"), weights(3, 40, 256)
+    found, nearest = errors(weight, spec, search=True), errors(weight, spec)
+    assert (found <= nearest * (1 + 1e-4)).all()
+    assert found.sum() <= most * nearest.sum()
+
+
+@pytest.mark.parametrize("mode", BITS)
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16, mx.float32])
+def test_without_search_it_is_what_mlx_makes(mode: str, dtype: mx.Dtype) -> None:
+    for bits in BITS[mode]:
+        for group_size in GROUP_SIZES[mode]:
+            for size in (1e-6, 1.0, 3e4):
+                weight = (weights(7, 256, seed=bits) * size).astype(dtype)
+                weight[2, :140], weight[3, 70] = 0, -0.0
+                made = pack(weight, QuantSpec(bits, group_size, mode)).values()
+                for ours, theirs in zip(made, mx.quantize(weight, group_size, bits, mode), strict=True):
+                    assert ours.dtype == theirs.dtype and mx.array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("bits", BITS["affine"])
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16, mx.float32])
+def test_form(bits: int, dtype: mx.Dtype) -> None:
+    """The tensors that mx.quantize gives, and MLX unpacks from them what was meant: codes survive a round trip."""
+    spec = QuantSpec(bits, 32, "affine")
+    top = (1 << bits) - 1
+    codes = mx.array(np.random.RandomState(1).randint(0, top + 1, (2, 5, 96)))
+    codes[..., ::32], codes[..., 1::32] = 0, top
+    weight = (codes.astype(mx.float32) * 0.25 - 2).astype(dtype)
+    made = pack(weight, spec, search=True)
+    assert {kind: tuple(array.shape) for kind, array in made.items()} == {
+        kind: shape for kind, (shape, _) in packed(weight.shape, spec).items()
+    }
+    assert made["weight"].dtype == mx.uint32 and made["scales"].dtype == made["biases"].dtype == dtype
+    assert mx.array_equal(unpack(made, spec), weight.astype(mx.float32))
+
+
+@pytest.mark.parametrize("value", [0.0, 0.375, -3.0])
+def test_a_group_of_one_value(value: float) -> None:
+    spec = QuantSpec(4, 32, "affine")
+    assert mx.all(unpack(pack(mx.full((2, 64), value), spec, search=True), spec) == value)
+
+
+def test_slabs_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec, weight = QuantSpec(4, 32, "affine"), weights(7, 96)
+    whole = pack(weight, spec, search=True)
+    monkeypatch.setitem(rounding._SLAB, mx.cpu, 100)
+    parts = pack(weight, spec, search=True)
+    assert all(mx.array_equal(whole[kind], parts[kind]) for kind in whole)
+
+
+def test_dtype_of_scales() -> None:
+    """From float32, as FP8 gives it, to the scales of the file: the codes are those that belong to them."""
+    spec, weight = QuantSpec(8, 64, "affine"), weights(32, 128).astype(mx.float32) * 1.001
+    made = pack(weight, spec, dtype=mx.bfloat16, search=True)
+    assert made["scales"].dtype == mx.bfloat16
+    nearest = pack(weight, spec, dtype=mx.bfloat16)
+    assert nearest["scales"].dtype == mx.bfloat16
+    assert mx.square(unpack(made, spec) - weight).sum() < 0.8 * mx.square(unpack(nearest, spec) - weight).sum()
+
+
+def test_memory() -> None:
+    """What is worked on is a slab, however large the weight."""
+    weight = weights(2048, 512)
+    mx.eval(weight)
+    mx.reset_peak_memory()
+    before = mx.get_active_memory()
+    mx.eval(pack(weight, QuantSpec(4, 64, "affine"), search=True))
+    assert mx.get_peak_memory() - before < 2 * weight.nbytes + 48 * rounding._SLAB[mx.cpu]
