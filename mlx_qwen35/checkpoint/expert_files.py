@@ -14,8 +14,8 @@ from typing import Any
 
 from mlx_qwen35.checkpoint import files
 from mlx_qwen35.checkpoint.files import Entry
-from mlx_qwen35.checkpoint.part import Part
-from mlx_qwen35.checkpoint.source import AnyPart, Source
+from mlx_qwen35.checkpoint.part import AnyPart, Part
+from mlx_qwen35.checkpoint.source import Source
 from mlx_qwen35.errors import CheckpointError
 from mlx_qwen35.experts.layout import Extent, LayerLayout, Tensor
 
@@ -36,10 +36,9 @@ def expert_layouts(source: Source) -> dict[int, LayerLayout]:
     found = {}
     for layer, parts in sorted(layers.items()):
         if not all(isinstance(part, Part) for part in parts):
-            method = source.config.source_quantization["quant_method"]
             raise CheckpointError(
-                f"{source.folder}: experts in {method.upper()} cannot be streamed as they are. Convert the checkpoint, "
-                f"which takes little memory: mlx-qwen35 convert {source.folder} TARGET -q"
+                f"{source.folder}: experts in {source.form.name} cannot be streamed as they are. Convert the "
+                f"checkpoint, which takes little memory: mlx-qwen35 convert {source.folder} TARGET -q"
             )
         shards = _in_shards(layer, parts)
         found[layer] = _packed(source.folder, shards) or shards

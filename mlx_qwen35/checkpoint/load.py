@@ -13,10 +13,11 @@ from pathlib import Path
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlx_qwen35.checkpoint import contents
 from mlx_qwen35.checkpoint.context import with_context
 from mlx_qwen35.checkpoint.inventory import KEPT_FLOAT32, PATCH_EMBEDDING
-from mlx_qwen35.checkpoint.part import FLOATS
-from mlx_qwen35.checkpoint.source import AnyPart, open_source, read_parts
+from mlx_qwen35.checkpoint.part import FLOATS, AnyPart
+from mlx_qwen35.checkpoint.source import open_source, read_parts
 from mlx_qwen35.config import ModelConfig, QuantSpec
 from mlx_qwen35.errors import ArgumentError, CheckpointError, Qwen35Warning
 from mlx_qwen35.experts.budget import StreamPlan
@@ -168,5 +169,5 @@ def read_config(folder: str | Path, context_length: int | None = None, *, yarn: 
 
     Raises CheckpointError if config.json is missing, damaged or not supported, or allows fewer tokens.
     """
-    config = ModelConfig.from_folder(folder)
+    config = contents.read_config(folder)
     return with_context(config, context_length, yarn=yarn, where=Path(folder) / "config.json")

@@ -22,16 +22,14 @@ import mlx.nn as nn
 from mlx_qwen35.checkpoint import beside, files, norms
 from mlx_qwen35.checkpoint.beside import MTP_FILE
 from mlx_qwen35.checkpoint.files import Entry, TensorFiles
-from mlx_qwen35.checkpoint.forms import fp8, gptq
-from mlx_qwen35.checkpoint.forms.fp8 import Fp8
-from mlx_qwen35.checkpoint.forms.gptq import Gptq
+from mlx_qwen35.checkpoint.forms.face import Form, Published
 from mlx_qwen35.checkpoint.inventory import Shape, is_linear, mtp_tensors
 from mlx_qwen35.checkpoint.load import Progress, check_experts, compute_dtype, read_config, read_weights, specs_of
-from mlx_qwen35.checkpoint.names import HF, MLX, MTP_PREFIXES, Layout, head_layout, is_centred, is_mtp
+from mlx_qwen35.checkpoint.names import HF, MLX, MTP_PREFIXES, Layout, head_layout, is_centred, is_mtp, weight_of
 from mlx_qwen35.checkpoint.packing import Told, check_version
-from mlx_qwen35.checkpoint.part import FLOATS, make_part
+from mlx_qwen35.checkpoint.part import FLOATS, AnyPart, make_part
 from mlx_qwen35.checkpoint.quantize import packed
-from mlx_qwen35.checkpoint.source import AnyPart, Source, open_source
+from mlx_qwen35.checkpoint.source import Source, open_source
 from mlx_qwen35.config import ModelConfig, QuantSpec
 from mlx_qwen35.errors import CheckpointError
 from mlx_qwen35.fields import Fields
@@ -40,7 +38,7 @@ from mlx_qwen35.quantization import read_section
 
 DRAFTER = "qwen3_5_mtp"  # the model_type of mlx-vlm's drafters
 _LAYER = re.compile(r"mtp\.layers\.(\d+)\.")
-_PACKED = re.compile(r"\.(scales|biases|qweight|qzeros|g_idx)$")
+_PACKED = re.compile(r"\.(scales|biases)$")
 _EXTRA = "model_extra_tensors.safetensors"
 # How the norms are written, by the file that they lie in, where its writers agree.
 _WRITTEN = {"optiq/mtp.safetensors": HF}
@@ -74,7 +72,7 @@ class Norms:
 class MtpTensors:
     """Where the tensors lie, under the names mtp.*.
 
-    config: of their model; told: how modules are quantized; foreign: as in Source; paths: the files they lie in.
+    config: of their model; told: how modules are quantized; form: as in Source; paths: the files they lie in.
     """
 
     folder: Path
@@ -83,7 +81,7 @@ class MtpTensors:
     config: ModelConfig
     told: Told
     norms: Norms
-    foreign: Fp8 | Gptq | None = None
+    form: Form | None = None
 
     @property
     def paths(self) -> list[Path]:
@@ -102,7 +100,8 @@ class MtpTensors:
     @property
     def weights(self) -> list[str]:
         """Our names of what is there, each quantized module as one."""
-        plain = (_PACKED.sub(".weight", name) for name in self.entries if not name.endswith(fp8.SUFFIX))
+        endings = self.form.endings if self.form else ()
+        plain = (_PACKED.sub(".weight", weight_of(name, endings)) for name in self.entries)
         return list(dict.fromkeys(ours for name in plain for ours in self.layout.ours(name)))
 
     def part(self, ours: str) -> AnyPart | str:
@@ -113,8 +112,6 @@ class MtpTensors:
         mixed = next((entry for entry in part.entries if entry.dtype != part.dtype), None)
         if mixed:
             return f"{mixed} has dtype {mixed.dtype}, its neighbours {part.dtype}"
-        if part.dtype == fp8.CODES and isinstance(self.foreign, Fp8):
-            return fp8.with_scales(part, self.entries, self.foreign)
         return part
 
     def module(self, name: str, shape: Shape | None) -> tuple[QuantSpec | None, dict[str, AnyPart]] | str:
@@ -123,11 +120,13 @@ class MtpTensors:
         shape: of the unquantized weight; None where the model has none of that name.
         """
         stem = name.removesuffix(".weight")
-        if isinstance(self.foreign, Gptq) and (stems := gptq.stems(name, self.entries, self.layout, self.experts)):
+        if self.form is not None:
+            published = Published(self.entries, self.layout, self.experts)
             if shape is None:
-                return f"{stems[0]}.qweight has no part of its own"
-            made = gptq.make_parts(name, shape, stems, self.entries, self.foreign)
-            return made[0] if isinstance(made, list) else (made[name].gptq.spec, dict(made))
+                return f"{name} has no part of its own"
+            made = self.form.make(name, shape, published)
+            if made is not None:
+                return made[0] if isinstance(made, list) else (made.spec, dict(made.parts))
         path = self.layout.source(name, 1).names[0].removesuffix(".weight")
         weight, scales = (self.entries.get(f"{path}.{kind}") for kind in ("weight", "scales"))
         kinds, spec = ("weight",), None
@@ -152,7 +151,7 @@ def find_mtp(origin: Source) -> MtpTensors:
     shards, place = _place(origin)
     if place is None:
         rule = HF if origin.layout.values == HF else None
-        return _head(origin.folder, shards, origin.config, _told(origin.config), rule, origin.foreign)
+        return _head(origin.folder, shards, origin.config, _told(origin.config), rule, origin.form)
     path = origin.folder / place
     if _is_drafter_inside(origin, path):
         return _open_drafter(path.parent)
@@ -161,8 +160,8 @@ def find_mtp(origin: Source) -> MtpTensors:
     if place == _EXTRA:
         found = replace(found, entries={n: e for n, e in found.entries.items() if n.startswith(MTP_PREFIXES)})
         rule = origin.layout.values
-    foreign = origin.foreign if place == _EXTRA else None
-    return _head(origin.folder, found.entries, origin.config, _told(origin.config), rule, foreign, str(path))
+    form = origin.form if place == _EXTRA else None
+    return _head(origin.folder, found.entries, origin.config, _told(origin.config), rule, form, str(path))
 
 
 def mtp_bytes(origin: Source) -> int:
@@ -314,19 +313,20 @@ def _head(
     config: ModelConfig,
     told: Told,
     rule: str | None,
-    foreign: Fp8 | Gptq | None,
+    form: Form | None,
     where: str | None = None,
 ) -> MtpTensors:
     """The tensors under the names mtp.*, whatever stands before those in the files."""
+    endings = form.endings if form else ()
     prefix = next((p for p in MTP_PREFIXES if any(name.startswith(p) for name in entries)), "")
-    stray = [name for name in entries if not name.startswith(prefix) or not (prefix or is_mtp(f"mtp.{name}"))]
+    stray = [name for name in entries if not name.startswith(prefix) or not (prefix or is_mtp(f"mtp.{name}", endings))]
     if stray:
         raise CheckpointError(f"{where} holds {stray[0]}, which is no MTP tensor: download or convert it again")
     renamed = {f"mtp.{name.removeprefix(prefix)}": entry for name, entry in entries.items()}
     renamed = {name: replace(entry, name=name) for name, entry in renamed.items()}
     known = Norms(_encoding(config.raw) or rule, norms.written(e for n, e in renamed.items() if is_centred(n)))
-    layout = head_layout(renamed, known.chosen, where or str(folder))
-    return MtpTensors(folder, renamed, layout, config, told, known, foreign)
+    layout = head_layout(renamed, known.chosen, where or str(folder), endings)
+    return MtpTensors(folder, renamed, layout, config, told, known, form)
 
 
 def _told(config: ModelConfig) -> Told:
@@ -359,7 +359,6 @@ def _plan(found: MtpTensors) -> tuple[dict[str, AnyPart], dict[str, QuantSpec], 
     parts: dict[str, AnyPart] = {}
     specs: dict[str, QuantSpec] = {}
     problems: list[str] = []
-    floats = (*FLOATS, fp8.CODES) if isinstance(found.foreign, Fp8) else FLOATS
     for name, shape in mtp_tensors(found.config, found.layers).items():
         made = found.module(name, shape)
         if isinstance(made, str):
@@ -370,7 +369,7 @@ def _plan(found: MtpTensors) -> tuple[dict[str, AnyPart], dict[str, QuantSpec], 
         if spec is not None and (not is_linear(name, shape) or shape[-1] % spec.group_size):
             problems.append(f"{name} is quantized, in groups that do not divide its rows")
             continue
-        wanted: dict[str, tuple[Shape, tuple[str, ...]]] = {name: (shape, floats)}
+        wanted: dict[str, tuple[Shape, tuple[str, ...]]] = {name: (shape, FLOATS)}
         if spec is not None:
             specs[module] = spec
             wanted = {f"{module}.{kind}": rest for kind, rest in packed(shape, spec).items()}

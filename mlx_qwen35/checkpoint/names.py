@@ -55,7 +55,6 @@ _VISION = re.compile(
     r"|pos_embed\.weight"
 )
 _PACKED = re.compile(r"\.(scales|biases)$")
-_GPTQ = re.compile(r"\.(qweight|qzeros|scales|g_idx)$")
 _MAIN_EXPERT = re.compile(r"(.*layers\.\d+\.mlp\.)(experts|switch_mlp)\.(.+)")
 _OUR_EXPERT = re.compile(r"(.*mlp\.)experts\.(gate_proj|up_proj|down_proj)\.(weight|scales|biases)")
 _SHIFTED = re.compile(
@@ -83,7 +82,8 @@ class Layout:
     """The names of one checkpoint, and how its values are written.
 
     kind, values, mtp_values: "hf" or "mlx"; kind is of names. experts, mtp_experts: "fused", "separate" or "stacked".
-    packed, gptq: whether MLX, or GPTQ, quantized anything. doubt: what speaks against `values`, in words; "": nothing.
+    packed: whether MLX quantized anything. endings: what names of tensors that another tool quantized have in place of
+    ".weight", or behind the whole name. doubt: what speaks against `values`, in words; "": nothing.
     """
 
     kind: str
@@ -96,7 +96,7 @@ class Layout:
     mtp_values: str
     mtp: str = "mtp."
     packed: bool = False
-    gptq: bool = False
+    endings: tuple[str, ...] = ()
     doubt: str = ""
 
     @property
@@ -142,13 +142,11 @@ class Layout:
 
     def is_known(self, published: str) -> bool:
         """Whether the name is a vision or MTP tensor of this layout: parts that may be there without being read."""
-        name = published
+        name = weight_of(published, self.endings)
         if self.is_mtp(published):
-            name = "mtp." + (_GPTQ.sub(".weight", published) if self.gptq else published).removeprefix(self.mtp)
+            name = "mtp." + name.removeprefix(self.mtp)
         if self.kind == MLX or self.packed:
             name = _PACKED.sub(".weight", name)
-        if self.kind == HF:
-            name = name.removesuffix("_scale_inv")
         if name.startswith(self.vision):
             return bool(_VISION.fullmatch(name.removeprefix(self.vision)))
         return bool(_MTP.fullmatch(name))
@@ -189,9 +187,17 @@ TARGET = Layout(
 )
 
 
-def is_mtp(name: str) -> bool:
+def weight_of(name: str, endings: Iterable[str]) -> str:
+    """What a tensor would be called if its module were not quantized. endings: as a Layout has them."""
+    for ending in endings:
+        if name.endswith(ending):
+            return name.removesuffix(ending) + (".weight" if ending.startswith(".") else "")
+    return name
+
+
+def is_mtp(name: str, endings: Iterable[str] = ()) -> bool:
     """Whether a name that begins with mtp. is one of an MTP layer, in any layout, packed or not."""
-    return bool(_MTP.fullmatch(_GPTQ.sub(".weight", _PACKED.sub(".weight", name)).removesuffix("_scale_inv")))
+    return bool(_MTP.fullmatch(_PACKED.sub(".weight", weight_of(name, endings))))
 
 
 def is_centred(ours: str) -> bool:
@@ -218,9 +224,10 @@ def find_layout(
     formats: Iterable[str | None],
     where: str,
     convolutions: Iterable[tuple[int, ...]] = (),
+    endings: tuple[str, ...] = (),
 ) -> Layout:
     """The layout of a checkpoint from all its tensor names, the "format" of every file (None where unmarked), and the
-    shapes of the text model's convolutions.
+    shapes of the text model's convolutions. endings: as a Layout has them.
 
     The order of the convolutions decides how values are written; marker and names do where it says nothing, and then
     have to agree. `doubt` of the result says what contradicts: the norms' values have to confirm it (norms.py).
@@ -257,17 +264,19 @@ def find_layout(
         mtp_values=values,
         mtp=mtp,
         packed=packed,
-        gptq=any(name.endswith(".qweight") for name in names),
+        endings=endings,
         doubt=" and ".join(against),
     )
 
 
-def head_layout(names: Iterable[str], values: str, where: str) -> Layout:
+def head_layout(names: Iterable[str], values: str, where: str, endings: tuple[str, ...] = ()) -> Layout:
     """The layout of an MTP head that lies by itself, under names mtp.*, with values as `values` says."""
     names = list(names)
     packed = _is_packed(names)
     experts = _experts(names, HF, where)
-    return Layout(HF, "model.", "lm_head.", "model.visual.", experts, experts, values, values, packed=packed)
+    return Layout(
+        HF, "model.", "lm_head.", "model.visual.", experts, experts, values, values, packed=packed, endings=endings
+    )
 
 
 def _channels_first(shape: tuple[int, ...]) -> bool | None:

@@ -7,6 +7,7 @@ source.py holds it against the configuration.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
 
 import mlx.core as mx
 import numpy as np
@@ -20,9 +21,53 @@ FLOATS = ("F32", "F16", "BF16")
 DTYPES = {"F32": mx.float32, "F16": mx.float16, "BF16": mx.bfloat16, "U32": mx.uint32, "U8": mx.uint8}
 
 
+class AnyPart(Protocol):
+    """One of our tensors, and how it is made: the face of plain ones (Part) and of those of forms/.
+
+    ours: its name. entries: the published tensors that it is made of, for errors and for the order of reading. shape:
+    ours. dtype: as safetensors calls it: of packed words and their scales, else what the values had before they became
+    codes. nbytes: in the files. rows: the length of axis 0, along which it is read in pieces. stacked: whether
+    entries[e] is of expert e. computed: whether its floats are made of codes: then finish() gives float32 where it is
+    asked for no dtype, and a conversion packs from that. cuts: whether rows can be read apart; if not, fetch() reads
+    the whole for any. growth: bytes that finish() makes of one in the file, at most.
+    """
+
+    @property
+    def ours(self) -> str: ...
+    @property
+    def entries(self) -> tuple[Entry, ...]: ...
+    @property
+    def shape(self) -> Shape: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def rows(self) -> int: ...
+    @property
+    def stacked(self) -> bool: ...
+    @property
+    def computed(self) -> bool: ...
+    @property
+    def cuts(self) -> bool: ...
+    @property
+    def growth(self) -> int: ...
+
+    def fetch(self, start: int = 0, stop: int | None = None) -> Any:
+        """Rows start..stop as they lie in the files, for finish(): no MLX, so any thread may do it."""
+
+    def finish(self, raw: Any, dtype: mx.Dtype | None) -> mx.array:
+        """What fetch() gave, as our tensor, evaluated. dtype: of floats; None: as the files have them."""
+
+
 @dataclass(frozen=True)
 class Part:
-    """One of our tensors, and how to make it. shape: ours, [E, M, H] for stacked or halved experts."""
+    """A tensor that the files hold as floats, or as MLX packs it. shape: ours, [E, M, H] for stacked or halved experts.
+    """
+
+    computed: ClassVar[bool] = False
+    cuts: ClassVar[bool] = True
+    growth: ClassVar[int] = 1
 
     ours: str
     entries: tuple[Entry, ...]

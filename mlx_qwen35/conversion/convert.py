@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import warnings
 from collections.abc import Callable, Container
@@ -21,8 +20,8 @@ import mlx.core as mx
 
 from mlx_qwen35 import __version__
 from mlx_qwen35.checkpoint import adapters
+from mlx_qwen35.checkpoint.companions import companions
 from mlx_qwen35.checkpoint.files import ReadError, fingerprint
-from mlx_qwen35.checkpoint.forms.gptq import Gptq
 from mlx_qwen35.checkpoint.inventory import text_tensors
 from mlx_qwen35.checkpoint.load import compute_dtype
 from mlx_qwen35.checkpoint.mtp import find_mtp
@@ -43,12 +42,6 @@ from mlx_qwen35.conversion.write import WriteError, make_durable, shown_size, wr
 from mlx_qwen35.errors import CheckpointError
 from mlx_qwen35.machine.files import allow_open, listed
 
-_COPIED = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*", "NOTICE*")
-# What the source says of its own weights.
-_OWN = (
-    "config.json", "quantize_config.json", "quant_config.json", "hf_quant_config.json", "jang_config.json",
-    "mtplx_runtime.json",
-)  # fmt: skip
 _GO_ON = "Go on with --resume (resume=True)"
 
 OnProgress = Callable[[int, int], None]
@@ -209,7 +202,7 @@ def _convert(
         for file in files.values():
             file.sync()
         write_index(folder, plan.shards)
-        _copy_files(plan.origin.folder, folder)
+        _write_companions(plan.origin.folder, folder)
         write_json(folder / "config.json", plan.config())
         make_durable(folder)
         return check(plan, folder, all_pieces, journal.done, progress.add) if verifying else None
@@ -272,7 +265,7 @@ def _assignment(
         }
     rest = make_plan(origin, None, None, dtype)
     beside = sum(spec.nbytes for task in rest.vision + rest.mtp for spec in task.specs().values())
-    beside += sum(path.stat().st_size for path in _to_copy(origin.folder))
+    beside += sum(companion.nbytes for companion in companions(origin.folder))
     return allotment.fit(
         origin, target_size, beside=beside, group_size=default.group_size, dtype=dtype, on_progress=on_measure
     )
@@ -282,12 +275,12 @@ def _is_kept(origin: Source, had: QuantSpec | None, asked: QuantSpec | None, rec
     """Whether a quantized module goes over as it is, though a recipe asks for another form.
 
     More bits would not bring back what it lost, and other groups of as many bits would only be other. "uniform" means
-    its bits and groups all the same; there only GPTQ's integers keep those groups in which they are exact.
+    its bits and groups all the same; there only what another tool quantized keeps those groups in which it is exact.
     """
     if had is None or asked is None or had.mode != asked.mode:
         return False
     if recipe == "uniform":
-        return isinstance(origin.foreign, Gptq) and had.bits == asked.bits
+        return origin.form is not None and had.bits == asked.bits
     return had.bits <= asked.bits
 
 
@@ -315,43 +308,25 @@ def _digest(origin: Source, adapter: adapters.Adapter | None) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _to_copy(source: Path) -> list[Path]:
-    """Tokenizer, template, generation and preprocessor files: LM Studio loads offline. Links that lead nowhere too."""
-    found = {path for pattern in _COPIED for path in listed(source, pattern) if path.is_symlink() or path.is_file()}
-    found = {path for path in found if not path.is_dir()}
-    return sorted(path for path in found if path.name not in _OWN and not path.name.endswith(".index.json"))
-
-
 def _check_companions(source: Path) -> None:
     """Before the work: a target without its tokenizer would load, and not speak."""
-    for path in _to_copy(source):
+    for companion in companions(source):
+        companion.check()
+
+
+def _write_companions(source: Path, folder: Path) -> None:
+    """LM Studio loads offline: all that the source has goes along."""
+    for companion in companions(source):
+        data = companion.read()
         try:
-            path.open("rb").close()
+            (folder / companion.name).write_bytes(data)
         except OSError as error:
-            raise _unreadable(error, path) from None
-
-
-def _copy_files(source: Path, folder: Path) -> None:
-    for path in _to_copy(source):
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise _unreadable(error, path) from None
-        try:
-            (folder / path.name).write_bytes(data)
-        except OSError as error:
-            raise write_error(error, folder / path.name) from error
-
-
-def _unreadable(error: OSError, path: Path) -> ReadError:
-    if path.is_symlink() and not path.exists():
-        return ReadError(f"{path} is a link to {os.readlink(path)}, which is not there: finish the download")
-    return ReadError(f"{path} cannot be read ({error.strerror or error}): check the disk and its permissions")
+            raise write_error(error, folder / companion.name) from error
 
 
 def _check_space(plan: Plan, partial: Partial, beside: int) -> None:
     there = sum(path.stat().st_blocks * 512 for path in listed(partial.folder, "**/*") if path.is_file())
-    needed = plan.nbytes + beside + sum(path.stat().st_size for path in _to_copy(plan.origin.folder)) - there
+    needed = plan.nbytes + beside + sum(companion.nbytes for companion in companions(plan.origin.folder)) - there
     free = shutil.disk_usage(partial.container).free
     if needed > free:
         raise WriteError(

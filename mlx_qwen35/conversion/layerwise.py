@@ -12,8 +12,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_qwen35.checkpoint.inventory import KEPT_FLOAT32, text_tensors
-from mlx_qwen35.checkpoint.part import FLOATS
-from mlx_qwen35.checkpoint.source import AnyPart, Source
+from mlx_qwen35.checkpoint.part import FLOATS, AnyPart
+from mlx_qwen35.checkpoint.source import Source
 from mlx_qwen35.model import Model
 
 

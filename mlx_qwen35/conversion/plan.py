@@ -21,7 +21,8 @@ from mlx_qwen35.checkpoint.files import Entry
 from mlx_qwen35.checkpoint.inventory import KEPT_FLOAT32, Shape, is_linear, mtp_tensors, text_tensors, vision_tensors
 from mlx_qwen35.checkpoint.mtp import MtpTensors, find_mtp
 from mlx_qwen35.checkpoint.names import MLX, TARGET
-from mlx_qwen35.checkpoint.source import AnyPart, Source
+from mlx_qwen35.checkpoint.part import AnyPart
+from mlx_qwen35.checkpoint.source import Source
 from mlx_qwen35.config import QuantSpec
 from mlx_qwen35.conversion.task import Task, Update
 from mlx_qwen35.conversion.write import TensorSpec, plan_shards

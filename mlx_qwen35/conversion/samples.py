@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from mlx_qwen35.checkpoint.forms.gptq import GptqPart
 from mlx_qwen35.checkpoint.inventory import Shape
 from mlx_qwen35.checkpoint.quantize import unpack
 from mlx_qwen35.checkpoint.source import Source
@@ -22,8 +21,8 @@ def sample_rows(origin: Source, module: str, shape: Shape) -> mx.array:
     kinds = ("weight", "scales", "biases") if had else ("weight",)
     parts = {kind: origin.parts[f"{module}.{kind}"] for kind in kinds if f"{module}.{kind}" in origin.parts}
     rows, stacked = shape[0], len(shape) == 3
-    if isinstance(parts["weight"], GptqPart) and not stacked:
-        stretches = [(0, rows)]  # its rows are the file's columns, all of which are read for any
+    if not parts["weight"].cuts:
+        stretches = [(0, rows)]
     else:
         places = min(_PLACES, rows)
         count = 1 if stacked else max(1, min(rows // places, _SAMPLE // places // shape[-1]))

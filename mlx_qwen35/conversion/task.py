@@ -16,13 +16,10 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_qwen35.checkpoint.files import Entry
-from mlx_qwen35.checkpoint.forms.fp8 import Fp8Part
-from mlx_qwen35.checkpoint.forms.gptq import GptqPart
 from mlx_qwen35.checkpoint.inventory import Shape
 from mlx_qwen35.checkpoint.names import TARGET
-from mlx_qwen35.checkpoint.part import FLOATS, Part
+from mlx_qwen35.checkpoint.part import FLOATS, AnyPart, Part
 from mlx_qwen35.checkpoint.quantize import packed, unpack
-from mlx_qwen35.checkpoint.source import AnyPart
 from mlx_qwen35.config import QuantSpec
 from mlx_qwen35.conversion.loss import Loss, loss
 from mlx_qwen35.conversion.rounding import pack
@@ -67,7 +64,7 @@ class Task:
     def is_same(self) -> bool:
         """Whether the target computes with the very values of the source."""
         floats = [part.dtype for part in self.parts.values() if part.dtype in FLOATS]
-        if isinstance(self.parts["weight"], Fp8Part) or any(part.shifted for part in self._plain()):
+        if self.parts["weight"].computed or any(part.shifted for part in self._plain()):
             return self.carried and self.dtype == mx.float32
         return self.carried and all(tag == TAGS[self.dtype] for tag in floats)
 
@@ -94,11 +91,10 @@ class Task:
     def pieces(self) -> Iterator[tuple[int, int]]:
         """Rows start..stop one after the other; how many depends on the tensor alone."""
         weight, rows = self.parts["weight"], self.rows
-        if isinstance(weight, GptqPart) and not weight.stacked:
-            yield 0, rows  # its rows are the file's columns, all of which are read for any
+        if not weight.cuts:
+            yield 0, rows
             return
-        wide = 4 if isinstance(weight, Fp8Part) else 1  # a byte in the file, float32 on its way
-        step = max(1, PIECE_BYTES * rows // max(1, self.nbytes * wide))
+        step = max(1, PIECE_BYTES * rows // max(1, self.nbytes * weight.growth))
         for start in range(0, rows, step):
             yield start, min(start + step, rows)
 
@@ -142,7 +138,7 @@ class Task:
         if self.update:
             weight = self.update(weight.astype(mx.float32), start, stop)
         meant = weight
-        if not self.update and not self.had and not isinstance(self.parts["weight"], Fp8Part):
+        if not self.update and not self.had and not self.parts["weight"].computed:
             weight = weight.astype(self.dtype)
         found = pack(weight, self.has, dtype=self.dtype, search=self.search) if self.has else {"weight": weight}
         found = {k: a.astype(self.dtype) if TAGS[a.dtype] in FLOATS else a for k, a in found.items()}
@@ -172,7 +168,7 @@ class Task:
         return part.dtype not in FLOATS or part.dtype == TAGS[self.dtype]
 
     def _cast(self, part: AnyPart) -> mx.Dtype | None:
-        return self.dtype if part.dtype in FLOATS or isinstance(part, Fp8Part) else None
+        return self.dtype if part.dtype in FLOATS else None
 
 
 def as_numpy(array: mx.array) -> np.ndarray:

@@ -13,8 +13,8 @@ from pathlib import Path
 import mlx.core as mx
 
 from mlx_qwen35.checkpoint.load import check_kv_form, compute_dtype, read_config
-from mlx_qwen35.checkpoint.part import DTYPES, Part
-from mlx_qwen35.checkpoint.source import AnyPart, Source, open_source
+from mlx_qwen35.checkpoint.part import DTYPES, AnyPart, Part
+from mlx_qwen35.checkpoint.source import Source, open_source
 from mlx_qwen35.config import ModelConfig
 from mlx_qwen35.errors import CheckpointError
 from mlx_qwen35.experts.budget import Needs, StreamPlan, least

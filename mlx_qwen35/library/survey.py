@@ -78,8 +78,8 @@ class Survey:
     @property
     def spec(self) -> QuantSpec | None:
         """The MLX quantization that config.json names first, whatever single modules have; None: there is none."""
-        if self.source is not None and isinstance(self.source.foreign, Gptq):
-            return self.source.foreign.spec
+        if self.source is not None and isinstance(self.source.form, Gptq):
+            return self.source.form.spec
         told = self.config.quantization if self.config else None
         return told.default if told else None
 
@@ -91,7 +91,7 @@ class Survey:
         """
         foreign = self.config.source_quantization if self.config else None
         if foreign is not None:
-            bits = f" {foreign.get('bits')}-bit" if isinstance(self.source and self.source.foreign, Gptq) else ""
+            bits = f" {foreign.get('bits')}-bit" if isinstance(self.source and self.source.form, Gptq) else ""
             return f"{foreign.get('quant_method')}{bits}"
         if self.spec is not None:
             return f"{self.spec.bits}-bit" if self.spec.mode == "affine" else self.spec.mode

@@ -31,7 +31,7 @@ def told_specs(config: ModelConfig) -> Specs:
         return {m: s for m, s in told.items() if s and linear[f"{m}.weight"][-1] % s.group_size == 0}
     section = config.source_quantization
     if section is not None and section.get("quant_method") in gptq.METHODS:
-        spec = gptq.read_config(section, "config.json").spec
+        spec = gptq.read_config(section, config.raw, "config.json").spec
         # Which modules are packed only the files know; the official ones leave all but these as they were.
         return {m: spec for m in (n.removesuffix(".weight") for n in linear) if role(m) in ("experts", "mlp")}
     return {}

@@ -15,15 +15,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import mlx.core as mx
 import numpy as np
 
 from mlx_qwen35.checkpoint import files
 from mlx_qwen35.checkpoint.files import Entry
-from mlx_qwen35.checkpoint.inventory import Shape
-from mlx_qwen35.checkpoint.part import FLOATS, Part, as_array
+from mlx_qwen35.checkpoint.fitting import misfit
+from mlx_qwen35.checkpoint.forms.face import Made, Published
+from mlx_qwen35.checkpoint.inventory import Shape, is_linear
+from mlx_qwen35.checkpoint.part import FLOATS, Part, as_array, make_part
 from mlx_qwen35.errors import CheckpointError
 
 CODES = "F8_E4M3"
@@ -38,6 +40,22 @@ class Fp8:
     """What config.json says of an FP8 checkpoint. dtype: of the model that was quantized, as safetensors calls it."""
 
     dtype: str
+    name: ClassVar[str] = "FP8"
+    endings: ClassVar[tuple[str, ...]] = (SUFFIX,)
+
+    def make(self, ours: str, shape: Shape, found: Published) -> Made | list[str] | None:
+        """A linear map that holds codes, dequantized."""
+        part = make_part(ours, found.entries, found.layout, found.experts) if is_linear(ours, shape) else ""
+        if isinstance(part, str) or not any(entry.dtype == CODES for entry in part.entries):
+            return None
+        problem = misfit(part, shape, (*FLOATS, CODES))
+        made = problem or with_scales(part, found.entries, self)
+        return [made] if isinstance(made, str) else Made({ours: made})
+
+    def left_over(self, entry: Entry) -> str | None:
+        if not entry.name.endswith(SUFFIX):
+            return None
+        return f"{entry} is left over: its weight is missing or not FP8"
 
 
 @dataclass(frozen=True)
@@ -50,6 +68,9 @@ class Fp8Part:
     codes: Part
     scales: tuple[Entry, ...]
     dtype: str
+    computed: ClassVar[bool] = True
+    cuts: ClassVar[bool] = True
+    growth: ClassVar[int] = 4
 
     @property
     def ours(self) -> str:

@@ -16,15 +16,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import mlx.core as mx
 import numpy as np
 
 from mlx_qwen35.checkpoint import files
 from mlx_qwen35.checkpoint.files import Entry
-from mlx_qwen35.checkpoint.inventory import Shape
-from mlx_qwen35.checkpoint.names import Layout
+from mlx_qwen35.checkpoint.forms.face import LEAST, Made, Published, Taken
+from mlx_qwen35.checkpoint.inventory import Shape, is_linear
 from mlx_qwen35.checkpoint.part import DTYPES, as_array
 from mlx_qwen35.config import GROUP_SIZES, QuantSpec
 from mlx_qwen35.errors import CheckpointError
@@ -37,7 +37,6 @@ _MOST_REPEATS, _LONGEST_RULE = 4, 200  # of a pattern for modules' paths
 KINDS = ("qweight", "scales", "qzeros", "g_idx")
 _BITS = (2, 4, 8)  # those whose values do not cross words
 _SCALES = ("F16", "BF16", "F32")
-_LEAST = "take the unquantized checkpoint of the same model, or an MLX conversion of it"
 
 
 @dataclass(frozen=True)
@@ -52,6 +51,19 @@ class Gptq:
     lower: int
     modules: Mapping[str, QuantSpec | None] = field(default_factory=dict, hash=False)
     rules: tuple[tuple[re.Pattern[str], QuantSpec | None], ...] = ()
+    name: ClassVar[str] = "GPTQ"
+    endings: ClassVar[tuple[str, ...]] = tuple(f".{kind}" for kind in KINDS)
+
+    def make(self, ours: str, shape: Shape, found: Published) -> Made | list[str] | None:
+        """The integers of a linear map of the text model or the MTP layer, as MLX packs them."""
+        stems = () if ours.startswith("vision.") or not is_linear(ours, shape) else found.stems(ours)
+        taken = Taken(found.entries, stems)
+        return _made(ours, shape, taken, self) if taken.has("qweight") else None
+
+    def left_over(self, entry: Entry) -> str | None:
+        if not entry.name.endswith(self.endings):
+            return None
+        return f"{entry} is left over: GPTQ is read in linear maps of the text model only, and has no part of its own"
 
     def of(self, path: str) -> Gptq | None:
         """The same for one published module; None where it is left unquantized."""
@@ -80,6 +92,13 @@ class GptqPart:
     shape: Shape
     stacked: bool
     gptq: Gptq
+    computed: ClassVar[bool] = False
+    growth: ClassVar[int] = 1
+
+    @property
+    def cuts(self) -> bool:
+        """The rows of a module are the files' columns, all of which are read for any; experts lie apart."""
+        return self.stacked
 
     @property
     def entries(self) -> tuple[Entry, ...]:
@@ -138,7 +157,7 @@ class GptqPart:
             if len(wrong):
                 raise CheckpointError(
                     f"{entry} puts column {wrong[0]} into group {groups[wrong[0]]}, not {wrong[0] // size}: groups of "
-                    f"scattered columns (desc_act) are not read. {_LEAST[0].upper()}{_LEAST[1:]}"
+                    f"scattered columns (desc_act) are not read. {LEAST[0].upper()}{LEAST[1:]}"
                 )
 
     def _check_zeros(self, zeros: np.ndarray, which: slice) -> None:
@@ -151,11 +170,11 @@ class GptqPart:
             raise CheckpointError(
                 f"{entry} holds 0x{found:08X} where a symmetric quantization of {bits} bits stores 0x{word:08X} "
                 f"(zeros {self.gptq.zero}{' less 1' if self.gptq.lower else ''}): config.json's sym or "
-                f"checkpoint_format does not fit these files. {_LEAST[0].upper()}{_LEAST[1:]}"
+                f"checkpoint_format does not fit these files. {LEAST[0].upper()}{LEAST[1:]}"
             )
 
 
-def read_config(section: Mapping[str, Any], where: str) -> Gptq:
+def read_config(section: Mapping[str, Any], raw: Mapping[str, Any], where: str) -> Gptq:
     """What a quantization_config of one of METHODS says; raises CheckpointError for what MLX's grid cannot hold.
 
     where: the file, for errors.
@@ -178,7 +197,7 @@ def read_config(section: Mapping[str, Any], where: str) -> Gptq:
 
 
 def _fail(where: str, key: str, problem: str) -> CheckpointError:
-    return CheckpointError(f"{where}: quantization_config.{key} {problem}: {_LEAST}")
+    return CheckpointError(f"{where}: quantization_config.{key} {problem}: {LEAST}")
 
 
 def _read_spec(section: Mapping[str, Any], where: str, prefix: str) -> QuantSpec:
@@ -249,22 +268,9 @@ def _pattern(path: str, where: str) -> re.Pattern[str] | None:
         return None
 
 
-def stems(ours: str, entries: Mapping[str, Entry], layout: Layout, experts: int) -> tuple[str, ...]:
-    """The published modules that hold one of our weights, where they are GPTQ's; () where they are not."""
-    origin = layout.source(ours, min(experts, len(entries) + 1))
-    if ".experts." in ours and not origin.stacked:
-        return ()
-    found = tuple(name.removesuffix(".weight") for name in origin.names)
-    return found if any(f"{stem}.qweight" in entries for stem in found) else ()
-
-
-def make_parts(
-    ours: str, shape: Shape, names: tuple[str, ...], entries: Mapping[str, Entry], gptq: Gptq
-) -> dict[str, GptqPart] | list[str]:
-    """The parts of one of our weights of unquantized `shape`, or what is wrong with the files' tensors, in words.
-
-    names: what stems() gave, one for each expert where the weight is [E, out, in].
-    """
+def _made(ours: str, shape: Shape, taken: Taken, gptq: Gptq) -> Made | list[str]:
+    """The parts of one of our weights of unquantized `shape`, or what is wrong with the files' tensors, in words."""
+    names = taken.stems
     *_, height, width = shape
     own = {gptq.of(name) for name in names}
     if len(own) > 1:
@@ -277,47 +283,20 @@ def make_parts(
     if width % group or height * bits % 32:
         return [
             f"{names[0]}.qweight is of a [{height}, {width}] map, which groups of {group} and words of {32 // bits} "
-            f"values do not divide. {_LEAST[0].upper()}{_LEAST[1:]}"
+            f"values do not divide. {LEAST[0].upper()}{LEAST[1:]}"
         ]
     packed, groups = width * bits // 32, width // group
-    wanted = {
-        "qweight": (("I32",), (packed, height)),
-        "scales": (_SCALES, (groups, height)),
-        "qzeros": (("I32",), (groups, height * bits // 32)),
-        "g_idx": (("I32",), (width,)),
-    }
-    ordered = any(f"{name}.g_idx" in entries for name in names)
-    found: dict[str, list[Entry]] = {kind: [] for kind in KINDS}
-    problems = []
-    for kind in KINDS if ordered else KINDS[:-1]:
-        for name in names:
-            problem = _misfit(f"{name}.{kind}", entries, *wanted[kind], found[kind])
-            if problem:
-                problems.append(problem)
-                break
-    if problems:
-        return problems
-    qweight, scales, zeros, order = (tuple(found[kind]) for kind in KINDS)
+    qweight = taken.take("qweight", ("I32",), (packed, height))
+    scales = taken.take("scales", _SCALES, (groups, height))
+    zeros = taken.take("qzeros", ("I32",), (groups, height * bits // 32))
+    order = taken.take("g_idx", ("I32",), (width,)) if taken.has("g_idx") else ()
+    if taken.problems:
+        return taken.problems
     outer = shape[:-1]
     module = ours.removesuffix(".weight")
-    return {
-        f"{module}.weight": GptqPart(f"{module}.weight", qweight, (), (), (*outer, packed), stacked, gptq),
-        f"{module}.scales": GptqPart(f"{module}.scales", scales, (), (), (*outer, groups), stacked, gptq),
-        f"{module}.biases": GptqPart(f"{module}.biases", scales, zeros, order, (*outer, groups), stacked, gptq),
-    }
-
-
-def _misfit(
-    name: str, entries: Mapping[str, Entry], dtypes: tuple[str, ...], shape: Shape, found: list[Entry]
-) -> str | None:
-    """Append the tensor of that name to `found`, or say what is wrong with it."""
-    entry = entries.get(name)
-    if entry is None:
-        return f"{name} is in none of the files (expected {'/'.join(dtypes)} {list(shape)})"
-    if entry.dtype not in dtypes or (found and entry.dtype != found[0].dtype):
-        wanted = "/".join(dtypes) if entry.dtype not in dtypes else f"{found[0].dtype} as its neighbours"
-        return f"{entry} has dtype {entry.dtype}, expected {wanted}"
-    if entry.shape != shape:
-        return f"{entry} has shape {list(entry.shape)}, expected {list(shape)} by config.json"
-    found.append(entry)
-    return None
+    parts = (
+        GptqPart(f"{module}.weight", qweight, (), (), (*outer, packed), stacked, gptq),
+        GptqPart(f"{module}.scales", scales, (), (), (*outer, groups), stacked, gptq),
+        GptqPart(f"{module}.biases", scales, zeros, order, (*outer, groups), stacked, gptq),
+    )
+    return Made({part.ours: part for part in parts}, gptq.spec)

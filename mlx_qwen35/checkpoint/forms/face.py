@@ -1,0 +1,108 @@
+"""The face of a published form: what a reader of another tool's quantization is asked, and what it answers.
+
+Knows neither tools nor tensors. A form is made of what config.json says (table.py), and then asked for every tensor of
+the model, one after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from mlx_qwen35.checkpoint.files import Entry
+from mlx_qwen35.checkpoint.inventory import Shape
+from mlx_qwen35.checkpoint.names import Layout
+from mlx_qwen35.checkpoint.part import AnyPart
+from mlx_qwen35.config import QuantSpec
+
+LEAST = "take the unquantized checkpoint of the same model, or an MLX conversion of it"
+
+
+@dataclass(frozen=True)
+class Published:
+    """The tensors of a checkpoint, by their names. experts: how many the configuration calls for."""
+
+    entries: Mapping[str, Entry]
+    layout: Layout
+    experts: int = 0
+
+    def stems(self, ours: str) -> tuple[str, ...]:
+        """The published modules that hold one of our weights: one, or one for each expert, in order.
+
+        () for experts that lie in one tensor.
+        """
+        # A damaged count of experts must not grow a list of names that no file could hold.
+        origin = self.layout.source(ours, min(self.experts, len(self.entries) + 1))
+        if ".experts." in ours and not origin.stacked:
+            return ()
+        return tuple(name.removesuffix(".weight") for name in origin.names)
+
+
+@dataclass(frozen=True)
+class Made:
+    """What holds one of our tensors. parts: by our names.
+
+    spec: they are weight, scales and, where affine, biases as MLX packs them, with this quantization; None: the one
+    part gives floats.
+    """
+
+    parts: Mapping[str, AnyPart]
+    spec: QuantSpec | None = None
+
+
+class Form(Protocol):
+    """How another tool quantized a checkpoint, by its config.json.
+
+    name: as people call it. endings: what its tensors' names have in place of ".weight", or behind the whole name.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def endings(self) -> tuple[str, ...]: ...
+
+    def make(self, ours: str, shape: Shape, found: Published) -> Made | list[str] | None:
+        """How one of our tensors of unquantized `shape` is made. None: it is not of this form, but plain.
+
+        A list: what is wrong with its published tensors, in words.
+        """
+
+    def left_over(self, entry: Entry) -> str | None:
+        """Why a tensor is one of this form that no part has, in words; None: it is none of this form's."""
+
+
+@dataclass
+class Taken:
+    """Published tensors of one of our weights, as they are looked up: one of each kind for each of its modules.
+
+    problems: what was wrong with them, one for a kind, in words.
+    """
+
+    entries: Mapping[str, Entry]
+    stems: tuple[str, ...]
+    problems: list[str] = field(default_factory=list)
+
+    def take(self, kind: str, dtypes: tuple[str, ...], shape: Shape) -> tuple[Entry, ...]:
+        """The tensors STEM.kind, all of one of these dtypes and of this shape; those that fit."""
+        found: list[Entry] = []
+        for stem in self.stems:
+            name = f"{stem}.{kind}"
+            entry = self.entries.get(name)
+            problem = None
+            if entry is None:
+                problem = f"{name} is in none of the files (expected {'/'.join(dtypes)} {list(shape)})"
+            elif entry.dtype not in dtypes or (found and entry.dtype != found[0].dtype):
+                wanted = "/".join(dtypes) if entry.dtype not in dtypes else f"{found[0].dtype} as its neighbours"
+                problem = f"{entry} has dtype {entry.dtype}, expected {wanted}"
+            elif entry.shape != shape:
+                problem = f"{entry} has shape {list(entry.shape)}, expected {list(shape)} by config.json"
+            if problem:
+                self.problems.append(problem)
+                break
+            found.append(entry)
+        return tuple(found)
+
+    def has(self, kind: str) -> bool:
+        """Whether any of the modules has a tensor of this kind."""
+        return any(f"{stem}.{kind}" in self.entries for stem in self.stems)
