@@ -40,13 +40,11 @@ KINDS = {
         Kind(6, "Q5_0", 32, 22),
         Kind(7, "Q5_1", 32, 24),
         Kind(8, "Q8_0", 32, 34),
-        Kind(9, "Q8_1", 32, 36),
         Kind(10, "Q2_K", 256, 84),
         Kind(11, "Q3_K", 256, 110),
         Kind(12, "Q4_K", 256, 144),
         Kind(13, "Q5_K", 256, 176),
         Kind(14, "Q6_K", 256, 210),
-        Kind(15, "Q8_K", 256, 292),
         Kind(16, "IQ2_XXS", 256, 66),
         Kind(17, "IQ2_XS", 256, 74),
         Kind(18, "IQ3_XXS", 256, 98),
@@ -72,8 +70,9 @@ KINDS = {
 }
 NUMBERS = {kind.name: kind.number for kind in KINDS.values()}
 
-# Of other programs, under numbers that ggml does not have: named in refusals.
+# What no file of this family has: of activations, removed, or other programs' own. Named in refusals.
 FOREIGN = {
+    9: "Q8_1 (of activations)", 15: "Q8_K (of activations)",
     4: "Q4_2 (removed from ggml)", 5: "Q4_3 (removed from ggml)",
     31: "Q4_0_4_4 (removed from ggml)", 32: "Q4_0_4_8 (removed from ggml)", 33: "Q4_0_8_8 (removed from ggml)",
     36: "IQ4_NL_4_4 (removed from ggml)", 37: "IQ4_NL_4_8 (removed from ggml)", 38: "IQ4_NL_8_8 (removed from ggml)",
