@@ -175,16 +175,16 @@ def read(
     dtype = _NUMPY[entry.dtype]
     if not shape:
         out = empty((), dtype)
-        return _fill(entry, [(entry.offset, out)], out)
+        return fill(entry, [(entry.offset, out)], out)
     stop = shape[0] if stop is None else stop
     stride = math.prod(shape[1:]) * np.dtype(dtype).itemsize
     if half is None:
         out = empty((stop - start, *shape[1:]), dtype)
-        return _fill(entry, [(entry.offset + start * stride, out)], out)
+        return fill(entry, [(entry.offset + start * stride, out)], out)
     out = empty((stop - start, shape[1] // 2, *shape[2:]), dtype)
     # [gate | up] of row r, then of row r + 1: take one stretch of each
     begin = entry.offset + half * (stride // 2)
-    return _fill(entry, [(begin + row * stride, out[row - start]) for row in range(start, stop)], out)
+    return fill(entry, [(begin + row * stride, out[row - start]) for row in range(start, stop)], out)
 
 
 def read_stacked(entries: Iterable[Entry], *, empty: Empty = np.empty) -> np.ndarray:
@@ -194,7 +194,7 @@ def read_stacked(entries: Iterable[Entry], *, empty: Empty = np.empty) -> np.nda
         raise CheckpointError(f"{entries[0]} has dtype {entries[0].dtype}, which this package does not read")
     out = empty((len(entries), *entries[0].shape), _NUMPY[entries[0].dtype])
     for row, entry in enumerate(entries):
-        _fill(entry, [(entry.offset, out[row])], out)
+        fill(entry, [(entry.offset, out[row])], out)
     return out
 
 
@@ -275,7 +275,7 @@ def _check_data(path: Path, entries: list[Entry], data: int, size: int) -> None:
         raise CheckpointError(f"{path} has {size - end} bytes after its last tensor {last}: download it again")
 
 
-def _fill(entry: Entry, stretches: list[tuple[int, np.ndarray]], out: np.ndarray) -> np.ndarray:
+def fill(entry: Entry, stretches: list[tuple[int, np.ndarray]], out: np.ndarray) -> np.ndarray:
     """Read bytes from `offset` into each contiguous piece of `out`."""
     try:
         handle = os.open(entry.file, os.O_RDONLY)

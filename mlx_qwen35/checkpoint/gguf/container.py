@@ -18,7 +18,6 @@ import math
 import os
 import re
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -341,7 +340,3 @@ class _Header:
             hint = " (Q2_0 in groups of 128, as prism-ml's own llama.cpp writes it, has other sizes and is not read)"
         return CheckpointError(f"{self.path}: {problem}{hint}: {_AGAIN}")
 
-
-def tensors_of(gguf: Gguf, prefix: str) -> Iterator[GgufTensor]:
-    """Those whose name begins so."""
-    return (tensor for name, tensor in gguf.tensors.items() if name.startswith(prefix))
