@@ -1,0 +1,156 @@
+"""A GGUF as a checkpoint: its model, the vision tower and the MTP head beside it, its configuration and small files.
+
+Knows in which order they are read, and what goes with what. Reads headers only.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+from mlx_qwen35.checkpoint.gguf.choosing import heads_beside, model_at, projectors_beside
+from mlx_qwen35.checkpoint.gguf.container import Gguf, GgufTensor, read_gguf
+from mlx_qwen35.checkpoint.gguf.form import GgufForm
+from mlx_qwen35.checkpoint.gguf.metadata import (
+    PROJECTOR,
+    architecture,
+    check_projector,
+    config_of,
+    generation_of,
+    projected,
+    trunk_layers,
+)
+from mlx_qwen35.checkpoint.gguf.origins import PATCHES, mtp_layers, text_origins, tower_origins
+from mlx_qwen35.checkpoint.gguf.vocabulary import Vocabulary
+from mlx_qwen35.config import ModelConfig
+from mlx_qwen35.errors import CheckpointError, Qwen35Warning
+
+# What pictures are prepared by; a projector says mean and deviation, and the limits are the family's own.
+_PIXELS = {
+    "preprocessor_config.json": ("Qwen2VLImageProcessorFast", 65536, 16777216),
+    "video_preprocessor_config.json": ("Qwen3VLVideoProcessor", 4096, 25165824),
+}
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model that lies in GGUF files. projector: of its vision tower, None without one."""
+
+    gguf: Gguf
+    projector: Gguf | None
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        return Vocabulary(self.gguf)
+
+    @cached_property
+    def config(self) -> ModelConfig:
+        """Raises CheckpointError for metadata that is damaged or not of this family."""
+        heads = mtp_layers(self.gguf, trunk_layers(self.gguf))
+        raw = config_of(self.gguf, self.vocabulary.named, self.projector, heads)
+        return ModelConfig.from_dict(raw, where=str(self.gguf.path))
+
+    @cached_property
+    def form(self) -> GgufForm:
+        """Raises CheckpointError for tensors that no model of this family has."""
+        origins = text_origins(self.gguf, self.config)
+        frames: tuple[GgufTensor, ...] = ()
+        if self.projector is not None:
+            origins |= tower_origins(self.projector)
+            frames = tuple(self.projector.tensors[name] for name in PATCHES if name in self.projector.tensors)
+            if len(frames) != len(PATCHES):
+                raise CheckpointError(f"{self.projector.path} lacks {' or '.join(PATCHES)}: download the file again")
+        return GgufForm(origins, frames)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All of them."""
+        return tuple(dict.fromkeys(tensor.file for tensor in self._tensors())) or self.gguf.files
+
+    def _tensors(self) -> list[GgufTensor]:
+        beside = [] if self.projector is None else list(self.projector.tensors.values())
+        return [*self.gguf.tensors.values(), *beside]
+
+    def companions(self) -> dict[str, bytes]:
+        """The small files that a folder of this model would have, made from the metadata."""
+        words = self.vocabulary
+        made = {
+            "tokenizer.json": words.tokenizer_json(),
+            "tokenizer_config.json": _json(words.tokenizer_config()),
+            "generation_config.json": _json(generation_of(self.gguf, words.named)),
+        }
+        template = words.template()
+        if template is not None:
+            made["chat_template.jinja"] = template.encode()
+        return made
+
+
+def _json(value: Mapping[str, object]) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def open_model(path: Path) -> Opened:
+    """The model at a path: a GGUF file, one of several, or a folder with one model; raises CheckpointError.
+
+    The vision tower is that of a projector (mmproj) beside it, whose width fits; of several the one in bfloat16, or the
+    next best.
+    """
+    model = model_at(Path(path))
+    gguf = _read(model)
+    if architecture(gguf) == PROJECTOR:
+        raise CheckpointError(f"{model} is a vision tower by itself (mmproj): give the file of its model, beside it")
+    return Opened(_with_head(gguf), _projector(gguf))
+
+
+def _read(path: Path) -> Gguf:
+    """read_gguf(), once for each state of a file."""
+    try:
+        state = path.stat()
+    except OSError:
+        return read_gguf(path)
+    return _kept(path, state.st_mtime_ns, state.st_size)
+
+
+@lru_cache(maxsize=4)
+def _kept(path: Path, changed: int, size: int) -> Gguf:
+    return read_gguf(path)
+
+
+def _projector(gguf: Gguf) -> Gguf | None:
+    width = gguf.metadata.get(f"{gguf.metadata['general.architecture']}.embedding_length")
+    fitting, others = [], []
+    for path in projectors_beside(gguf.path):
+        found = _read(path)
+        if found.metadata.get("general.architecture") != PROJECTOR:
+            continue
+        (fitting if projected(found) == width else others).append(found)
+    if not fitting:
+        if others:
+            warnings.warn(
+                f"{others[0].path} is the vision tower of another model (it projects to {projected(others[0])}, this one "
+                f"is {width} wide): the model is read for text only",
+                Qwen35Warning,
+                stacklevel=2,
+            )
+        return None
+    check_projector(fitting[0])
+    return fitting[0]
+
+
+def _with_head(gguf: Gguf) -> Gguf:
+    """With the tensors of an MTP head that lies in a file of its own beside it."""
+    trunk = trunk_layers(gguf)
+    if mtp_layers(gguf, trunk):
+        return gguf
+    for path in heads_beside(gguf.path):
+        head = _read(path)
+        keys = ("general.architecture", f"{gguf.metadata['general.architecture']}.embedding_length")
+        same = all(head.metadata.get(key) == gguf.metadata.get(key) for key in keys)
+        if same and trunk_layers(head) == trunk:
+            layers = {n: t for n, t in head.tensors.items() if n.startswith("blk.")}
+            return replace(gguf, tensors=gguf.tensors | layers)
+    return gguf
