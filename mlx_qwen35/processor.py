@@ -16,7 +16,7 @@ import numpy as np
 from mlx_qwen35.config import ModelConfig
 from mlx_qwen35.errors import CheckpointError, LengthError, PromptError
 from mlx_qwen35.text.begun import last_begun
-from mlx_qwen35.text.files import read_json_object
+from mlx_qwen35.text.files import File, MadeFolder, as_folder, read_json_object
 from mlx_qwen35.text.messages import (
     MediaPart,
     Messages,
@@ -74,10 +74,12 @@ class Processor(TokenizerFace):
     media_limits: MediaLimits | None = None
 
     @classmethod
-    def from_folder(cls, folder: str | Path, config: ModelConfig, *, context_length: int | None = None) -> Processor:
+    def from_folder(
+        cls, folder: str | Path | MadeFolder, config: ModelConfig, *, context_length: int | None = None
+    ) -> Processor:
         """Reads tokenizer.json, tokenizer_config.json, the chat template, generation_config.json and the preprocessor
         files. Raises CheckpointError naming the file if one is missing, damaged or does not fit the model."""
-        folder = Path(folder)
+        folder = as_folder(folder)
         tokenizer = Tokenizer.from_folder(folder)
         if tokenizer.vocab_size > config.text.vocab_size:
             raise CheckpointError(
@@ -288,7 +290,7 @@ class Processor(TokenizerFace):
         return list(ids)
 
 
-def _eos_ids(generation_config: Mapping[str, Any], path: Path) -> frozenset[int]:
+def _eos_ids(generation_config: Mapping[str, Any], path: File) -> frozenset[int]:
     value = generation_config.get("eos_token_id")
     values = value if isinstance(value, list) else [] if value is None else [value]
     if not all(type(token) is int and token >= 0 for token in values):

@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlx_qwen35.checkpoint.files import ReadError
+from mlx_qwen35.checkpoint.gguf.choosing import is_gguf
+from mlx_qwen35.checkpoint.gguf.opened import open_model
 from mlx_qwen35.machine.files import listed
+from mlx_qwen35.text.files import MadeFolder
 
 _PATTERNS = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*", "NOTICE*")
 # What the source says of its own weights.
@@ -53,10 +56,17 @@ class Companion:
 
 def companions(path: Path) -> list[Companion]:
     """Those of a checkpoint, by name; links that lead nowhere are among them."""
+    if is_gguf(path):
+        return [Companion(name, data=data) for name, data in sorted(open_model(path).companions().items())]
     found = {file for pattern in _PATTERNS for file in listed(path, pattern) if file.is_symlink() or file.is_file()}
     found = {file for file in found if not file.is_dir()}
     kept = sorted(file for file in found if file.name not in _OWN and not file.name.endswith(".index.json"))
     return [Companion(file.name, file) for file in kept]
+
+
+def small_files(path: Path) -> Path | MadeFolder:
+    """Where tokenizer, template and their like are read from: the folder, or, of a GGUF, what its metadata makes."""
+    return MadeFolder(path, open_model(path).companions()) if is_gguf(path) else path
 
 
 def _unreadable(error: OSError, path: Path) -> ReadError:

@@ -1,6 +1,6 @@
 """What lies at a path, before it is held against the configuration: config.json, files, names, and who quantized them.
 
-Knows where each of these is found, in a folder of safetensors files. Reads headers and no weight.
+Knows where each of these is found, in a folder of safetensors files or in a GGUF. Reads headers and no weight.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from mlx_qwen35.checkpoint.files import TensorFiles
 from mlx_qwen35.checkpoint.forms import modelopt
 from mlx_qwen35.checkpoint.forms.face import Form
 from mlx_qwen35.checkpoint.forms.table import find_form
-from mlx_qwen35.checkpoint.names import MLX, MTP_PREFIXES, TOWERS, Layout, find_layout
+from mlx_qwen35.checkpoint.gguf.choosing import is_gguf
+from mlx_qwen35.checkpoint.gguf.opened import open_model
+from mlx_qwen35.checkpoint.names import MLX, MTP_PREFIXES, TARGET, TOWERS, Layout, find_layout
 from mlx_qwen35.config import ModelConfig
 from mlx_qwen35.errors import CheckpointError
 
@@ -32,7 +34,8 @@ class Contents:
 
 def read_config(path: str | Path) -> ModelConfig:
     """The configuration of a checkpoint; raises CheckpointError where it is missing, damaged or not supported."""
-    return ModelConfig.from_folder(path)
+    path = Path(path)
+    return open_model(path).config if is_gguf(path) else ModelConfig.from_folder(path)
 
 
 def open_contents(path: str | Path, config: ModelConfig | None = None) -> Contents:
@@ -42,6 +45,10 @@ def open_contents(path: str | Path, config: ModelConfig | None = None) -> Conten
     """
     path = Path(path)
     config = config or read_config(path)
+    if is_gguf(path):
+        opened = open_model(path)
+        found = TensorFiles(opened.gguf.path.parent, opened.form.entries(), {})
+        return Contents(path, config, found, TARGET, opened.form)
     form = find_form(config, str(path / "config.json"))
     found = with_tower(files.open_folder(path), config.raw)
     layout = _layout(found, form)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlx_qwen35 import checks
 from mlx_qwen35.checkpoint.adapters import check_fit, load_adapter, read_adapter
+from mlx_qwen35.checkpoint.companions import small_files
 from mlx_qwen35.checkpoint.load import compute_dtype, read_config
 from mlx_qwen35.checkpoint.load import load_model as read_model
 from mlx_qwen35.errors import ArgumentError
@@ -185,7 +186,7 @@ def load_processor(
     """
     _check_flags(yarn, True, on_progress)
     folder = find(ref, on_progress=on_progress)
-    return Processor.from_folder(folder, read_config(folder, context_length, yarn=yarn))
+    return Processor.from_folder(small_files(folder), read_config(folder, context_length, yarn=yarn))
 
 
 def _check_flags(yarn: Any, warm_start: Any, on_progress: Any) -> None:

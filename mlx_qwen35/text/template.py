@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from mlx_qwen35.errors import CheckpointError, PromptError
-from mlx_qwen35.text.files import read_json_object, read_text
+from mlx_qwen35.text.files import File, Folder, MadeFolder, as_folder, read_json_object, read_text
 
 if TYPE_CHECKING:
     import jinja2
@@ -46,10 +46,10 @@ class ChatTemplate:
         self._sources = sources
 
     @classmethod
-    def from_folder(cls, folder: str | Path) -> ChatTemplate:
+    def from_folder(cls, folder: str | Path | MadeFolder) -> ChatTemplate:
         """From chat_template.jinja, else chat_template.json, else tokenizer_config.json. Raises CheckpointError if
         there is none, or if it fails on the plainest chat there is."""
-        folder = Path(folder)
+        folder = as_folder(folder)
         config = read_json_object(folder / "tokenizer_config.json", optional=True)
         source, where = _find(folder, config)
         variables = {key: _token_text(config[key]) for key in _TOKEN_VARIABLES if config.get(key) is not None}
@@ -152,7 +152,7 @@ class ChatTemplate:
             raise CheckpointError(f"{self._where}: the chat template fails on a plain chat ({reason})") from error
 
 
-def _find(folder: Path, config: Mapping[str, Any]) -> tuple[str | dict[str, str], Path]:
+def _find(folder: Folder, config: Mapping[str, Any]) -> tuple[str | dict[str, str], File]:
     path = folder / "chat_template.jinja"
     if path.exists():
         return read_text(path), path

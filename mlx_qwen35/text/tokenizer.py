@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlx_qwen35.errors import CheckpointError, PromptError
-from mlx_qwen35.text.files import parse_json_object, read_json_object, read_text
+from mlx_qwen35.text.files import File, MadeFolder, as_folder, parse_json_object, read_json_object, read_text
 
 if TYPE_CHECKING:
     import tokenizers
@@ -38,11 +38,11 @@ class Tokenizer:
         self._token_bytes: dict[int, bytes] = {}
 
     @classmethod
-    def from_folder(cls, folder: str | Path) -> Tokenizer:
+    def from_folder(cls, folder: str | Path | MadeFolder) -> Tokenizer:
         """Reads tokenizer.json, and from tokenizer_config.json (if it is there) the eos token and the added tokens
         that tokenizer.json lacks. Raises CheckpointError if a file is missing or damaged, if the two disagree about
         an id, or if the tokenizer is not the byte-level BPE of this family."""
-        path = Path(folder) / "tokenizer.json"
+        path = as_folder(folder) / "tokenizer.json"
         text = read_text(path)
         declared = parse_json_object(text, path)
         rust = _build(text, path)
@@ -142,7 +142,7 @@ def _byte_alphabet() -> dict[str, int]:
 _BYTE_OF_CHARACTER = _byte_alphabet()
 
 
-def _guard(call: Callable[[], Any], path: Path | str) -> Any:
+def _guard(call: Callable[[], Any], path: File | str) -> Any:
     """Calls into the Rust library, which raises plain Exception for bad data and panics (BaseException) on some."""
     try:
         return call()
@@ -154,7 +154,7 @@ def _guard(call: Callable[[], Any], path: Path | str) -> Any:
         raise CheckpointError(f"{path} is no working tokenizer ({error}); download it again") from None
 
 
-def _build(text: str, path: Path) -> tokenizers.Tokenizer:
+def _build(text: str, path: File) -> tokenizers.Tokenizer:
     import tokenizers
 
     def build() -> tokenizers.Tokenizer:
@@ -167,7 +167,7 @@ def _build(text: str, path: Path) -> tokenizers.Tokenizer:
     return _guard(build, path)
 
 
-def _check_declared_ids(rust: tokenizers.Tokenizer, declared: Mapping[str, Any], path: Path) -> None:
+def _check_declared_ids(rust: tokenizers.Tokenizer, declared: Mapping[str, Any], path: File) -> None:
     """The Rust library numbers added tokens by itself and only logs a warning where the file says otherwise."""
     for token in declared.get("added_tokens") or ():
         content, wanted = token["content"], token["id"]
@@ -179,7 +179,7 @@ def _check_declared_ids(rust: tokenizers.Tokenizer, declared: Mapping[str, Any],
             )
 
 
-def _check_byte_level(rust: tokenizers.Tokenizer, declared: Mapping[str, Any], path: Path) -> None:
+def _check_byte_level(rust: tokenizers.Tokenizer, declared: Mapping[str, Any], path: File) -> None:
     decoder = declared.get("decoder")
     if declared["model"].get("type", "BPE") != "BPE" or not isinstance(decoder, dict) or decoder["type"] != "ByteLevel":
         raise CheckpointError(f"{path} is not a byte-level BPE; this family's are: take it from the original")
@@ -191,7 +191,7 @@ def _check_byte_level(rust: tokenizers.Tokenizer, declared: Mapping[str, Any], p
         )
 
 
-def _vocab_size(rust: tokenizers.Tokenizer, path: Path) -> int:
+def _vocab_size(rust: tokenizers.Tokenizer, path: File) -> int:
     """One more than the largest id; the ids themselves must tell the tokens apart."""
     ids = list(_guard(rust.get_vocab, path).values())
     if len(set(ids)) != len(ids):
@@ -199,7 +199,7 @@ def _vocab_size(rust: tokenizers.Tokenizer, path: Path) -> int:
     return max(ids) + 1
 
 
-def _add_tokens(rust: tokenizers.Tokenizer, config: Mapping[str, Any], path: Path) -> None:
+def _add_tokens(rust: tokenizers.Tokenizer, config: Mapping[str, Any], path: File) -> None:
     """Adds what only tokenizer_config.json declares (in Qwen3.5 the audio tokens), and checks all of it."""
     import tokenizers
 
@@ -228,7 +228,7 @@ def _add_tokens(rust: tokenizers.Tokenizer, config: Mapping[str, Any], path: Pat
             )
 
 
-def _eos_ids(rust: tokenizers.Tokenizer, config: Mapping[str, Any], path: Path) -> frozenset[int]:
+def _eos_ids(rust: tokenizers.Tokenizer, config: Mapping[str, Any], path: File) -> frozenset[int]:
     """The tokenizer's own eos and the end of a turn, which some configs forget."""
     eos = config.get("eos_token")
     if isinstance(eos, dict):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mlx_qwen35.errors import CheckpointError
-from mlx_qwen35.text.files import read_json_object
+from mlx_qwen35.text.files import Folder, read_json_object
 from mlx_qwen35.vision.images import ImageLimits
 from mlx_qwen35.vision.patches import Patches
 from mlx_qwen35.vision.video import VideoLimits
@@ -33,7 +33,7 @@ class MediaLimits:
     video: VideoLimits | None
 
 
-def read_limits(folder: Path, vision: VisionConfig) -> MediaLimits:
+def read_limits(folder: Folder, vision: VisionConfig) -> MediaLimits:
     """Raises CheckpointError naming the file and key that are wrong, or do not fit the vision tower."""
     image, video = (_content(folder, name, key) for name, key in ((IMAGE_FILE, "image"), (VIDEO_FILE, "video")))
     return MediaLimits(
@@ -42,7 +42,7 @@ def read_limits(folder: Path, vision: VisionConfig) -> MediaLimits:
     )
 
 
-def _content(folder: Path, name: str, kind: str) -> tuple[Mapping[str, Any], str] | None:
+def _content(folder: Folder, name: str, kind: str) -> tuple[Mapping[str, Any], str] | None:
     """The settings of one kind and where they stand: in a file of their own, or in the one for both."""
     path = folder / name
     if path.exists():

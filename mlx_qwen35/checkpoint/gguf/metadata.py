@@ -224,6 +224,20 @@ def check_projector(projector: Gguf) -> Keys:
     return keys
 
 
+def prepared_by(projector: Gguf) -> dict[str, Any]:
+    """What preprocessor_config.json says of patches and colours, as far as the projector says it."""
+    keys = Keys(projector.path, projector.metadata, "clip.vision.")
+    made: dict[str, Any] = {
+        "patch_size": keys.whole("patch_size"),
+        "temporal_patch_size": 2,
+        "merge_size": keys.whole("spatial_merge_size", 2),
+    }
+    for key in ("image_mean", "image_std"):
+        value = keys.get(key)
+        made[key] = [meant(item) for item in value.values()] if isinstance(value, Array) else [0.5] * 3
+    return made
+
+
 def projected(projector: Gguf) -> int | None:
     """The width that a projector projects to, which is its model's; None where it does not say."""
     found = projector.metadata.get("clip.vision.projection_dim")

@@ -21,6 +21,7 @@ from mlx_qwen35.checkpoint.gguf.metadata import (
     check_projector,
     config_of,
     generation_of,
+    prepared_by,
     projected,
     trunk_layers,
 )
@@ -29,10 +30,11 @@ from mlx_qwen35.checkpoint.gguf.vocabulary import Vocabulary
 from mlx_qwen35.config import ModelConfig
 from mlx_qwen35.errors import CheckpointError, Qwen35Warning
 
-# What pictures are prepared by; a projector says mean and deviation, and the limits are the family's own.
-_PIXELS = {
-    "preprocessor_config.json": ("Qwen2VLImageProcessorFast", 65536, 16777216),
-    "video_preprocessor_config.json": ("Qwen3VLVideoProcessor", 4096, 25165824),
+# How large pictures and videos may be, in pixels: no projector says it, and these are the family's own.
+_PIXELS = {"preprocessor_config.json": (65_536, 16_777_216), "video_preprocessor_config.json": (4_096, 25_165_824)}
+_PREPARED = {
+    "preprocessor_config.json": {"image_processor_type": "Qwen2VLImageProcessorFast"},
+    "video_preprocessor_config.json": {"video_processor_type": "Qwen3VLVideoProcessor"},
 }
 
 
@@ -86,6 +88,11 @@ class Opened:
         template = words.template()
         if template is not None:
             made["chat_template.jinja"] = template.encode()
+        if self.projector is not None:
+            prepared = prepared_by(self.projector)
+            for name, (least, most) in _PIXELS.items():
+                size = {"shortest_edge": least, "longest_edge": most}
+                made[name] = _json({"size": size, **prepared, "processor_class": "Qwen3VLProcessor", **_PREPARED[name]})
         return made
 
 
