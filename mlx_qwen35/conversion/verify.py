@@ -20,6 +20,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
+from mlx_qwen35.checkpoint.companions import small_files
 from mlx_qwen35.checkpoint.load import compute_dtype
 from mlx_qwen35.checkpoint.source import Source, open_source
 from mlx_qwen35.conversion import layerwise, pipeline
@@ -177,7 +178,7 @@ def _tokens(origin: Source) -> mx.array:
     """[1, T] of a text in several languages; of anything, where there is no tokenizer for it."""
     size = origin.config.text.vocab_size
     try:
-        tokens = [token for token in Tokenizer.from_folder(origin.folder).encode(_TEXT) if token < size]
+        tokens = [token for token in Tokenizer.from_folder(small_files(origin.folder)).encode(_TEXT) if token < size]
     except CheckpointError:
         tokens = []
     if len(tokens) < 16:

@@ -16,7 +16,7 @@ from mlx_qwen35.machine.files import listed
 
 SUFFIX = ".gguf"
 _PROJECTOR = re.compile(r"mmproj|mm-proj|projector|(?:^|[-_.])clip(?:[-_.]|$)", re.IGNORECASE)
-_BESIDE = re.compile(r"mtp-|imatrix|(?:.*[-_.])imatrix(?:[-_.].*)?\.gguf|(?:.*[-_.])lora(?:[-_.].*)?\.gguf", re.IGNORECASE)
+_BESIDE = re.compile(r"mtp-|(?:.*[-_.])?(?:imatrix|lora)(?:[-_.].*)?\.gguf", re.IGNORECASE)
 _VARIANT = re.compile(
     r"(?:^|[-_.])(?P<found>(?:UD-)?(?:I?Q\d+(?:_[A-Z0-9]+)*|TQ\d_\d|MXFP4(?:_MOE)?|NVFP4|BF16|FP?16|FP?32))"
     r"(?=(?:[-.]\d{5}-of-\d{5})?\.gguf$)",
@@ -81,5 +81,5 @@ def _is_model(path: Path) -> bool:
         metadata = read_metadata(path)
     except CheckpointError:
         return True
-    kind = metadata.get("general.type")
-    return metadata.get("general.architecture") not in ("clip", "imatrix") and kind not in ("imatrix", "adapter", "mmproj")
+    told = metadata.get("general.architecture"), metadata.get("general.type")
+    return not any(word in ("clip", "imatrix", "adapter", "mmproj") for word in told)

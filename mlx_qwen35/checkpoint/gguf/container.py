@@ -120,8 +120,8 @@ def read_gguf(path: Path) -> Gguf:
         more, tensors = _read_file(other)
         if (more.get("split.no"), more.get("split.count")) != (number, count):
             raise CheckpointError(
-                f"{other}: split.no {more.get('split.no')!r:.20} of {more.get('split.count')!r:.20}, where its name and "
-                f"{path.name} say {number} of {count}: files of two models lie in one folder, keep those of one"
+                f"{other}: split.no {more.get('split.no')!r:.20} of {more.get('split.count')!r:.20}, where its name "
+                f"and {path.name} say {number} of {count}: files of two models lie in one folder, keep those of one"
             )
         for tensor in tensors:
             if tensor.name in found:
@@ -306,9 +306,9 @@ class _Header:
                 "safetensors of the same model"
             )
         form = KINDS[kind]
-        if (sizes[0] if sizes else 1) % form.values:
-            raise self.fail(what, f"has rows of {sizes[0] if sizes else 1}, which blocks of {form.values} ({form.name}) "
-                            "do not divide")  # fmt: skip
+        width = sizes[0] if sizes else 1
+        if width % form.values:
+            raise self.fail(what, f"has rows of {width}, which blocks of {form.values} ({form.name}) do not divide")
         return name, form, sizes[::-1], offset
 
     def placed(self, found: list[tuple[str, Kind, tuple[int, ...], int]], alignment: int) -> list[GgufTensor]:

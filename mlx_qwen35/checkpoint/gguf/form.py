@@ -47,7 +47,7 @@ class GgufForm:
         return made
 
     def make(self, ours: str, shape: Shape, found: Published) -> Made | list[str] | None:
-        """The parts of one of our tensors of that (unquantized) shape; None: it lies as it is. A list: what is wrong."""
+        """The parts of one of our tensors, of that unquantized shape; None: it lies as it is. A list: what is wrong."""
         if ours == PATCH_EMBEDDING and self.frames:
             return self._patches(ours, shape, found)
         origin = self.origins.get(ours)

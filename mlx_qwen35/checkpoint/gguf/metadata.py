@@ -98,7 +98,8 @@ def architecture(gguf: Gguf) -> str:
     if found in (DENSE, MOE, PROJECTOR):
         return found
     if found is None and "split.no" in gguf.metadata:
-        raise CheckpointError(f"{gguf.path} is not the first of its {gguf.metadata.get('split.count')} files: give that")
+        count = gguf.metadata.get("split.count")
+        raise CheckpointError(f"{gguf.path} is not the first of its {count} files: give that")
     what = _OTHERS.get(found, "of another family") if isinstance(found, str) else "no architecture at all"
     raise CheckpointError(
         f"{gguf.path}: general.architecture is {found!r:.40} ({what}): this package runs Qwen3.5, 3.6 and 3.8 "

@@ -138,8 +138,8 @@ def _projector(gguf: Gguf) -> Gguf | None:
     if not fitting:
         if others:
             warnings.warn(
-                f"{others[0].path} is the vision tower of another model (it projects to {projected(others[0])}, this one "
-                f"is {width} wide): the model is read for text only",
+                f"{others[0].path} is the vision tower of another model (it projects to {projected(others[0])}, this "
+                f"one is {width} wide): the model is read for text only",
                 Qwen35Warning,
                 stacklevel=2,
             )

@@ -195,7 +195,8 @@ class _Text:
         sizes = {"q": 2 * text.num_attention_heads * text.head_dim}
         sizes |= dict.fromkeys("kv", text.num_key_value_heads * text.head_dim)
         if len(tensor.shape) != 2 or tensor.shape[0] != sum(sizes.values()):
-            raise CheckpointError(f"{tensor} has {tensor.shape[0]} rows, expected {sum(sizes.values())}: download again")
+            wanted = sum(sizes.values())
+            raise CheckpointError(f"{tensor} has {tensor.shape[0]} rows, expected {wanted}: download the file again")
         made, first = {}, 0
         for letter, size in sizes.items():
             made[f"self_attn.{letter}_proj.weight"] = Origin(tensor, (size, *tensor.shape[1:]), ((first, size),))
@@ -246,8 +247,8 @@ def tower_origins(projector: Gguf) -> dict[str, Origin]:
             ours = f"blocks.{int(found[1])}.{_TOWER_BLOCK[found[2]]}.{found[3]}"
         if ours is None:
             raise CheckpointError(
-                f"{tensor} ({tensor.kind.name} {list(tensor.shape)}) is left over: no part of this family's vision tower "
-                "has that name"
+                f"{tensor} ({tensor.kind.name} {list(tensor.shape)}) is left over: no part of this family's vision "
+                "tower has that name"
             )
         made[f"vision.{ours}"] = Origin(tensor, tensor.shape)
     return made

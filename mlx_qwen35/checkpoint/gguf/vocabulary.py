@@ -77,8 +77,8 @@ class Vocabulary:
         model, rule = (self.gguf.metadata.get(f"tokenizer.ggml.{key}") for key in ("model", "pre"))
         if model != "gpt2" or rule not in _SPLIT:
             raise CheckpointError(
-                f"{self._where}: the tokenizer is {model!r:.40} with the rule {rule!r:.40}, and this family's is 'gpt2' "
-                "with 'qwen35': take a GGUF that llama.cpp's converter made of the original"
+                f"{self._where}: the tokenizer is {model!r:.40} with the rule {rule!r:.40}, and this family's is "
+                "'gpt2' with 'qwen35': take a GGUF that llama.cpp's converter made of the original"
             )
         byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
         split = {"type": "Split", "pattern": {"Regex": _SPLIT[rule]}, "behavior": "Isolated", "invert": False}

@@ -41,9 +41,11 @@ _TOWER = {
     "patch_embed.proj.bias": "v.patch_embd.bias", "pos_embed.weight": "v.position_embd.weight",
     "merger.norm": "v.post_ln", "merger.linear_fc1": "mm.0", "merger.linear_fc2": "mm.2",
 }  # fmt: skip
-_TOWER_BLOCK = {"attn.qkv": "attn_qkv", "attn.proj": "attn_out", "mlp.linear_fc1": "ffn_up", "mlp.linear_fc2": "ffn_down",
-                "norm1": "ln1", "norm2": "ln2"}  # fmt: skip
-_SHIFTED = re.compile(r"(attn_norm|post_attention_norm|attn_[qk]_norm|output_norm|enorm|hnorm|shared_head_norm)\.weight$")
+_TOWER_BLOCK = {
+    "attn.qkv": "attn_qkv", "attn.proj": "attn_out", "mlp.linear_fc1": "ffn_up", "mlp.linear_fc2": "ffn_down",
+    "norm1": "ln1", "norm2": "ln2",
+}  # fmt: skip
+_SHIFTED = re.compile(r"(attn_norm|attention_norm|attn_[qk]_norm|output_norm|enorm|hnorm|shared_head_norm)\.weight$")
 Kinds = Callable[[str], str]
 
 

@@ -20,8 +20,8 @@ def small(path: Path, tensors: int = 3, split: int = 0, alignment: int = 32) -> 
     writer = GGUFWriter(path, "qwen35", split_max_tensors=split)
     if alignment != 32:
         writer.add_custom_alignment(alignment)
-    for kind, value in (("uint8", 7), ("int8", -7), ("uint16", 777), ("int16", -777), ("uint32", 1 << 31), ("int32", -9),
-                        ("uint64", 1 << 40), ("int64", -(1 << 40)), ("bool", True)):  # fmt: skip
+    ones = {"uint8": 7, "int8": -7, "uint16": 777, "int16": -777, "uint32": 1 << 31, "int32": -9, "uint64": 1 << 40}
+    for kind, value in {**ones, "int64": -(1 << 40), "bool": True}.items():
         getattr(writer, f"add_{kind}")(f"one.{kind}", value)
     writer.add_float32("one.float32", 0.1)
     writer.add_float64("one.float64", 0.1)
@@ -144,7 +144,8 @@ def test_damaged_headers_are_refused_or_read_and_never_more(template, tmp_path_f
         at = data.draw(st.integers(0, 1100))
         if data.draw(st.booleans()):
             size = data.draw(st.sampled_from([4, 8]))
-            number = data.draw(st.sampled_from([0, 1, 255, 1 << 20, (1 << 31) - 1, (1 << 32) - 1]) | st.integers(0, 1 << 31))
+            large = st.sampled_from([0, 1, 255, 1 << 20, (1 << 31) - 1, (1 << 32) - 1])
+            number = data.draw(large | st.integers(0, 1 << 31))
             made[at : at + size] = (number << (32 if size == 8 else 0)).to_bytes(8, "little")[:size]
         else:
             made[at] = data.draw(st.integers(0, 255))

@@ -10,8 +10,10 @@ from tests.checkpoint.gguf.building import config_of, matrices, write_gguf
 from tests.checkpoints import random_tensors, write_checkpoint
 from tests.tiny_model import some_tokens
 
-EXACT = ["F32", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q3_K", "IQ4_NL", "IQ4_XS", "TQ1_0", "TQ2_0", "Q1_0",
-         "MXFP4", "NVFP4"]  # fmt: skip
+EXACT = [
+    "F32", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q3_K", "IQ4_NL", "IQ4_XS", "TQ1_0", "TQ2_0",
+    "Q1_0", "MXFP4", "NVFP4",
+]  # fmt: skip
 DECODED = ["F16", "BF16", "Q6_K", "Q2_K", "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"]
 TOKENS = some_tokens(19, vocab=290)
 

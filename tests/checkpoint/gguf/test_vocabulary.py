@@ -28,7 +28,8 @@ def written(path, tokenizer, size, more=None, **kwargs) -> Vocabulary:
 
 @pytest.fixture(scope="module")
 def family(shared_dir_module) -> dict:
-    return json.loads(gzip.decompress((shared_dir_module / "model_data/qwen35_tokenizer_reconstructed.json.gz").read_bytes()))
+    packed = (shared_dir_module / "model_data/qwen35_tokenizer_reconstructed.json.gz").read_bytes()
+    return json.loads(gzip.decompress(packed))
 
 
 @pytest.fixture(scope="module")
