@@ -173,7 +173,7 @@ class ModelConfig:
 def _advice(folder: Path) -> str:
     """What to do about a folder without config.json."""
     if any(listed(folder, "*.gguf")):
-        return "GGUF files are llama.cpp's; give a folder with the safetensors of the same model"
+        return "of the GGUF files in it none is a model's by its name; give the .gguf file itself"
     if (folder / "adapter_config.json").exists():
         return "this folder holds an adapter; give the folder of the model that it belongs to, or fuse the two"
     return "give the folder that holds a checkpoint's files"

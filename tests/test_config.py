@@ -361,7 +361,7 @@ def test_missing_files_are_named(tmp_path):
     with pytest.raises(CheckpointError, match="holds an adapter; give the folder of the model"):
         ModelConfig.from_folder(tmp_path)
     (tmp_path / "Qwen3.5-4B-Q4_K_M.gguf").touch()
-    with pytest.raises(CheckpointError, match="GGUF files are llama.cpp's; give .* safetensors"):
+    with pytest.raises(CheckpointError, match="none is a model's by its name; give the .gguf file"):
         ModelConfig.from_folder(tmp_path)
     (tmp_path / "config.json").mkdir()
     with pytest.raises(CheckpointError, match="cannot be read"):

@@ -299,7 +299,8 @@ def _digest(origin: Source, adapter: adapters.Adapter | None) -> str:
 
     Times alone would not do: archives and builds that are to be repeated give every file the same.
     """
-    paths = {entry.file for entry in origin.files.entries.values()} | {origin.folder / "config.json"}
+    paths = {entry.file for entry in origin.files.entries.values()}
+    paths |= {path for path in [origin.folder / "config.json"] if path.exists()}  # a GGUF has none
     paths = sorted(paths | set(find_mtp(origin).paths))
     paths += [] if adapter is None else [adapter.folder / adapters.CONFIG, adapter.folder / adapters.WEIGHTS]
     found = [(path.name, path.stat().st_mtime_ns, fingerprint(path)) for path in paths]

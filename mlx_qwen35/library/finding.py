@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import mlx_qwen35
+from mlx_qwen35.checkpoint.contents import read_config
 from mlx_qwen35.checkpoint.files import missing_shards
+from mlx_qwen35.checkpoint.gguf.choosing import is_gguf
+from mlx_qwen35.checkpoint.gguf.container import first_file
 from mlx_qwen35.checkpoint.mtp import is_drafter
-from mlx_qwen35.config import ModelConfig
 from mlx_qwen35.errors import CheckpointError
 from mlx_qwen35.library import hub_cache, lmstudio
 from mlx_qwen35.library.stored import Stored, expanded, subfolders
@@ -48,11 +50,12 @@ def find(
     on_progress: Callable[[int, int], None] | None = None,
     check: Callable[[Offer], None] | None = None,
 ) -> Path:
-    """The folder that `ref` names, downloaded if it has to be.
+    """The folder, or the GGUF, that `ref` names, downloaded if it has to be.
 
-    ref: None or "demo", the checkpoint inside the package; a folder; what LM Studio calls a model (`publisher/model`,
-    `model`, and behind either `@4bit` or another variant); or a name of the Hugging Face Hub (`publisher/model`, and
-    behind it `@` and a branch, tag or commit), first as the cache on this disk has it, then from the network.
+    ref: None or "demo", the checkpoint inside the package; a folder, or a .gguf file; what LM Studio calls a model
+    (`publisher/model`, `model`, and behind either `@4bit`, `@q4_k_m` or another variant); or a name of the Hugging Face
+    Hub (`publisher/model`, and behind it `@` and a branch, tag or commit), first as the cache on this disk has it, then
+    from the network, which GGUFs are not downloaded from.
     on_progress: called with (bytes here, bytes in all) where something is downloaded. check: called before that, with
     what would be downloaded; what it raises ends it.
     Raises CheckpointError where `ref` names nothing, several models, or one that is not whole or not of this family.
@@ -99,6 +102,9 @@ def look_up(ref: str | Path | None) -> Stored | HubName:
         return _only(candidates, ref)
     if "/" not in name:
         raise CheckpointError(f"no model on this machine is called {ref}. {_near_misses(ref)}")
+    if cached := [s for s in hub_cache.models() if s.is_gguf and name.lower() == s.name.partition("@")[0].lower()]:
+        if chosen := [s for s in cached if at is None or at.lower() in (s.name.partition("@")[2].lower(), *s.variants)]:
+            return _only(chosen, ref)
     snapshot = hub_cache.snapshot(name, at)
     if snapshot is not None and not _lacks(snapshot):
         stored = Stored(ref, snapshot, hub_cache.PLACE)
@@ -183,12 +189,10 @@ def _only(candidates: list[Stored], ref: str) -> Stored:
 def _trouble(stored: Stored) -> str | None:
     """Why a model cannot be loaded, as far as names and config.json tell; None: nothing is in the way."""
     where = f"{stored.name} ({stored.place}, {stored.folder})"
-    if stored.is_gguf:
-        return f"{where} holds GGUF files, which are llama.cpp's: get the same model as MLX or safetensors"
     try:
         if not is_drafter(stored.folder):
-            ModelConfig.from_folder(stored.folder)
-        lacks = _lacks(stored.folder)
+            read_config(stored.folder)
+        lacks = None if stored.is_gguf else _lacks(stored.folder)
     except CheckpointError as error:
         return f"{stored.name} ({stored.place}): {error}"
     return f"{where}: {lacks}: finish the download" if lacks else None
@@ -213,7 +217,7 @@ def _listed(models: Iterable[Stored]) -> str:
 
 def _near_misses(ref: str) -> str:
     """Names like this one among what lies here, or else among those of the Hub, and what to do."""
-    stored = [s.name for s in [*lmstudio.models(), *hub_cache.models()] if not s.is_gguf]
+    stored = [s.name for s in [*lmstudio.models(), *hub_cache.models()]]
     if names := alike(ref, [*sorted({*stored, *lmstudio.virtual_models()}), DEMO]):
         return f"Did you mean {' or '.join(names)}? `mlx-qwen35 ls` lists what is here"
     names = [] if hub_cache.is_offline() else alike(ref, PUBLISHED)
@@ -233,9 +237,9 @@ def _near_folders(ref: str | Path) -> str:
 
 
 def _folder_of(file: Path) -> Path:
-    """The checkpoint that a file is one of; raises CheckpointError where it is none."""
-    if file.suffix == ".gguf":
-        raise CheckpointError(f"{file} is a file of llama.cpp's: get the same model as MLX or safetensors")
+    """The checkpoint that a file is one of, a GGUF by itself; raises CheckpointError where it is none."""
+    if is_gguf(file):
+        return first_file(file)
     if file.suffix in (".safetensors", ".json", ".jinja") and (file.parent / "config.json").is_file():
         return file.parent
     raise CheckpointError(f"{file} is a file: give the folder that holds config.json and the weights")

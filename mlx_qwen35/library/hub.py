@@ -77,8 +77,12 @@ def look(name: str, revision: str | None = None) -> Offer:
         sizes = _sizes(info)
         where = f"{name} on the Hugging Face Hub"
         if "config.json" not in sizes:
-            kind = "GGUF files, which are llama.cpp's" if any(n.endswith(".gguf") for n in sizes) else "no checkpoint"
-            raise CheckpointError(f"{where} holds {kind}: give a name whose files are safetensors")
+            if any(n.endswith(".gguf") for n in sizes):
+                raise CheckpointError(
+                    f"{where} holds GGUF files, of which you choose one: download it (`hf download {name} FILE`, or "
+                    "in LM Studio) and give that file; or give a name whose files are safetensors"
+                )
+            raise CheckpointError(f"{where} holds no checkpoint: give a name whose files are safetensors")
         with tempfile.TemporaryDirectory() as folder:
             path = _fetch(name, "config.json", info.sha, Path(folder))
             raw, said = _parsed(path, where), f"config.json of {where}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from mlx_qwen35.library.stored import Stored, expanded, subfolders
+from mlx_qwen35.library.stored import Stored, each_model, expanded, subfolders
 from mlx_qwen35.machine.files import listed
 
 PLACE = "Hugging Face cache"
@@ -30,7 +30,10 @@ def cache_folder() -> Path:
 
 
 def models() -> list[Stored]:
-    """Every snapshot, whole or not: the one that `main` means as "publisher/model", others as "...@revision"."""
+    """Every snapshot, whole or not: the one that `main` means as "publisher/model", others as "...@revision".
+
+    Of several GGUFs in one each is a model by itself, as stored.each_model() calls them.
+    """
     found = []
     for repository in subfolders(cache_folder()):
         name = repository.name.removeprefix(_PREFIX).replace("--", "/", 1)
@@ -41,7 +44,7 @@ def models() -> list[Stored]:
         for folder in folders:
             revision = refs.get(folder.name, folder.name[:8])
             plain = revision == DEFAULT_REVISION or (len(folders) == 1 and DEFAULT_REVISION not in refs.values())
-            found.append(Stored(name if plain else f"{name}@{revision}", folder, PLACE))
+            found += each_model(Stored(name if plain else f"{name}@{revision}", folder, PLACE))
     return found
 
 

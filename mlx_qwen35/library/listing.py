@@ -8,7 +8,7 @@ from __future__ import annotations
 import html
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mlx_qwen35 import checks
@@ -16,7 +16,7 @@ from mlx_qwen35.config import MOE_TYPES
 from mlx_qwen35.errors import CheckpointError
 from mlx_qwen35.library import hub_cache, lmstudio
 from mlx_qwen35.library.finding import DEMO, demo_folder
-from mlx_qwen35.library.stored import Stored, expanded, subfolders
+from mlx_qwen35.library.stored import Stored, each_model, expanded, subfolders
 from mlx_qwen35.library.survey import is_ours, survey
 from mlx_qwen35.machine.files import listed
 
@@ -128,16 +128,16 @@ def _candidates(folders: list[Path]) -> Iterator[Stored]:
             weights = any(any(listed(path, f"*.{kind}")) for kind in ("safetensors", "gguf"))
             if weights or (path / "config.json").exists():
                 name = str(path)
-                yield Stored(name if os.sep in name else os.path.join(os.curdir, name), path, "folder")
+                stored = Stored(name if os.sep in name else os.path.join(os.curdir, name), path, "folder")
+                found = each_model(stored)
+                # Whoever gives a path loads by it.
+                yield from (found if len(found) == 1 else (replace(one, name=str(one.folder)) for one in found))
 
 
 def described(name: str, stored: Stored) -> LocalModel:
     """What the files of one model say; name: to list it by."""
     found = survey(stored.folder)
     config = found.source.config if found.source else found.config
-    problem = found.problem
-    if stored.is_gguf:
-        problem = f"{stored.folder} holds GGUF files, which are llama.cpp's: get the same model as MLX or safetensors"
     return LocalModel(
         name=name,
         folder=stored.folder,
@@ -152,7 +152,7 @@ def described(name: str, stored: Stored) -> LocalModel:
         mtp=found.mtp_bytes > 0 if found.source else None,
         context_length=config.text.max_position_embeddings if config else None,
         missing=found.missing,
-        problem=problem,
+        problem=found.problem,
     )
 
 

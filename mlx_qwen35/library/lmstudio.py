@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mlx_qwen35.library.stored import Stored, expanded, read_json, subfolders
+from mlx_qwen35.library.stored import Stored, each_model, expanded, read_json, subfolders
 
 PLACE = "LM Studio"
 _MOST_HOPS = 4  # from one virtual model to the next
@@ -38,11 +38,12 @@ def models_folder() -> Path:
 
 
 def models() -> list[Stored]:
-    """Every <publisher>/<model>/ in the models folder, whatever lies in it."""
+    """Every <publisher>/<model>/ in the models folder, whatever lies in it; of several GGUFs in one each."""
     return [
-        Stored(f"{publisher.name}/{model.name}", model, PLACE)
+        stored
         for publisher in subfolders(models_folder())
         for model in subfolders(publisher)
+        for stored in each_model(Stored(f"{publisher.name}/{model.name}", model, PLACE))
     ]
 
 

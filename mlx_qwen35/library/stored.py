@@ -10,12 +10,13 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mlx_qwen35.machine.files import is_litter, listed
+from mlx_qwen35.checkpoint.gguf.choosing import is_gguf, models_in, variant_of
+from mlx_qwen35.machine.files import is_litter
 
 # Qwen3.5-35B-A3B-MLX-4bit, Qwen3.5-27B-4bit-DWQ, Qwen3.5-4B-FP8, Qwen3.5-9B-GPTQ-Int4, Qwen3.5-2B-mlx, ...-GGUF
 _SUFFIX = re.compile(
@@ -29,7 +30,7 @@ _DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 
 @dataclass(frozen=True)
 class Stored:
-    """A folder of a model. name: to load it by; place: whose folder it lies in, in words."""
+    """A folder of a model, or the first file of a GGUF. name: to load it by; place: whose folder it is in, in words."""
 
     name: str
     folder: Path
@@ -52,7 +53,9 @@ class Stored:
         """What may stand behind "@", in lower case: from the name ("4bit", "4bit-dwq") and from config.json."""
         found = _SUFFIX.fullmatch(self.model.lower())
         named = found["variant"] if found else None
-        return frozenset({*_from_config(self.folder), *({named, named.partition("-")[0]} if named else ())})
+        file = variant_of(self.folder)
+        told = {*_from_config(self.folder), *({file} if file else ())}
+        return frozenset({*told, *({named, named.partition("-")[0]} if named else ())})
 
     @property
     def variant(self) -> str:
@@ -61,8 +64,25 @@ class Stored:
 
     @property
     def is_gguf(self) -> bool:
-        """Whether the folder has llama.cpp's files and none that this package reads."""
-        return any(listed(self.folder, "*.gguf")) and not any(listed(self.folder, "*.safetensors"))
+        """Whether it is a GGUF, or a folder of them without any other weights."""
+        return is_gguf(self.folder)
+
+
+def each_model(stored: Stored) -> list[Stored]:
+    """The models of a folder: each GGUF in it by itself, told apart by how it is quantized, or the folder as one.
+
+        unsloth/Qwen3.5-9B-GGUF: Qwen3.5-9B-Q4_K_M.gguf  ->  unsloth/Qwen3.5-9B-GGUF@q4_k_m
+    """
+    files = models_in(stored.folder) if stored.is_gguf else []
+    if not files:
+        return [stored]
+    if len(files) == 1:
+        return [replace(stored, folder=files[0])]
+    variants = [variant_of(file) for file in files]
+    return [
+        replace(stored, name=f"{stored.name}@{v}" if v and variants.count(v) == 1 else str(file), folder=file)
+        for file, v in zip(files, variants, strict=True)
+    ]
 
 
 def read_json(path: Path) -> dict[str, Any]:

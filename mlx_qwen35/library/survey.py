@@ -15,8 +15,14 @@ from functools import cached_property
 from pathlib import Path
 
 from mlx_qwen35.checkpoint.beside import MTP_FILES, TOWER_FILES
+from mlx_qwen35.checkpoint.contents import read_config
 from mlx_qwen35.checkpoint.files import missing_shards
 from mlx_qwen35.checkpoint.forms.gptq import Gptq
+from mlx_qwen35.checkpoint.gguf.choosing import is_gguf, models_in
+from mlx_qwen35.checkpoint.gguf.container import peek
+from mlx_qwen35.checkpoint.gguf.form import GgufForm
+from mlx_qwen35.checkpoint.gguf.metadata import DENSE, MOE
+from mlx_qwen35.checkpoint.gguf.opened import open_model
 from mlx_qwen35.checkpoint.inventory import text_tensors, vision_tensors
 from mlx_qwen35.checkpoint.mtp import mtp_bytes
 from mlx_qwen35.checkpoint.source import Source, open_source
@@ -50,9 +56,23 @@ class Survey:
     @cached_property
     def nbytes(self) -> int:
         """Of all weight files on the disk, MTP included."""
+        if is_gguf(self.folder):
+            return self._gguf_bytes()
         total = 0
         beside = [self.folder / name for name in (*MTP_FILES, *TOWER_FILES) if "/" in name]
         for path in (*listed(self.folder, "*.safetensors"), *beside):
+            with suppress(OSError):
+                total += path.stat().st_size
+        return total
+
+    def _gguf_bytes(self) -> int:
+        """Of a model in GGUF, its vision tower included."""
+        try:
+            files = open_model(self.folder).files
+        except CheckpointError:
+            files = tuple(listed(self.folder, "*.gguf")) if self.folder.is_dir() else (self.folder,)
+        total = 0
+        for path in files:
             with suppress(OSError):
                 total += path.stat().st_size
         return total
@@ -89,6 +109,8 @@ class Survey:
 
         Modules may have other bits than the name says: bits_per_weight counts them all.
         """
+        if self.source is not None and isinstance(self.source.form, GgufForm):
+            return f"gguf {self.source.form.label}"
         foreign = self.config.source_quantization if self.config else None
         if foreign is not None:
             bits = f" {foreign.get('bits')}-bit" if isinstance(self.source and self.source.form, Gptq) else ""
@@ -107,8 +129,8 @@ def survey(folder: Path) -> Survey:
     """Look into a folder; a damaged one is a Survey with a problem."""
     config, missing = None, ()
     try:
-        config = ModelConfig.from_folder(folder)
-        missing = tuple(missing_shards(folder))
+        config = read_config(folder)
+        missing = () if is_gguf(folder) else tuple(missing_shards(folder))
         found = Survey(folder, config, open_source(folder, config), None)
         found.mtp_bytes  # noqa: B018  - reads a header more
         return found
@@ -120,6 +142,10 @@ def survey(folder: Path) -> Survey:
 
 def is_ours(folder: Path, name: str) -> bool:
     """Whether a folder is meant as one of this family: by its config.json, or, where that says nothing, by its name."""
+    if is_gguf(folder):
+        models = [folder] if not folder.is_dir() else models_in(folder)
+        named = {peek(path, "general.architecture") for path in models} - {None}
+        return bool(named & {DENSE, MOE}) if named else bool(_FAMILY.search(name))
     model_type = read_json(folder / "config.json").get("model_type")
     if isinstance(model_type, str):
         return model_type in DENSE_TYPES + MOE_TYPES

@@ -187,7 +187,7 @@ def test_refusals_before_anything_is_written(machine: Machine, hub: Hub, publish
     before = bytes_in(hub_cache.cache_folder())
     for name, said in {
         "meta/Llama-3": "config.json of meta/Llama-3 on the Hugging Face Hub: model_type is 'llama'",
-        "me/Qwen3.5-GGUF": "holds GGUF files",
+        "me/Qwen3.5-GGUF": "holds GGUF files, of which you choose one",
         "me/Qwen3.5-bin": "holds no model\\*.safetensors",
         "me/Qwen3.5-odd": "is not valid JSON",
         "me/secret": "is gated: accept its terms",

@@ -92,7 +92,7 @@ def test_what_cannot_be_loaded_has_a_reason(machine: Machine) -> None:
         "me/Qwen3.5-empty": "config.json does not exist",
         "me/Qwen3_5-broken": "not valid JSON",
         "me/odd": "text_config is a number",
-        "unsloth/Qwen3.5-9B-GGUF": "llama.cpp's",
+        "unsloth/Qwen3.5-9B-GGUF": "model-Q4_K_M.gguf ends early",
         "Qwen/Qwen3.5-4B": "lacks 1 of 2 shards",
     }.items():
         assert re.search(reason, said[name]), (name, said[name])

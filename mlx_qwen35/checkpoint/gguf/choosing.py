@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from mlx_qwen35.checkpoint.files import main_files
 from mlx_qwen35.checkpoint.gguf.container import first_file, read_metadata
 from mlx_qwen35.errors import CheckpointError
 from mlx_qwen35.machine.files import listed
@@ -27,28 +26,27 @@ _VARIANT = re.compile(
 def is_gguf(path: Path) -> bool:
     """Whether a path is a GGUF file, or a folder whose weights are GGUF and nothing else that this package reads."""
     if path.is_dir():
-        return bool(models_in(path)) and not main_files(file.name for file in listed(path, "*.safetensors"))
+        return bool(models_in(path)) and not any(listed(path, "*.safetensors"))
     return path.suffix.lower() == SUFFIX
 
 
 def models_in(folder: Path) -> list[Path]:
-    """The models in a folder by their names, each by its first file: no projectors, heads and importance matrices.
-
-    A name says nothing of some projectors and matrices: where there are several files, their headers do.
-    """
+    """The models in a folder by their names, each by its first file: no projectors, heads and importance matrices."""
     found = dict.fromkeys(first_file(path) for path in listed(folder, f"*{SUFFIX}"))
-    named = [path for path in found if not _PROJECTOR.search(path.name) and not _BESIDE.match(path.name)]
-    return [path for path in named if _is_model(path)] if len(named) > 1 else named
+    return [path for path in found if not _PROJECTOR.search(path.name) and not _BESIDE.match(path.name)]
 
 
 def model_at(path: Path) -> Path:
     """The first file of the model that a path means: a file of it, or a folder with one model.
 
-    Raises CheckpointError for a folder with several, and one with none.
+    Names say nothing of some projectors and matrices: where there are several files, their headers do. Raises
+    CheckpointError for a folder with several models, and one with none.
     """
     if not path.is_dir():
         return first_file(path)
     found = models_in(path)
+    if len(found) > 1:
+        found = [file for file in found if _is_model(file)]
     if len(found) > 1:
         shown = "".join(f"\n  {file}" for file in found[:12])
         raise CheckpointError(f"{path} holds {len(found)} models: give one of these files{shown}")

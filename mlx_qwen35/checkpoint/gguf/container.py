@@ -46,6 +46,7 @@ _MOST_KEYS, _MOST_TENSORS, _MOST_FILES = 1 << 12, 1 << 16, 1 << 10
 _MOST_TEXTS = 1 << 20  # in all arrays of a file together; the family has half as many
 _LONGEST_TEXT = 1 << 24  # bytes
 _READ = 1 << 20
+_PEEKED = 16  # keys, among which the architecture is in the files of all writers
 _AGAIN = "download the file again"
 _NUMBERED = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
 
@@ -140,6 +141,15 @@ def read_metadata(path: Path) -> dict[str, Any]:
     return _read_file(path)[0]
 
 
+def peek(path: Path, key: str) -> Any:
+    """One value of the metadata, which stands near its beginning; None where it does not, or nothing can be read."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            return _Header(path, file.fileno()).first(key)
+    except (OSError, CheckpointError):
+        return None
+
+
 def first_file(path: Path) -> Path:
     """The first file of a split model, by the name of any of them; the path itself where it has no number."""
     numbered = _NUMBERED.fullmatch(path.name)
@@ -183,7 +193,18 @@ class _Header:
         self.at = 0
         self.texts = 0
 
-    def read(self) -> tuple[dict[str, Any], list[GgufTensor]]:
+    def first(self, key: str) -> Any:
+        """The value of a key that is among the first ones; None where it is not."""
+        _, keys = self.begin()
+        for number in range(min(keys, _PEEKED)):
+            name = self.text(f"the name of key {number}", 1 << 16)
+            value = self.value(f"key {name!r:.120}")
+            if name == key:
+                return value
+        return None
+
+    def begin(self) -> tuple[int, int]:
+        """(how many tensors, how many keys)."""
         magic = bytes(self.take(4, "its first bytes")) if self.size >= 4 else b""
         if magic != MAGIC:
             raise CheckpointError(f"{self.path} is no GGUF (it begins with {magic!r}): download it again")
@@ -197,6 +218,10 @@ class _Header:
         # The shortest key takes 13 bytes, the shortest tensor 32.
         if keys > min(_MOST_KEYS, self.size // 13) or tensors > min(_MOST_TENSORS, self.size // 24):
             raise self.fail("the header", f"announces {keys} keys and {tensors} tensors")
+        return tensors, keys
+
+    def read(self) -> tuple[dict[str, Any], list[GgufTensor]]:
+        tensors, keys = self.begin()
         metadata: dict[str, Any] = {}
         for number in range(keys):
             name = self.text(f"the name of key {number}", 1 << 16)

@@ -6,7 +6,7 @@ Knows how a tensor that llama.cpp wrote becomes one of ours. Reads no weight.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mlx_qwen35.checkpoint.files import Entry
 from mlx_qwen35.checkpoint.forms.face import Made, Published
@@ -17,17 +17,27 @@ from mlx_qwen35.checkpoint.gguf.part import BIASES, SCALES, VALUES, WORDS, GgufP
 from mlx_qwen35.checkpoint.gguf.patches import FramesPart
 from mlx_qwen35.checkpoint.inventory import PATCH_EMBEDDING, Shape, is_linear
 from mlx_qwen35.checkpoint.names import TARGET
+from mlx_qwen35.checkpoint.part import FLOATS, Part
 from mlx_qwen35.checkpoint.quantize import packed
 
 _KINDS = {"weight": WORDS, "scales": SCALES, "biases": BIASES}
 
 
+def _half(origin: Origin) -> int | None:
+    """Which half of each expert's rows these are, where they are floats that were fused and nothing else: 0, 1."""
+    bare = origin.heads is None and not origin.log and origin.scale is None and origin.tensor.kind.name in FLOATS
+    fused = len(origin.shape) == 3 and origin.tensor.shape[1:2] == (2 * origin.shape[1],)
+    return (1 if origin.runs[0][0] else 0) if bare and fused and origin.runs else None
+
+
 @dataclass(frozen=True)
 class GgufForm:
-    """origins: of our tensors; frames: of the patch embedding, () without a vision tower."""
+    """origins: of our tensors; frames: of the patch embedding, () without a vision tower; label: of the recipe by which
+    the model was quantized, such as "Q4_K_M"."""
 
     origins: Mapping[str, Origin]
     frames: tuple[GgufTensor, ...]
+    label: str
 
     name = "GGUF"
     endings = ()
@@ -58,6 +68,11 @@ class GgufForm:
             return [f"{tensor} has shape {list(origin.shape)} as {ours}, expected {list(shape)}"]
         if origin.is_plain:
             return None
+        half = _half(origin)
+        if half is not None:
+            entry = found.entries[TARGET.source(ours).names[0]]
+            whole = replace(entry, dtype=tensor.kind.name, shape=tensor.shape, nbytes=tensor.nbytes)
+            return Made({ours: Part(ours, (whole,), shape, half=half)}, None)
         if not can_decode(tensor.kind.name) or (len(shape) < 2 and tensor.kind.values > 1):
             return [f"{tensor} is {tensor.kind.name} {list(tensor.shape)}, which no {ours} of this family is"]
         entries = (found.entries[TARGET.source(ours).names[0]],)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -26,6 +27,7 @@ from mlx_qwen35.checkpoint.gguf.metadata import (
     trunk_layers,
 )
 from mlx_qwen35.checkpoint.gguf.origins import PATCHES, mtp_layers, text_origins, tower_origins
+from mlx_qwen35.checkpoint.gguf.types import FILE_TYPES
 from mlx_qwen35.checkpoint.gguf.vocabulary import Vocabulary
 from mlx_qwen35.config import ModelConfig
 from mlx_qwen35.errors import CheckpointError, Qwen35Warning
@@ -66,7 +68,16 @@ class Opened:
             frames = tuple(self.projector.tensors[name] for name in PATCHES if name in self.projector.tensors)
             if len(frames) != len(PATCHES):
                 raise CheckpointError(f"{self.projector.path} lacks {' or '.join(PATCHES)}: download the file again")
-        return GgufForm(origins, frames)
+        return GgufForm(origins, frames, self._label)
+
+    @property
+    def _label(self) -> str:
+        """The recipe that the file names, or else the type that most of its bytes have."""
+        told = FILE_TYPES.get(self.gguf.metadata.get("general.file_type"))
+        sizes: Counter[str] = Counter()
+        for tensor in self.gguf.tensors.values():
+            sizes[tensor.kind.name] += tensor.nbytes
+        return told or sizes.most_common(1)[0][0]
 
     @property
     def files(self) -> tuple[Path, ...]:
