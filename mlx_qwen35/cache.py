@@ -177,20 +177,31 @@ class DeltaState(_Layer):
     """What one gated delta layer carries on; both are None before the first token.
 
     conv [B, K-1, C]: the last inputs of the convolution. matrix [B, Hv, Dv, Dk] float32: the recurrent state.
-    steps: None, or a list to which each call adds both as they were after each of its tokens.
+    steps: None, or a list to which each call adds both as they were after each of its tokens, or, where `places` are
+    given, after so many tokens from now on (ascending).
     """
 
     def __init__(self) -> None:
         self.conv: mx.array | None = None
         self.matrix: mx.array | None = None
         self.steps: list[tuple[mx.array, mx.array]] | None = None
+        self.places: list[int] | None = None
 
     def update(self, conv: mx.array, matrix: mx.array) -> None:
         self.conv, self.matrix = conv, matrix
 
-    def update_each(self, convs: Sequence[mx.array], matrices: Sequence[mx.array]) -> None:
-        """`update` with what it was after each token; needs `steps`."""
-        self.steps += zip(convs, matrices, strict=True)
+    def ends(self, length: int) -> list[int]:
+        """After how many of its `length` tokens a call is to give both to `update_each`, the last included."""
+        if self.places is None:
+            return list(range(1, length + 1))
+        return [place for place in self.places if 0 < place < length] + [length]
+
+    def update_each(self, convs: Sequence[mx.array], matrices: Sequence[mx.array], length: int) -> None:
+        """`update` after a call of so many tokens with what it was at each of its `ends`; needs `steps`."""
+        states = list(zip(convs, matrices, strict=True))
+        self.steps += states if self.places is None or length in self.places else states[:-1]
+        if self.places is not None:
+            self.places = [place - length for place in self.places]
         self.update(convs[-1], matrices[-1])
 
     def branched(self) -> tuple[DeltaState, DeltaState]:
@@ -374,32 +385,36 @@ class Cache:
     def snapshot(self) -> Snapshot:
         """Remember this point; costs no memory but the delta states of this moment."""
         delta = tuple((c.conv, c.matrix) if isinstance(c, DeltaState) else None for c in self.layers)
-        return Snapshot(self.offset, self.rope_delta, delta, len(self._rewinds), self._draft_mark(), self._parts)
+        return Snapshot(self.offset, self.rope_delta, delta, len(self._rewinds), self.draft_mark(), self._parts)
 
-    def _draft_mark(self) -> tuple[Follower, Any] | None:
+    def draft_mark(self) -> tuple[Follower, Any] | None:
+        """What follows the cache, and where that is now."""
         return None if self.draft is None else (self.draft, self.draft.mark())
 
     @contextmanager
-    def each_step(self) -> Iterator[list[Snapshot]]:
-        """Calls inside leave a snapshot of the cache after each of their tokens, in the list, when all is done.
+    def each_step(self, offsets: Sequence[int] | None = None) -> Iterator[list[Snapshot]]:
+        """Calls inside leave a snapshot of the cache after each of their tokens, in the list, when all is done; or only
+        where the cache holds so many tokens (ascending, none of which it holds now; without padding).
 
         Going back to one of them costs nothing: the state after each token was on the way to that after the last. Each
-        keeps all of them alive: `detach` where one is to stay.
+        keeps all of them alive: `detach` where one is to stay. All have the rope_delta of the end.
         """
         deltas = [layer for layer in self.layers if isinstance(layer, DeltaState)]
         start, snapshots = self.offset, []
         for layer in deltas:
             layer.steps = []
+            layer.places = None if offsets is None else [offset - start for offset in offsets]
         self._parts = True
         try:
             yield snapshots
-            rewinds, draft = len(self._rewinds), self._draft_mark()
-            for number in range(self.offset - start):
+            rewinds, draft = len(self._rewinds), self.draft_mark()
+            held = range(start + 1, self.offset + 1)
+            for number, offset in enumerate(held if offsets is None else (at for at in offsets if at in held)):
                 delta = tuple(c.steps[number] if isinstance(c, DeltaState) else None for c in self.layers)
-                snapshots.append(Snapshot(start + number + 1, self.rope_delta, delta, rewinds, draft, True))
+                snapshots.append(Snapshot(offset, self.rope_delta, delta, rewinds, draft, True))
         finally:
             for layer in deltas:
-                layer.steps = None
+                layer.steps = layer.places = None
 
     def restore(self, snapshot: Snapshot) -> None:
         """Go back to `snapshot`, as if what came later had never been computed.

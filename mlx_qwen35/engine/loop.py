@@ -208,7 +208,7 @@ class Loop:
         prefill, start = row.prefill, self._now()
         done = prefill.done
         try:
-            row.piece(most)
+            row.piece(most, pausing=bool(self._blocked))
         except Exception as error:
             row.fail(error)
             return

@@ -122,7 +122,9 @@ class Row:
             features=request.features,
             covered=covered,
             chunk_size=request.chunk_size,
-            stops=lambda: [*request.boundaries, *(place - covered for place in self._meetings())],
+            stops=lambda: request.boundaries,
+            places=lambda: [place - covered for place in self._meetings()],
+            on_place=self._met,
             on_progress=self._progress,
         )
         self.phase = Phase.PROMPT
@@ -141,15 +143,18 @@ class Row:
     def _meetings(self) -> list[int]:
         return [] if self.session is None else self.session.meetings
 
+    def _met(self, snapshot: Snapshot) -> None:
+        self.session.met(snapshot)
+
     def _progress(self, done: int, total: int) -> None:
         if self.session is not None:
             self.session.reached(self.prefill.chunk)
         if self.request.on_progress:
             self.request.on_progress(done, total)
 
-    def piece(self, most: int | None) -> bool:
+    def piece(self, most: int | None, *, pausing: bool = False) -> bool:
         """Computes the next piece of its prompt, of `most` tokens at the most; -> whether that was the last. A row that
-        was cancelled meanwhile ends."""
+        was cancelled meanwhile ends. pausing: the piece goes no further than to the next place where prompts meet."""
         prefill = self.prefill
         if not prefill.begun:
             prefill.begin()
@@ -158,7 +163,7 @@ class Row:
                 self.end("cancelled")
                 return False
         try:
-            logits = prefill.piece(most)
+            logits = prefill.piece(most, pausing=pausing)
         finally:
             self._clock.prompt_done(self.cache.offset)
         if logits is None:

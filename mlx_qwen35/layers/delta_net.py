@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -61,11 +62,10 @@ class ShortConv(nn.Module):
         # Contiguous: a plain slice would keep the whole chunk alive.
         return mx.contiguous(with_window[:, with_window.shape[1] - self.weight.shape[1] + 1 :])
 
-    def windows(self, x: mx.array, window: mx.array | None) -> list[mx.array]:
-        """The next window after each of the T tokens, of x and window as above."""
-        before = self.weight.shape[1] - 1
-        length, x = x.shape[1], self._with_window(x, window)
-        return [mx.contiguous(x[:, t + 1 : t + 1 + before]) for t in range(length)]
+    def windows(self, x: mx.array, window: mx.array | None, ends: Sequence[int]) -> list[mx.array]:
+        """The next window after so many of the T tokens, of x and window as above."""
+        before, x = self.weight.shape[1] - 1, self._with_window(x, window)
+        return [mx.contiguous(x[:, end : end + before]) for end in ends]
 
     def _with_window(self, x: mx.array, window: mx.array | None) -> mx.array:
         """[B, K-1+T, C]."""
@@ -158,7 +158,7 @@ class GatedDeltaNet(JoinedInputs, nn.Module):
     ) -> tuple[mx.array, mx.array]:
         """What lies between convolution and out_proj, for these value heads: u, z, b, a of theirs alone.
 
-        Returns (out [B, T, heads * Dv], matrices after the last token or, where the cache asks for it, after each).
+        Returns (out [B, T, heads * Dv], matrices after the last token or, where the cache keeps steps, at its `ends`).
         """
         batch, length, _ = u.shape
         count = heads.stop - heads.start
@@ -174,7 +174,8 @@ class GatedDeltaNet(JoinedInputs, nn.Module):
             gamma, beta = mx.where(present[..., None], gamma, 1), mx.where(present[..., None], beta, 0)
         before = None if cache is None or cache.matrix is None else cache.matrix[:, heads]
         if cache is not None and cache.steps is not None:
-            out, matrix = gated_delta_states(q, k, v, gamma, beta, before, plain=self._plain)
+            ends = cache.ends(length)
+            out, matrix = gated_delta_states(q, k, v, gamma, beta, before, ends=ends, plain=self._plain)
         else:
             how = {"differentiable": self.training, "plain": self._plain}
             out, matrix = gated_delta(q, k, v, gamma, beta, before, **how)
@@ -183,8 +184,8 @@ class GatedDeltaNet(JoinedInputs, nn.Module):
 
     def _keep(self, cache: DeltaState | None, raw: mx.array, window: mx.array, matrix: mx.array) -> None:
         if cache is not None and cache.steps is not None:
-            matrices = [matrix[:, t] for t in range(matrix.shape[1])]
-            cache.update_each(self.conv1d.windows(raw, cache.conv), matrices)
+            matrices, length = [matrix[:, n] for n in range(matrix.shape[1])], raw.shape[1]
+            cache.update_each(self.conv1d.windows(raw, cache.conv, cache.ends(length)), matrices, length)
         elif cache is not None:
             cache.update(window, matrix)
 
@@ -231,27 +232,36 @@ class GatedDeltaNet(JoinedInputs, nn.Module):
             window = mx.zeros((x.shape[0], taps - 1, channels), x.dtype)
         if matrix is None:
             matrix = mx.zeros((x.shape[0], self.value_heads, self.value_dim, self.key_dim), mx.float32)
-        each = cache is not None and cache.steps is not None
-        y, windows, matrices = delta_decode(
-            mixed,
-            gates,
-            window,
-            self.conv1d.weight.squeeze(-1),
-            self.A_log,
-            self.dt_bias,
-            self.norm.weight,
-            matrix,
-            key_heads=self.key_heads,
-            eps=self.norm.eps,
-            gates_at=gates_at,
-            each=each,
-            most_simds=self.most_simds,
-        )
+        each = cache is not None and cache.steps is not None and cache.places is None
+        length = x.shape[1]
+        ends = cache.ends(length) if cache is not None and cache.places is not None else [length]
+        outs, windows, matrices = [], [], []
+        for start, end in pairwise([0, *ends]):
+            part = (mixed, gates) if len(ends) == 1 else (mixed[:, start:end], gates[:, start:end])
+            y, window, matrix = delta_decode(
+                *part,
+                window,
+                self.conv1d.weight.squeeze(-1),
+                self.A_log,
+                self.dt_bias,
+                self.norm.weight,
+                matrix,
+                key_heads=self.key_heads,
+                eps=self.norm.eps,
+                gates_at=gates_at,
+                each=each,
+                most_simds=self.most_simds,
+            )
+            outs.append(y)
+            windows.append(window)
+            matrices.append(matrix)
         if each:
-            cache.update_each(*([a[:, t] for t in range(x.shape[1])] for a in (windows, matrices)))
+            cache.update_each(*([a[:, t] for t in range(length)] for a in (window, matrix)), length)
+        elif cache is not None and cache.steps is not None:
+            cache.update_each(windows, matrices, length)
         elif cache is not None:
-            cache.update(windows, matrices)
-        return self.out_proj(y)
+            cache.update(window, matrix)
+        return self.out_proj(outs[0] if len(outs) == 1 else mx.concatenate(outs, axis=1))
 
 
 def _ends(present: mx.array) -> mx.array:

@@ -18,7 +18,7 @@ from mlx_qwen35.errors import SessionError
 from mlx_qwen35.session.marks import Mark, Marks
 
 if TYPE_CHECKING:
-    from mlx_qwen35.cache import Cache
+    from mlx_qwen35.cache import Cache, Snapshot
     from mlx_qwen35.model import Model
     from mlx_qwen35.processor import Processor, Prompt
     from mlx_qwen35.session.pool import Sessions
@@ -169,6 +169,10 @@ class Session:
         if self.due(ahead):
             self.cache.detach()
             self.marks.add(offset, self.cache.snapshot(), met=offset in self._meetings)
+
+    def met(self, snapshot: Snapshot) -> None:
+        """A snapshot that was taken on the way, at one of the meetings."""
+        self.marks.add(snapshot.offset, snapshot, met=True)
 
     def settle(self, tokens: Sequence[int]) -> None:
         """After an answer: `tokens`, prompt and answer, of which the cache covers the first `cache.offset`."""

@@ -72,20 +72,26 @@ class Drafter:
         """Whether this is a drafter by that model, and knows all tokens of that cache."""
         return self._draft_model is draft_model and self.cache is cache and self.covered == cache.offset
 
-    def follow(self, tokens: mx.array, hidden: mx.array, positions: mx.array | None = None) -> None:
+    def follow(
+        self, tokens: mx.array, hidden: mx.array, positions: mx.array | None = None, *, offset: int | None = None
+    ) -> None:
         """The cache has just taken tokens [1, T], and hidden [1, T, H] came of it.
 
-        positions [3, 1, T]: where they stand, if there are images among them; None: one after the other.
+        positions [3, 1, T]: where they stand, if there are images among them; None: one after the other. offset: how
+        many tokens the cache held after them, where it has taken more since.
         """
+        offset = self.cache.offset if offset is None else offset
         if positions is None:
-            stop = self.cache.offset + self.cache.rope_delta
+            stop = offset + self.cache.rope_delta
             positions = mx.broadcast_to(mx.arange(stop - tokens.shape[1], stop), (3, *tokens.shape))
         self._waiting = (*self._waiting, Taken(tokens, hidden, positions))
-        self.covered = self.cache.offset
+        self.covered = offset
 
-    def prime(self, tokens: mx.array, hidden: mx.array, positions: mx.array | None = None) -> None:
+    def prime(
+        self, tokens: mx.array, hidden: mx.array, positions: mx.array | None = None, *, offset: int | None = None
+    ) -> None:
         """`follow`, and take in what can be: for a chunk of a prompt."""
-        self.follow(tokens, hidden, positions)
+        self.follow(tokens, hidden, positions, offset=offset)
         self._take_in()
 
     @property

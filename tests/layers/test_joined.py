@@ -1,5 +1,7 @@
 """Projections as one product: equal results, one memory, names as ever, and apart again once a map has changed."""
 
+from contextlib import nullcontext
+
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
@@ -120,12 +122,13 @@ def test_training_reaches_every_weight(kind):
 
 
 def few_steps(model, tokens):
-    """Logits of each token, in calls of 1, 3, 1 and 8 tokens."""
+    """Logits of each token, in calls of 1, 3, 1 and 8 tokens, and all states, those on the way of the last call too."""
     cache, found, start = model.make_cache(), [], 0
     for count in (1, 3, 1, 8):
-        found.append(model(tokens[:, start : start + count], cache))
+        with cache.each_step([7, 9]) if count == 8 else nullcontext() as kept:
+            found.append(model(tokens[:, start : start + count], cache))
         start += count
-    return mx.concatenate(found, axis=1), cache
+    return mx.concatenate(found, axis=1), cache.arrays() + [array for one in kept for array in one.arrays()]
 
 
 @pytest.mark.parametrize("kind", ["dense", "moe"])
@@ -134,16 +137,16 @@ def test_a_model_with_its_kernels_equals_the_one_without(kind, joined):
     """Everything at once, in the emulator: decode with fused delta nets, attention inputs, norms."""
     model = quantized(kind)
     tokens = mx.array([[3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9]])
-    wanted, cache = few_steps(model, tokens)
+    wanted, states = few_steps(model, tokens)
     if joined:
         model.join()
     with poisoned_outputs() as emulator:
         assert on_gpu()
-        found, other = few_steps(model, tokens)
-        mx.eval(found, other.arrays())
+        found, others = few_steps(model, tokens)
+        mx.eval(found, others)
     if emulator is not None:
         names = " ".join(launch.name for launch in emulator.launches)
         assert all(kernel in names for kernel in ("delta_decode", "attention_inputs", "add_norm")), names
     np.testing.assert_allclose(np.array(found), np.array(wanted), atol=2e-3)
-    for ours, theirs in zip(other.arrays(), cache.arrays(), strict=True):
+    for ours, theirs in zip(others, states, strict=True):
         np.testing.assert_allclose(np.array(ours), np.array(theirs), atol=2e-3)

@@ -9,6 +9,9 @@ wherever a chunk begins, within float32's rounding.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 import mlx.core as mx
 
 from ..lanes import in_lanes
@@ -63,17 +66,19 @@ def gated_delta_states(
     beta: mx.array,
     state: mx.array | None = None,
     *,
+    ends: Sequence[int] | None = None,
     plain: bool = False,
 ) -> tuple[mx.array, mx.array]:
-    """gated_delta for a few tokens of which it is not yet known how many will count: the state after each of them.
+    """gated_delta with the state after so many tokens, of which the last are all T; None: after each of them.
 
-    Arguments as above. Returns (o [B, T, Hv, Dv], states [B, T, Hv, Dv, Dk]), float32; states[:, n - 1] is the state
-    once n tokens are accepted. Each token goes alone through the form that decoding takes, so outputs and states are
-    bit for bit those of T calls of one token. All T states exist together: 2 MiB each for 32 heads of 128 x 128.
+    Arguments as above. Returns (o [B, T, Hv, Dv], states [B, len(ends), Hv, Dv, Dk]), float32. What lies between two
+    ends goes alone: outputs and states are bit for bit those of calls that end there, of decoding where there is each.
+    All states exist together: 2 MiB each for 32 heads of 128 x 128.
     """
     outputs, states = [], []
-    for t in range(q.shape[1]):
-        output, state = gated_delta(*(a[:, t : t + 1] for a in (q, k, v, decay, beta)), state, plain=plain)
+    ends = range(1, q.shape[1] + 1) if ends is None else ends
+    for start, end in pairwise([0, *ends]):
+        output, state = gated_delta(*(a[:, start:end] for a in (q, k, v, decay, beta)), state, plain=plain)
         outputs.append(output)
         states.append(state)
     return mx.concatenate(outputs, axis=1), mx.stack(states, axis=1)
