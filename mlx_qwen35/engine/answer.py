@@ -10,7 +10,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import suppress
 
 from mlx_qwen35 import checks
@@ -19,6 +19,9 @@ from mlx_qwen35.errors import ArgumentError
 from mlx_qwen35.parts import Completion, Part
 
 _LONGEST = threading.TIMEOUT_MAX / 2  # seconds that a thread can wait for
+
+
+Waiting = tuple[asyncio.AbstractEventLoop, "asyncio.Future[None]"]
 
 
 class Wish:
@@ -30,6 +33,63 @@ class Wish:
 
     def cancel(self) -> None:
         self.cancelled = True
+
+
+class Bell:
+    """Coroutines that have something to read, woken together: waking a loop costs more than what is read there."""
+
+    def __init__(self) -> None:
+        self._waiting: list[Waiting] = []
+
+    def add(self, waiting: Iterable[Waiting]) -> None:
+        self._waiting += waiting
+
+    def ring(self) -> None:
+        """Wakes them, each loop once."""
+        by_loop: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
+        for loop, future in self._waiting:
+            by_loop.setdefault(loop, []).append(future)
+        self._waiting.clear()
+        for loop, futures in by_loop.items():
+            with suppress(RuntimeError):  # a loop that was closed waits for nothing
+                loop.call_soon_threadsafe(_wake, futures)
+
+
+class Alarm:
+    """Wakes a reader that has waited for so many seconds. One timer serves many waits that end before.
+
+    Knows no answer: what a loop's timer holds would not be lost.
+    """
+
+    def __init__(self) -> None:
+        self._timer: asyncio.TimerHandle | None = None
+        self._future: asyncio.Future[None] | None = None
+        self._until = 0.0
+
+    def set(self, loop: asyncio.AbstractEventLoop, future: asyncio.Future[None], seconds: float) -> None:
+        """For the next wait; `clear` at its end."""
+        self._future, self._until = future, loop.time() + seconds
+        if self._timer is None or self._timer.when() > self._until:
+            self.stop()
+            self._timer = loop.call_at(self._until, self._rang, loop)
+
+    def clear(self) -> None:
+        self._future = None
+
+    def stop(self) -> None:
+        """No more waits."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _rang(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer = None
+        if self._future is None:
+            return
+        if loop.time() < self._until:
+            self._timer = loop.call_at(self._until, self._rang, loop)
+        else:
+            _wake([self._future])
 
 
 class Channel:
@@ -44,10 +104,10 @@ class Channel:
         self.error: BaseException | None = None
         self._parts: deque[Part] = deque()
         self._condition = threading.Condition()
-        self._waiting: list[tuple[asyncio.AbstractEventLoop, asyncio.Future]] = []
+        self._waiting: list[Waiting] = []
 
-    def put(self, part: Part) -> None:
-        """A part; whoever waits is told."""
+    def put(self, part: Part, bell: Bell | None = None) -> None:
+        """A part; whoever waits is told, coroutines when the bell rings."""
         with self._condition:
             if self.error is not None:
                 return
@@ -55,7 +115,7 @@ class Channel:
             self.answers[part.index].add(part)
             if part.finish_reason:
                 self.open -= 1
-            self._tell()
+            self._tell(bell)
 
     def fail(self, error: BaseException) -> None:
         """An answer ended with an error; the others to the prompt, too."""
@@ -67,6 +127,15 @@ class Channel:
     @property
     def done(self) -> bool:
         return self.open == 0
+
+    def take_all(self) -> tuple[list[Part], bool]:
+        """-> the parts that are there, and whether there will be none any more. Raises the error, after all parts."""
+        with self._condition:
+            parts = list(self._parts)
+            self._parts.clear()
+            if not parts and self.done and self.error is not None:
+                raise self.error
+            return parts, self.done
 
     def take(self) -> tuple[Part | None, bool]:
         """-> the next part, None if there is none yet; and whether there will be none any more. Raises the error, after
@@ -95,29 +164,39 @@ class Channel:
         with self._condition:
             return self._condition.wait_for(ready, None if until is None else max(0.0, until - time.monotonic()))
 
-    async def wait_here(self, seconds: float | None = None) -> None:
-        """As `wait`, in a coroutine; at most so many seconds."""
+    async def wait_here(self, seconds: float | None = None, alarm: Alarm | None = None) -> None:
+        """As `wait`, in a coroutine; at most so many seconds, which the alarm counts."""
         loop = asyncio.get_running_loop()
         with self._condition:
             if self._parts or self.done:
                 return
             future = loop.create_future()
             self._waiting.append((loop, future))
-        end = None if seconds is None else loop.call_later(seconds, lambda: future.done() or future.set_result(None))
+        if seconds is not None:
+            alarm.set(loop, future, seconds)
         try:
             await future
         finally:
-            if end is not None:
-                end.cancel()
-            with self._condition:
-                self._waiting = [each for each in self._waiting if each[1] is not future]
+            if alarm is not None:
+                alarm.clear()
+            if self._waiting:  # it was not this channel that woke it
+                with self._condition:
+                    self._waiting = [each for each in self._waiting if each[1] is not future]
 
-    def _tell(self) -> None:
+    def _tell(self, bell: Bell | None = None) -> None:
         self._condition.notify_all()
-        waiting, self._waiting = self._waiting, []
-        for loop, future in waiting:
-            with suppress(RuntimeError):  # a loop that was closed waits for nothing
-                loop.call_soon_threadsafe(lambda future=future: future.done() or future.set_result(None))
+        if self._waiting:
+            waiting, self._waiting = self._waiting, []
+            own = bell or Bell()
+            own.add(waiting)
+            if bell is None:
+                own.ring()
+
+
+def _wake(futures: Iterable[asyncio.Future[None]]) -> None:
+    for future in futures:
+        if not future.done():
+            future.set_result(None)
 
 
 class Answer:
@@ -131,6 +210,7 @@ class Answer:
     def __init__(self, channel: Channel, maker: object) -> None:
         """maker: what makes it, which is not to be lost before its end is read."""
         self._channel, self._maker = channel, maker
+        self._alarm = Alarm()
         weakref.finalize(self, channel.wish.cancel)  # not the channel's, whose error may know who read it: this answer
 
     def cancel(self) -> None:
@@ -149,21 +229,13 @@ class Answer:
 
     async def some(self, seconds: float | None = None) -> list[Part] | None:
         """The parts that are there, or are first, in at most so many seconds (then []); None at the end."""
-        parts: list[Part] = []
-        await self._channel.wait_here(seconds)
-        while True:
-            try:
-                part, ended = self._channel.take()
-            except BaseException:
-                if parts:  # which came before it; it is raised next time
-                    return parts
-                raise
-            if part is None:
-                if ended and not parts:
-                    self._maker = None
-                    return None
-                return parts
-            parts.append(part)
+        await self._channel.wait_here(seconds, self._alarm)
+        parts, ended = self._channel.take_all()
+        if parts or not ended:
+            return parts
+        self._maker = None
+        self._alarm.stop()
+        return None
 
     def result(self, timeout: float | None = None) -> Completion | list[Completion]:
         """Waits for the end, at most `timeout` seconds (then TimeoutError) -> the answer, or the list of several."""

@@ -175,10 +175,10 @@ class Row:
             self.seat.draw_first(logits)
         return True
 
-    def take(self) -> Part | None:
-        """The next part, or None where there is none yet; raises what went wrong."""
+    def take(self, *, distribution: bool = True) -> Part | None:
+        """The next part, or None where there is none yet; raises what went wrong. distribution: with its logprobs."""
         if self.pending:
-            return self._part(self.pending.popleft())
+            return self._part(self.pending.popleft(), distribution)
         if self._closing:
             return self._closing.pop()
         if self.error is not None:
@@ -189,7 +189,7 @@ class Row:
                 del error  # which would hold this frame, and with it the row
         return None
 
-    def _part(self, step: Step) -> Part:
+    def _part(self, step: Step, distribution: bool) -> Part:
         self._ending = step.before
         self._clock.token(drafted=step.drafted, from_draft=step.from_draft)
         full = self._clock.generated == self.request.limit
@@ -199,7 +199,7 @@ class Row:
             text,
             events,
             step.token,
-            step.logprobs,
+            step.logprobs if distribution else None,
             reason,
             from_draft=step.from_draft,
             told=step.told,

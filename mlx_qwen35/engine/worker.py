@@ -15,12 +15,12 @@ import traceback
 import weakref
 from collections.abc import MutableMapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import replace
 from types import FrameType
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
+from mlx_qwen35.engine.answer import Bell
 from mlx_qwen35.engine.loop import Loop
 from mlx_qwen35.errors import ArgumentError, BusyError, EngineClosedError
 from mlx_qwen35.machine.gpu import wired
@@ -60,6 +60,7 @@ class Worker:
         self._incoming: queue.SimpleQueue[tuple[Request, Channel] | None] = queue.SimpleQueue()  # None: look up
         self._rows: dict[Row, Channel] = {}  # the thread's own
         self._spent: list[FrameType] = []  # of errors that were handed out
+        self._bell = Bell()
         self._counting = threading.RLock()
         self._process = os.getpid()
         self._thread = threading.Thread(target=self._work, name="mlx-qwen35 engine", daemon=True)
@@ -165,6 +166,7 @@ class Worker:
             if error is not None:
                 self._spent += _frames_of(error)
                 self._lose(row, error)
+        self._bell.ring()
 
     def _forget(self) -> None:
         """Whoever keeps an error keeps its place in the code, and not the caches of those who ran there."""
@@ -177,12 +179,12 @@ class Worker:
         channel = self._rows[row]
         try:
             while row.ready:
-                part = row.take()
+                part = row.take(distribution=False)  # which only this thread could read
                 if part.finish_reason:  # first: who reads of the end may submit the next at once
                     del self._rows[row]
                     self.loop.leave(row)  # while nothing runs nothing of it is held either
                     self._end()
-                channel.put(replace(part, logprobs=None))  # which only this thread could read
+                channel.put(part, self._bell)
         except BaseException as error:
             return error
         return None

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from mlx_qwen35.serving import exchange
 from mlx_qwen35.serving.exchange import Alive, Ask, Finished, Usage
 from mlx_qwen35.serving.refusal import Refusal
+from mlx_qwen35.text.reply import ReasoningDelta
 
 if TYPE_CHECKING:
     from mlx_qwen35.engine.answer import Answer
@@ -162,10 +163,10 @@ class EngineAnswering:
             self.prompt_seconds = now - self._asked
             self.usage.cached_tokens = min(part.cached_tokens, self.usage.prompt_tokens)
         self.answer_seconds = now - self._asked - self.prompt_seconds
-        count = self._counts.setdefault(part.index, _Count())
-        count.add(part)
-        self.usage.answer_tokens = sum(each.tokens for each in self._counts.values())
-        self.usage.reasoning_tokens = sum(each.reasoning for each in self._counts.values())
+        count = self._counts.get(part.index)
+        if count is None:
+            count = self._counts[part.index] = _Count()
+        count.add(part, self.usage)
         if part.finish_reason == "cancelled" and not self._closed:
             raise self._refused(Refusal("unavailable", "the server is closing: ask again", retry_after=5))
         self.ended = part.finish_reason or self.ended
@@ -180,14 +181,16 @@ class _Count:
     """Tokens of one answer, and those in its reasoning: a token that shows nothing yet is of what comes next."""
 
     def __init__(self) -> None:
-        self.tokens = self.reasoning = self._open = 0
+        self._tokens = self._open = 0
 
-    def add(self, part: Part) -> None:
-        self.tokens = part.generation_tokens
+    def add(self, part: Part, usage: Usage) -> None:
+        """The next part; what it adds goes to the usage of the request."""
+        usage.answer_tokens += part.generation_tokens - self._tokens
+        self._tokens = part.generation_tokens
         self._open += part.token is not None
-        if part.reasoning:
-            self.reasoning += self._open
         if part.events:
+            if any(isinstance(event, ReasoningDelta) for event in part.events):
+                usage.reasoning_tokens += self._open
             self._open = 0
 
 

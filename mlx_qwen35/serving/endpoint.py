@@ -108,7 +108,7 @@ class _Told:
     def __init__(self, scope: Scope) -> None:
         self.method, self.path = scope["method"], scope["path"]
         self.begun, self.status, self.ended = time.monotonic(), 0, ""
-        self.pace = Pace()
+        self.pace = Pace(scope)
         self.ask: Ask | None = None
         self.answering: EngineAnswering | Together | None = None
 

@@ -18,8 +18,10 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
-BODY_WITHIN = 60.0  # seconds without a byte of a body that was begun
+BODY_WITHIN = 60.0  # seconds without a byte of a body that was begun, and those that all may take beside its length's
+BODY_PACE = 10_000  # bytes a second that a body has to come in at the least
 SENT_WITHIN = 120.0  # seconds that a reader may take nothing
+WIRE = "mlx_qwen35.wire"  # in a scope's state: where chunks go without ASGI, if there is such a place (connection.py)
 _LARGE = 1 << 18  # bytes of JSON that are read on another thread
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -30,12 +32,13 @@ class GoneError(Exception):
 
 async def read_body(receive: Receive, most: int) -> bytes:
     """The whole body. Raises Refusal for one above `most` bytes or one that does not come, GoneError."""
-    pieces, size = [], 0
+    pieces, size, begun = [], 0, time.monotonic()
     while True:
+        left = begun + BODY_WITHIN + size / BODY_PACE - time.monotonic()
         try:
-            message = await asyncio.wait_for(receive(), BODY_WITHIN)
+            message = await asyncio.wait_for(receive(), max(0.0, min(BODY_WITHIN, left)))
         except (TimeoutError, asyncio.TimeoutError):
-            raise Refusal("invalid", f"the body did not come: nothing for {BODY_WITHIN:.0f} seconds") from None
+            raise Refusal("invalid", f"the body did not come: {size:,} bytes in {BODY_WITHIN:.0f} seconds") from None
         if message["type"] == "http.disconnect":
             raise GoneError
         piece = message.get("body", b"")
@@ -145,14 +148,21 @@ class Pace:
     """Whether the reader of a stream takes what it is given. One clock for all pieces: a limit of its own for each
     would cost more than the piece."""
 
-    def __init__(self) -> None:
+    def __init__(self, scope: Scope) -> None:
         self._since: float | None = None  # when a piece was given that is not taken yet
+        wire = scope.get("state", {}).get(WIRE)
+        self._wire: Callable[[bytes], Awaitable[None]] | None = None
+        if wire is not None and scope.get("http_version") == "1.1":
+            self._wire = wire.put
 
     async def put(self, send: Send, body: bytes) -> None:
         """A piece, with more to come. Raises GoneError."""
         self._since = time.monotonic()
         try:
-            await send({"type": "http.response.body", "body": body, "more_body": True})
+            if self._wire is None:
+                await send({"type": "http.response.body", "body": body, "more_body": True})
+            else:
+                await self._wire(body)
         except OSError:
             raise GoneError from None
         finally:

@@ -89,6 +89,7 @@ class Server:
         import uvicorn
 
         from mlx_qwen35.serving import app
+        from mlx_qwen35.serving.connection import Connection
         from mlx_qwen35.serving.pool import Pool
 
         class Quiet(uvicorn.Server):
@@ -104,7 +105,7 @@ class Server:
         self.pool = pool = Pool(self.places, self.how, ttl=self.ttl, named=self.named)
         config = uvicorn.Config(
             app.build(pool, self.doors),
-            http="h11",
+            http=Connection,
             ws="none",
             loop="asyncio",
             lifespan="off",

@@ -180,7 +180,7 @@ def test_too_many_that_wait_are_refused():
 
 def test_who_reads_of_an_end_may_submit_the_next(monkeypatch):
     put = Channel.put
-    monkeypatch.setattr(Channel, "put", lambda channel, part: put(channel, part) or time.sleep(0.02))
+    monkeypatch.setattr(Channel, "put", lambda channel, *part: put(channel, *part) or time.sleep(0.02))
     with Engine(MODEL, Endless(), most_rows=1, most_waiting=0) as engine:
         for _ in range(3):
             list(engine.submit(PROMPT, sampling=Sampling(), max_tokens=1))

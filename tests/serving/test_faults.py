@@ -1,6 +1,7 @@
 """What goes wrong between a client and the server: the others' answers are untouched, and nothing is left running."""
 
 import asyncio
+import contextlib
 import json
 import os
 import random
@@ -17,8 +18,8 @@ from typing import Any
 import httpx
 import pytest
 
-from mlx_qwen35.errors import CheckpointError
-from mlx_qwen35.serving import http, pool
+from mlx_qwen35.errors import CheckpointError, Qwen35Warning
+from mlx_qwen35.serving import connection, http, pool
 from mlx_qwen35.serving.apis.openai_chat import ChatCompletions
 from mlx_qwen35.serving.endpoint import Endpoint
 from mlx_qwen35.serving.metrics import Metrics
@@ -72,7 +73,6 @@ def status_of(sent: socket.socket) -> int:
 
 def test_clients_that_go_away_anywhere(server: Running) -> None:
     """At random bytes of what they send and of what they get, streamed or not, while others are answered."""
-    draw = random.Random(5)
     expected = answered(server)
     wrong: list[str] = []
 
@@ -81,25 +81,30 @@ def test_clients_that_go_away_anywhere(server: Running) -> None:
             if (got := answered(server)) != expected:
                 wrong.append(got)
 
-    thread = threading.Thread(target=others)
-    thread.start()
-    for number in range(30):
-        asked = body("Sort these words: queen, jacket, violin", stream=number % 2 == 0, max_tokens=500)
-        asked["logit_bias"] = ENDLESS
-        data = request(json.dumps(asked).encode())
-        with connected(server) as client:
-            cut = draw.randrange(1, len(data)) if number % 3 == 0 else len(data)
-            client.sendall(data[:cut])
-            if cut == len(data) and number % 2 == 0:
-                left = draw.randrange(1, 3000)
-                while left > 0 and (more := client.recv(left)):
-                    left -= len(more)
-            elif draw.random() < 0.5:
-                time.sleep(draw.random() * 0.05)
-            if draw.random() < 0.5:  # a reset in place of an end
-                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-    thread.join(60)
-    assert not thread.is_alive() and not wrong
+    def leaving(which: int) -> None:
+        draw = random.Random(which)
+        for number in range(which, 200, 10):
+            asked = body("Sort these words: queen, jacket, violin", stream=number % 2 == 0, max_tokens=500)
+            asked["logit_bias"] = ENDLESS
+            data = request(json.dumps(asked).encode())
+            with connected(server) as client:
+                cut = draw.randrange(1, len(data)) if draw.random() < 0.3 else len(data)
+                client.sendall(data[:cut])
+                if cut == len(data) and number % 2 == 0:
+                    left = draw.randrange(1, 3000)
+                    while left > 0 and (more := client.recv(left)):
+                        left -= len(more)
+                elif draw.random() < 0.5:
+                    time.sleep(draw.random() * 0.05)
+                if draw.random() < 0.5:  # a reset in place of an end
+                    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+
+    threads = [threading.Thread(target=others), *(threading.Thread(target=leaving, args=(n,)) for n in range(10))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(90)
+    assert not any(thread.is_alive() for thread in threads) and not wrong
     assert server.becomes_idle(10)
     assert answered(server) == expected
 
@@ -200,6 +205,63 @@ def test_half_sent_bodies(server: Running, monkeypatch: pytest.MonkeyPatch) -> N
     assert answered(server)
 
 
+def test_a_body_that_comes_by_drops(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each byte is in time, and all together are not."""
+    monkeypatch.setattr(http, "BODY_WITHIN", 0.5)
+    content = json.dumps(body()).encode()
+    with connected(server) as client:
+        client.sendall(request(b"", len(content)))
+        until, got = time.monotonic() + 10, b""
+        client.settimeout(0.1)
+        for at in range(len(content)):
+            client.sendall(content[at : at + 1])
+            with contextlib.suppress(TimeoutError):
+                got = client.recv(1 << 16)
+            if got or time.monotonic() > until:
+                break
+    assert got.startswith(b"HTTP/1.1 400") and b"did not come" in got
+
+
+@pytest.mark.parametrize("sent", [b"", b"POST " + PATH.encode() + b" HTTP/1.1\r\nHost: localh", b"G"])
+def test_heads_that_do_not_come(server: Running, monkeypatch: pytest.MonkeyPatch, sent: bytes) -> None:
+    monkeypatch.setattr(connection, "HEAD_WITHIN", 0.3)
+    with connected(server) as client:
+        for at in range(0, len(sent), 10):
+            client.sendall(sent[at : at + 10])
+            time.sleep(0.02)
+        got = client.recv(1 << 16)
+        assert got.startswith(b"HTTP/1.1 408") if sent else got == b""
+        assert client.recv(1) == b""
+
+
+def test_the_head_of_a_second_request_has_its_time_from_its_first_byte(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "HEAD_WITHIN", 0.3)
+    whole = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with connected(server) as client:
+        for _ in range(2):
+            client.sendall(whole)
+            assert client.recv(1 << 16).startswith(b"HTTP/1.1 200")
+            time.sleep(0.5)  # between two there is another limit
+        client.sendall(whole[:20])
+        assert client.recv(1 << 16).startswith(b"HTTP/1.1 408") and client.recv(1) == b""
+    with connected(server) as client:  # and while an answer is made nothing of it counts
+        client.sendall(request(json.dumps(body(max_tokens=100, logit_bias=ENDLESS)).encode()))
+        assert client.recv(1 << 16).startswith(b"HTTP/1.1 200")
+
+
+def test_clients_of_http_1_0_have_a_stream_without_chunks(server: Running) -> None:
+    content = json.dumps(body(stream=True)).encode()
+    with connected(server) as client:
+        client.sendall(request(content).replace(b"HTTP/1.1", b"HTTP/1.0"))
+        got = b""
+        while more := client.recv(1 << 16):
+            got += more
+    head, _, said = got.partition(b"\r\n\r\n")
+    assert b"transfer-encoding" not in head.lower() and said.startswith(b"data: {") and said.endswith(b"[DONE]\n\n")
+
+
 def test_bodies_above_the_limit() -> None:
     with running(most_body_bytes=1000) as small:
         assert httpx.post(small.url + PATH, content=b" " * 2000, timeout=10).status_code == 413
@@ -293,6 +355,23 @@ def test_a_cache_folder_that_cannot_be_written(tmp_path: Path, kind: str) -> Non
             pytest.skip("there is no /dev/full")
     with running(cache_dir=folder) as other:
         assert answered(other) == answered(other)
+
+
+def test_a_disk_that_fills_while_it_is_written_to(tmp_path: Path) -> None:
+    """No file may grow beyond 20 KB: what is written breaks off, and is not left."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    text = "kite stone owl " * 40
+    with running(cache_dir=tmp_path) as other, pytest.warns(Qwen35Warning, match="larger than a file may be"):
+        writing = other.pool.places[0].loaded.engine._worker._store._shelf._behind
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+        try:
+            first = answered(other, text)
+            writing.wait()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert answered(other, text) == first
+    assert not [path.name for path in tmp_path.rglob("*") if path.stat().st_size > 4096]
 
 
 def test_two_servers_on_one_port(server: Running) -> None:

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from mlx_qwen35.serving import anthropic_words as words
 from mlx_qwen35.serving.catalogue import Catalogue, Question
-from mlx_qwen35.serving.exchange import Alive, Answering, Ask, Finished, Usage
+from mlx_qwen35.serving.exchange import Answering, Ask, Finished, Usage
 from mlx_qwen35.serving.fields import Fields
-from mlx_qwen35.serving.pulse import Pulse
+from mlx_qwen35.serving.pulse import told
 from mlx_qwen35.serving.refusal import Refusal
 from mlx_qwen35.text.reply import ContentDelta, ReasoningDelta, ToolCall
 
@@ -73,27 +73,11 @@ class Messages:
         end = _end(one.finish_reason, one.stop_string, calls=bool(calls))
         return _message(answering) | {"content": content} | end | {"usage": _usage(answering.usage)}
 
-    async def stream(self, ask: Ask, answering: Answering) -> AsyncIterator[str]:
-        writer, pulse = _Writer(ask, answering), Pulse()
-        try:
-            yield writer.begin()
-            async for item in answering:
-                text = _PING if isinstance(item, Alive) else writer.part(item)
-                if not text and pulse.due():
-                    text = _PING
-                if text:
-                    pulse.beat()
-                    yield text
-            yield writer.end()
-        except Exception as wrong:
-            yield _event("error", self.refused(Refusal.of(wrong)))
+    def stream(self, ask: Ask, answering: Answering) -> AsyncIterator[str]:
+        return told(_Writer(ask, answering), answering)
 
     def refused(self, refusal: Refusal) -> dict[str, Any]:
-        message = refusal.message
-        if refusal.kind == "too_long" and refusal.tokens is not None and refusal.most is not None:
-            message = f"prompt is too long: {refusal.tokens} tokens > {refusal.most} maximum"  # clients look for this
-        kind = _ERRORS.get(refusal.kind, "invalid_request_error")
-        return {"type": "error", "error": {"type": kind, "message": message}, "request_id": None}
+        return _error(refusal)
 
     def questions(self, catalogue: Catalogue) -> Sequence[Question]:
         """POST /v1/messages/count_tokens"""
@@ -117,6 +101,12 @@ class _Writer:
         message = _message(self._answering) | {"content": [], "stop_reason": None, "stop_sequence": None}
         message["usage"] = _usage(self._answering.usage)
         return _event("message_start", {"type": "message_start", "message": message})
+
+    def alive(self) -> str:
+        return _PING
+
+    def failed(self, wrong: Exception) -> str:
+        return _event("error", _error(Refusal.of(wrong)))
 
     def part(self, part: Part) -> str:
         """What is new; "" if nothing is."""
@@ -180,6 +170,14 @@ def _event(name: str, data: Mapping[str, Any]) -> str:
 
 
 _PING = _event("ping", {"type": "ping"})
+
+
+def _error(refusal: Refusal) -> dict[str, Any]:
+    message = refusal.message
+    if refusal.kind == "too_long" and refusal.tokens is not None and refusal.most is not None:
+        message = f"prompt is too long: {refusal.tokens} tokens > {refusal.most} maximum"  # clients look for this
+    kind = _ERRORS.get(refusal.kind, "invalid_request_error")
+    return {"type": "error", "error": {"type": kind, "message": message}, "request_id": None}
 
 
 def _message(answering: Answering) -> dict[str, Any]:

@@ -11,15 +11,16 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from json import dumps
+from json.encoder import encode_basestring_ascii as quoted
 from typing import TYPE_CHECKING, Any
 
 from mlx_qwen35.serving import openai_words as words
-from mlx_qwen35.serving.exchange import Alive, Answering, Ask, Finished
+from mlx_qwen35.serving.exchange import Answering, Ask, Finished
 from mlx_qwen35.serving.fields import Fields
 from mlx_qwen35.serving.messages_given import given_messages
 from mlx_qwen35.serving.openai_thinking import read_thinking
 from mlx_qwen35.serving.openai_tools import older_form, read_tools
-from mlx_qwen35.serving.pulse import Pulse
+from mlx_qwen35.serving.pulse import told
 from mlx_qwen35.serving.refusal import Refusal
 from mlx_qwen35.text.reply import ContentDelta, ReasoningDelta, ToolCall
 
@@ -41,8 +42,8 @@ class ChatCompletions:
             options["response_format"] = shape
         if fields.flag("continue_final_message"):
             options["continue_final_message"] = True
-        told, top = fields.flag("logprobs"), words.read_told(fields, "top_logprobs")
-        if told or top:
+        wanted, top = fields.flag("logprobs"), words.read_told(fields, "top_logprobs")
+        if wanted or top:
             options |= {"logprobs": True} | ({"top_logprobs": top} if top else {})
         one_call = fields.flag("parallel_tool_calls") is False
         return Ask(
@@ -72,20 +73,8 @@ class ChatCompletions:
             "usage": words.usage(answering.usage),
         }
 
-    async def stream(self, ask: Ask, answering: Answering) -> AsyncIterator[str]:
-        writer, pulse = _Writer(ask, answering), Pulse()
-        try:
-            yield writer.begin()
-            async for item in answering:
-                text = writer.alive() if isinstance(item, Alive) else writer.part(item)
-                if not text and pulse.due():
-                    text = writer.alive()
-                if text:
-                    pulse.beat()
-                    yield text
-            yield writer.end()
-        except Exception as wrong:
-            yield words.failed(wrong)
+    def stream(self, ask: Ask, answering: Answering) -> AsyncIterator[str]:
+        return told(_Writer(ask, answering), answering)
 
     def refused(self, refusal: Refusal) -> dict[str, Any]:
         return words.error(refusal)
@@ -136,9 +125,9 @@ class _Writer:
             self._told[index].append(words.told(part.token, part.logprob, part.top_logprobs, self._answering))
         for event in part.events:
             if isinstance(event, ContentDelta):
-                text += self._chunk(index, f'{{"content":{dumps(event.text)}}}')
+                text += self._chunk(index, f'{{"content":{quoted(event.text)}}}')
             elif isinstance(event, ReasoningDelta):
-                said = dumps(event.text)
+                said = quoted(event.text)
                 text += self._chunk(index, f'{{"reasoning_content":{said},"reasoning":{said}}}')
             elif isinstance(event, ToolCall):
                 text += self._call(index, event)
@@ -152,6 +141,9 @@ class _Writer:
         if self._usage:
             text += f'{self._head}],"usage":{dumps(words.usage(self._answering.usage))}}}\n\n'
         return text + words.DONE
+
+    def failed(self, wrong: Exception) -> str:
+        return words.failed(wrong)
 
     def _finish(self, index: int, reason: str | None) -> str:
         self._open.discard(index)
@@ -178,12 +170,12 @@ class _Writer:
 
     def _chunk(self, index: int, delta: str, finish: str | None = None) -> str:
         """delta: as JSON. What was told of tokens since the last chunk goes with it."""
-        told = ""
-        if self._logprobs:
-            told = f'"logprobs":{dumps({"content": self._told[index], "refusal": None})},' if self._told[index] else ""
+        logprobs = ""
+        if self._logprobs and self._told[index]:
+            logprobs = f'"logprobs":{dumps({"content": self._told[index], "refusal": None})},'
             self._told[index] = []
         reason = f'"{finish}"' if finish else "null"
-        return f'{self._head}{{"index":{index},"delta":{delta},{told}"finish_reason":{reason}}}{self._tail}'
+        return f'{self._head}{{"index":{index},"delta":{delta},{logprobs}"finish_reason":{reason}}}{self._tail}'
 
 
 def _format(fields: Fields) -> Any:
@@ -227,10 +219,10 @@ def _choice(index: int, one: Finished, ask: Ask, answering: Answering, ids: _Cal
         message["function_call"], reason = _function(calls[0]), "function_call"
     elif calls:
         message["tool_calls"] = [{"id": ids.next(), "type": "function", "function": _function(call)} for call in calls]
-    told = None
+    logprobs = None
     if ask.extra.get("logprobs"):
-        told = {"content": [words.told(*each, answering) for each in one.logprobs], "refusal": None}
-    return {"index": index, "message": message, "logprobs": told, "finish_reason": reason}
+        logprobs = {"content": [words.told(*each, answering) for each in one.logprobs], "refusal": None}
+    return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": reason}
 
 
 def _function(call: ToolCall) -> dict[str, str]:

@@ -12,9 +12,9 @@ from json import dumps
 from typing import TYPE_CHECKING, Any
 
 from mlx_qwen35.serving import openai_words as words
-from mlx_qwen35.serving.exchange import Alive, Answering, Ask, Finished
+from mlx_qwen35.serving.exchange import Answering, Ask, Finished
 from mlx_qwen35.serving.fields import Fields
-from mlx_qwen35.serving.pulse import Pulse
+from mlx_qwen35.serving.pulse import told
 from mlx_qwen35.serving.refusal import Refusal
 
 if TYPE_CHECKING:
@@ -82,21 +82,8 @@ class Completions:
             "usage": words.usage(answering.usage),
         }
 
-    async def stream(self, ask: Ask, answering: Answering) -> AsyncIterator[str]:
-        writer, pulse = _Writer(ask, answering), Pulse()
-        try:
-            if ask.extra.get("echo"):
-                yield writer.begin()
-            async for item in answering:
-                text = writer.alive() if isinstance(item, Alive) else writer.part(item)
-                if not text and pulse.due():
-                    text = writer.alive()
-                if text:
-                    pulse.beat()
-                    yield text
-            yield writer.end()
-        except Exception as wrong:
-            yield words.failed(wrong)
+    def stream(self, ask: Ask, answering: Answering) -> AsyncIterator[str]:
+        return told(_Writer(ask, answering), answering)
 
     def refused(self, refusal: Refusal) -> dict[str, Any]:
         return words.error(refusal)
@@ -147,6 +134,8 @@ class _Writer:
 
     def begin(self) -> str:
         """The prompts, for an echo."""
+        if not self._ask.extra.get("echo"):
+            return ""
         return "".join(self._chunk(index, _echo(self._ask, self._answering, index)) for index in range(self._answers))
 
     def alive(self) -> str:
@@ -166,6 +155,9 @@ class _Writer:
         if self._usage:
             text += f'{self._head}],"usage":{dumps(words.usage(self._answering.usage))}}}\n\n'
         return text + words.DONE
+
+    def failed(self, wrong: Exception) -> str:
+        return words.failed(wrong)
 
     def _finish(self, index: int, text: str, reason: str | None) -> str:
         self._open.discard(index)

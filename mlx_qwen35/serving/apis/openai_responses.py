@@ -11,16 +11,17 @@ import re
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from mlx_qwen35.serving import openai_words as words
 from mlx_qwen35.serving import response_items as items
 from mlx_qwen35.serving.catalogue import Catalogue, Question
-from mlx_qwen35.serving.exchange import Alive, Answering, Ask, Finished
+from mlx_qwen35.serving.exchange import Answering, Ask, Finished
 from mlx_qwen35.serving.fields import Fields
 from mlx_qwen35.serving.kept import Kept
 from mlx_qwen35.serving.openai_thinking import read_thinking
-from mlx_qwen35.serving.pulse import Pulse
+from mlx_qwen35.serving.pulse import told
 from mlx_qwen35.serving.refusal import Refusal
 from mlx_qwen35.serving.response_events import ResponseEvents
 from mlx_qwen35.serving.response_tools import read_tools
@@ -110,26 +111,8 @@ class Responses:
             output.append(items.call_item(name, call_id, call.name, arguments, "completed", offers))
         return self._ended(ask, answering, output, status)
 
-    async def stream(self, ask: Ask, answering: Answering) -> AsyncIterator[str]:
-        events, pulse = ResponseEvents(ask, answering), Pulse()
-        begun = _response(ask, answering, [], "in_progress")
-        try:
-            yield events.event("response.created", response=begun) + events.event(
-                "response.in_progress", response=begun
-            )
-            async for item in answering:
-                text = "" if isinstance(item, Alive) else events.part(item)
-                if isinstance(item, Alive) or not text and pulse.due():
-                    text = events.event("response.in_progress", response=begun)
-                if text:
-                    pulse.beat()
-                    yield text
-            status = _status(events.finish_reason)
-            last = events.ended(status)
-            response = self._ended(ask, answering, events.output, status)
-            yield last + events.event(f"response.{status}", response=response)
-        except Exception as wrong:
-            yield events.event("response.failed", response=_failed(begun, Refusal.of(wrong)))
+    def stream(self, ask: Ask, answering: Answering) -> AsyncIterator[str]:
+        return told(_Writer(self, ask, answering), answering)
 
     def refused(self, refusal: Refusal) -> dict[str, Any]:
         made = words.error(refusal)
@@ -192,6 +175,29 @@ def _gone(name: str) -> Refusal:
 
 def _status(reason: str | None) -> str:
     return "incomplete" if reason in ("length", "deadline", "cancelled") else "completed"
+
+
+class _Writer(ResponseEvents):
+    """One stream as text: the events of the response around those of its items."""
+
+    def __init__(self, api: Responses, ask: Ask, answering: Answering) -> None:
+        super().__init__(ask, answering)
+        self._ended = partial(api._ended, ask, answering)
+        self._response = _response(ask, answering, [], "in_progress")
+
+    def begin(self) -> str:
+        return self.event("response.created", response=self._response) + self.alive()
+
+    def alive(self) -> str:
+        return self.event("response.in_progress", response=self._response)
+
+    def end(self) -> str:
+        status = _status(self.finish_reason)
+        last = self.ended(status)
+        return last + self.event(f"response.{status}", response=self._ended(self.output, status))
+
+    def failed(self, wrong: Exception) -> str:
+        return self.event("response.failed", response=_failed(self._response, Refusal.of(wrong)))
 
 
 def _response(ask: Ask, answering: Answering, output: list[items.Item], status: str) -> dict[str, Any]:
