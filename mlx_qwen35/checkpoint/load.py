@@ -15,6 +15,7 @@ import mlx.nn as nn
 
 from mlx_qwen35.checkpoint import contents
 from mlx_qwen35.checkpoint.context import with_context
+from mlx_qwen35.checkpoint.gguf.form import GgufForm
 from mlx_qwen35.checkpoint.inventory import KEPT_FLOAT32, PATCH_EMBEDDING
 from mlx_qwen35.checkpoint.part import FLOATS, AnyPart
 from mlx_qwen35.checkpoint.source import open_source, read_parts
@@ -64,6 +65,8 @@ def load_model(
             Qwen35Warning,
             stacklevel=2,
         )
+    for note in source.form.notes if isinstance(source.form, GgufForm) else ():
+        warnings.warn(note, Qwen35Warning, stacklevel=2)
     check_experts(source.parts.values(), source.folder, compute)
     if stream is not None:
         from mlx_qwen35.checkpoint.stream import stream_experts, streamed_layouts

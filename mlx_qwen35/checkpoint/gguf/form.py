@@ -33,11 +33,12 @@ def _half(origin: Origin) -> int | None:
 @dataclass(frozen=True)
 class GgufForm:
     """origins: of our tensors; frames: of the patch embedding, () without a vision tower; label: of the recipe by which
-    the model was quantized, such as "Q4_K_M"."""
+    the model was quantized, such as "Q4_K_M"; notes: what whoever loads it should know."""
 
     origins: Mapping[str, Origin]
     frames: tuple[GgufTensor, ...]
     label: str
+    notes: tuple[str, ...] = ()
 
     name = "GGUF"
     endings = ()

@@ -6,7 +6,6 @@ Knows in which order they are read, and what goes with what. Reads headers only.
 from __future__ import annotations
 
 import json
-import warnings
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -30,7 +29,7 @@ from mlx_qwen35.checkpoint.gguf.origins import PATCHES, mtp_layers, text_origins
 from mlx_qwen35.checkpoint.gguf.types import FILE_TYPES
 from mlx_qwen35.checkpoint.gguf.vocabulary import Vocabulary
 from mlx_qwen35.config import ModelConfig
-from mlx_qwen35.errors import CheckpointError, Qwen35Warning
+from mlx_qwen35.errors import CheckpointError
 
 # How large pictures and videos may be, in pixels: no projector says it, and these are the family's own.
 _PIXELS = {"preprocessor_config.json": (65_536, 16_777_216), "video_preprocessor_config.json": (4_096, 25_165_824)}
@@ -42,10 +41,12 @@ _PREPARED = {
 
 @dataclass(frozen=True)
 class Opened:
-    """A model that lies in GGUF files. projector: of its vision tower, None without one."""
+    """A model that lies in GGUF files. projector: of its vision tower, None without one; notes: what whoever loads it
+    should know, in words."""
 
     gguf: Gguf
     projector: Gguf | None
+    notes: tuple[str, ...] = ()
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
@@ -68,7 +69,7 @@ class Opened:
             frames = tuple(self.projector.tensors[name] for name in PATCHES if name in self.projector.tensors)
             if len(frames) != len(PATCHES):
                 raise CheckpointError(f"{self.projector.path} lacks {' or '.join(PATCHES)}: download the file again")
-        return GgufForm(origins, frames, self._label)
+        return GgufForm(origins, frames, self._label, self.notes)
 
     @property
     def _label(self) -> str:
@@ -121,42 +122,41 @@ def open_model(path: Path) -> Opened:
     gguf = _read(model)
     if architecture(gguf) == PROJECTOR:
         raise CheckpointError(f"{model} is a vision tower by itself (mmproj): give the file of its model, beside it")
-    return Opened(_with_head(gguf), _projector(gguf))
+    return Opened(_with_head(gguf), *_projector(gguf))
 
 
 def _read(path: Path) -> Gguf:
-    """read_gguf(), once for each state of a file."""
+    """read_gguf(), once for each state of a file and its folder."""
     try:
-        state = path.stat()
+        state, folder = path.stat(), path.parent.stat()
     except OSError:
         return read_gguf(path)
-    return _kept(path, state.st_mtime_ns, state.st_size)
+    return _kept(path, state.st_mtime_ns, state.st_size, folder.st_mtime_ns)
 
 
 @lru_cache(maxsize=4)
-def _kept(path: Path, changed: int, size: int) -> Gguf:
+def _kept(path: Path, *state: int) -> Gguf:
     return read_gguf(path)
 
 
-def _projector(gguf: Gguf) -> Gguf | None:
+def _projector(gguf: Gguf) -> tuple[Gguf | None, tuple[str, ...]]:
+    """The vision tower, if there is one, and what is to be said of it."""
     width = gguf.metadata.get(f"{gguf.metadata['general.architecture']}.embedding_length")
     fitting, others = [], []
     for path in projectors_beside(gguf.path):
         found = _read(path)
-        if found.metadata.get("general.architecture") != PROJECTOR:
-            continue
-        (fitting if projected(found) == width else others).append(found)
+        if found.metadata.get("general.architecture") == PROJECTOR:
+            (fitting if projected(found) == width else others).append(found)
     if not fitting:
-        if others:
-            warnings.warn(
-                f"{others[0].path} is the vision tower of another model (it projects to {projected(others[0])}, this "
-                f"one is {width} wide): the model is read for text only",
-                Qwen35Warning,
-                stacklevel=2,
-            )
-        return None
+        note = [
+            f"{other.path} is the vision tower of another model (it projects to {projected(other)}, and this one is "
+            f"{width} wide): the model is read for text only"
+            for other in others[:1]
+        ]
+        return None, tuple(note)
     check_projector(fitting[0])
-    return fitting[0]
+    note = f"{gguf.path.parent} has {len(fitting)} vision towers that fit: {fitting[0].path.name} is taken"
+    return fitting[0], (note,) if len(fitting) > 1 else ()
 
 
 def _with_head(gguf: Gguf) -> Gguf:

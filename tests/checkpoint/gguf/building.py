@@ -14,7 +14,7 @@ from gguf import GGMLQuantizationType, GGUFWriter
 from gguf.constants import GGML_QUANT_SIZES
 
 from tests.checkpoints import Tensors, tiny_config
-from tests.text.folders import SPECIAL, TEMPLATE, tokenizer_json
+from tests.text.folders import TEMPLATE, tokenizer_json
 
 # Rows of 256 values wherever K types may go, and no two sizes alike that could be confused. Value heads: 6 on 2.
 SIZES: dict[str, Any] = {
@@ -46,6 +46,11 @@ _TOWER_BLOCK = {
     "norm1": "ln1", "norm2": "ln2",
 }  # fmt: skip
 _SHIFTED = re.compile(r"(attn_norm|attention_norm|attn_[qk]_norm|output_norm|enorm|hnorm|shared_head_norm)\.weight$")
+# The small template, with placeholders for pictures.
+SEEING = TEMPLATE.replace(
+    "{{- part.text }}",
+    "{{- '<|vision_start|><|image_pad|><|vision_end|>' if part.type == 'image' else part.text }}",
+)
 Kinds = Callable[[str], str]
 
 
@@ -284,7 +289,7 @@ def keys_of(writer: GGUFWriter, arch: str, text: Mapping[str, Any], head: bool =
         writer.add_uint32(f"{arch}.rope.scaling.original_context_length", rope["original_max_position_embeddings"])
 
 
-def vocabulary_of(writer: GGUFWriter, tokenizer: Mapping[str, Any], size: int, template: str | None = TEMPLATE) -> None:
+def vocabulary_of(writer: GGUFWriter, tokenizer: Mapping[str, Any], size: int, template: str | None = SEEING) -> None:
     """A tokenizer.json as llama.cpp's converter writes it; looks like <|...|>: CONTROL; padded up to `size`."""
     tokens = {number: (token, 1) for token, number in tokenizer["model"]["vocab"].items()}
     for added in tokenizer["added_tokens"]:
@@ -339,7 +344,9 @@ def write_projector(path: Path, config: Mapping[str, Any], tensors: Tensors, kin
 
 
 def tiny_tokenizer() -> dict[str, Any]:
-    """A byte-level tokenizer of 263 plain and 12 added tokens; its special ones are not numbered as the family's."""
-    assert "<|im_end|>" in SPECIAL
-    return tokenizer_json()
+    """A byte-level tokenizer with the tokens that the family's config.json names, under other numbers."""
+    made = tokenizer_json()
+    last = made["added_tokens"][-1]
+    made["added_tokens"].append({**last, "id": last["id"] + 1, "content": "<|video_pad|>", "special": True})
+    return made
 

@@ -11,8 +11,7 @@ from mlx_qwen35.checkpoint.gguf.container import read_gguf
 from mlx_qwen35.checkpoint.gguf.metadata import generation_of
 from mlx_qwen35.checkpoint.gguf.vocabulary import Vocabulary
 from mlx_qwen35.errors import CheckpointError
-from tests.checkpoint.gguf.building import GGUFWriter, finish, tiny_tokenizer, vocabulary_of
-from tests.text.folders import TEMPLATE
+from tests.checkpoint.gguf.building import SEEING, GGUFWriter, finish, tiny_tokenizer, vocabulary_of
 
 SIZE = 248_320
 
@@ -93,7 +92,7 @@ def test_a_small_tokenizer_and_its_companions(tmp_path):
     for key in ("added_tokens", "normalizer"):
         assert made[key] == plain[key], key
     assert made["model"]["vocab"] == plain["model"]["vocab"]
-    assert words.template() == TEMPLATE
+    assert words.template() == SEEING
     assert words.tokenizer_config()["eos_token"] == "<|im_end|>"
 
 
