@@ -1,4 +1,4 @@
-"""`convert`: a checkpoint of any layout into an MLX folder. Knows flags; the work is `checkpoint.convert`'s."""
+"""`convert`: a checkpoint of any layout into an MLX folder or a GGUF file. Knows flags; `conversion.convert` works."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pathlib import Path
 from mlx_qwen35.cli.options import DTYPES, OptionError
 from mlx_qwen35.cli.progress import Progress
 
-DESCRIPTION = "Write a checkpoint as an MLX folder, quantized or not."
+DESCRIPTION = "Write a checkpoint as an MLX folder or a GGUF file, quantized or not."
 MODES = ("affine", "mxfp4", "mxfp8", "nvfp4")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", nargs="?", metavar="SOURCE", help="the checkpoint: a folder, or a name")
-    parser.add_argument("target", nargs="?", metavar="TARGET", help="the folder to write")
+    parser.add_argument("target", nargs="?", metavar="TARGET", help="the folder to write, or a NAME.gguf")
     parser.add_argument("--hf-path", metavar="SOURCE", help="the same as SOURCE, under mlx-lm's name")
     parser.add_argument("--mlx-path", metavar="TARGET", help="the same as TARGET, under mlx-lm's name")
     parser.add_argument(
@@ -39,6 +39,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--target-size", metavar="SIZE", help="choose the bits so that the checkpoint has at most SIZE, as in 100GB"
     )
     parser.add_argument(
+        "--outtype",
+        metavar="TYPE",
+        help="of a GGUF file: f32, f16, bf16, q8_0, q4_0, q4_1, mxfp4 (default: as its name says, or bf16)",
+    )
+    parser.add_argument(
         "--pack-experts", action="store_true", help="add expert records for streaming, as large as the experts"
     )
     parser.add_argument("--dtype", choices=DTYPES, help="of what is not quantized (default: as in the source)")
@@ -56,22 +61,26 @@ def run(args: argparse.Namespace) -> int:
     size = None if args.target_size is None else _bytes(args.target_size)
     if size is not None and args.q_bits is not None:
         raise OptionError("--target-size chooses the bits and --q-bits says them; give one of them")
+    quantizing = (args.q_bits, args.q_group_size, args.q_mode, args.quant_predicate, size)
+    quantize = args.quantize or any(value is not None for value in quantizing)
+    if quantize and target.endswith(".gguf"):
+        raise OptionError("-q and --q-... are about MLX's forms; of a GGUF file say --outtype, as in --outtype q8_0")
     from mlx_qwen35.conversion.convert import unfinished
     from mlx_qwen35.library.converting import convert
 
-    quantizing = (args.q_bits, args.q_group_size, args.q_mode, args.quant_predicate, size)
     bits = 4 if args.q_bits is None else args.q_bits
     try:
         written = convert(
             source,
             target,
-            bits=bits if args.quantize or any(value is not None for value in quantizing) else None,
+            bits=bits if quantize else None,
             group_size=64 if args.q_group_size is None else args.q_group_size,
             mode=args.q_mode or "affine",
             recipe=args.quant_predicate,
             target_size=size,
             dtype=args.dtype,
             pack_experts=args.pack_experts,
+            outtype=args.outtype,
             adapter_path=args.adapter_path,
             overwrite=args.overwrite,
             resume=args.resume,

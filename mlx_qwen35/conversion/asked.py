@@ -17,6 +17,7 @@ from mlx_qwen35.checkpoint.load import compute_dtype
 from mlx_qwen35.checkpoint.quantize import default_spec
 from mlx_qwen35.config import ModelConfig, QuantSpec
 from mlx_qwen35.conversion import recipes
+from mlx_qwen35.conversion.gguf.asked import check_config, check_plain, check_targets, is_gguf_target, read_outtype
 from mlx_qwen35.conversion.journal import Refused, is_begun
 from mlx_qwen35.conversion.partial import Partial, claim, container_of
 from mlx_qwen35.conversion.write import write_error
@@ -40,24 +41,34 @@ def check_request(
     overwrite: bool = False,
     resume: bool = False,
     verify: object = False,
+    pack_experts: bool = False,
+    outtype: str | None = None,
     **others: object,
 ) -> None:
     """Raises what `convert` would raise of these arguments for a source of this config, whose weights are not here yet.
 
     Leaves nothing on the disk. others: what cannot be wrong by then.
     """
-    default = read_default(bits, group_size, mode, recipe, target_size)
+    target = Path(target).expanduser()
+    to_gguf = is_gguf_target(target, outtype)
+    if to_gguf:
+        check_plain(
+            group_size=group_size != 64, mode=mode != "affine", recipe=recipe, target_size=target_size, dtype=dtype,
+            verify=verify, pack_experts=pack_experts,
+        )  # fmt: skip
+        check_config(config, read_outtype(outtype, target.name), "the checkpoint")
+    else:
+        default = read_default(bits, group_size, mode, recipe, target_size)
+        if default is not None:
+            recipes.assign(recipe, text_tensors(config), default, config)
     if dtype is not None:
         compute_dtype(dtype)
-    if default is not None:
-        recipes.assign(recipe, text_tensors(config), default, config)
     if adapter_path is not None:
         if verify:
             raise CheckpointError(NO_VERIFYING)
         adapters.check_fit(adapters.read_adapter(adapter_path), config)
-    target = Path(target).expanduser()
     if not container_of(target).exists():
-        check_target(None, target, overwrite)
+        (check_targets if to_gguf else check_target)(None, target, overwrite)
     there = next(path for path in (target.parent, *target.absolute().parents) if path.exists())
     if there != target.parent:
         if not os.access(there, os.W_OK):

@@ -7,8 +7,6 @@ often the work was interrupted.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 import warnings
 from collections.abc import Callable, Container
@@ -18,33 +16,29 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlx_qwen35 import __version__
 from mlx_qwen35.checkpoint import adapters
 from mlx_qwen35.checkpoint.companions import companions
-from mlx_qwen35.checkpoint.files import ReadError, fingerprint
 from mlx_qwen35.checkpoint.inventory import text_tensors
 from mlx_qwen35.checkpoint.load import compute_dtype
-from mlx_qwen35.checkpoint.mtp import find_mtp
 from mlx_qwen35.checkpoint.source import Source, open_source
 from mlx_qwen35.config import QuantSpec
 from mlx_qwen35.conversion import allotment, pipeline, recipes
 from mlx_qwen35.conversion.asked import NO_VERIFYING, check_target, check_unfinished, read_default
-from mlx_qwen35.conversion.journal import Journal, Refused, is_begun
+from mlx_qwen35.conversion.gguf.asked import check_plain, is_gguf_target
+from mlx_qwen35.conversion.gguf.convert import convert_gguf
+from mlx_qwen35.conversion.journal import Journal, is_begun
 from mlx_qwen35.conversion.loss import Loss
 from mlx_qwen35.conversion.partial import Partial, claim, container_of
 from mlx_qwen35.conversion.piece import Piece, pieces, safetensors_files
 from mlx_qwen35.conversion.plan import Plan, make_plan
 from mlx_qwen35.conversion.records import LayerRecords, layer_records
+from mlx_qwen35.conversion.resumed import OnProgress, Progress, clean_up, digest, left_to_do
 from mlx_qwen35.conversion.suiting import check_losses, suited
 from mlx_qwen35.conversion.verify import Verification, check_memory
 from mlx_qwen35.conversion.verify import verify as check
 from mlx_qwen35.conversion.write import WriteError, make_durable, shown_size, write_error, write_index, write_json
 from mlx_qwen35.errors import CheckpointError
 from mlx_qwen35.machine.files import allow_open, listed
-
-_GO_ON = "Go on with --resume (resume=True)"
-
-OnProgress = Callable[[int, int], None]
 
 
 def convert(
@@ -62,6 +56,7 @@ def convert(
     resume: bool = False,
     verify: bool | Callable[[Verification], None] = False,
     pack_experts: bool = False,
+    outtype: str | None = None,
     on_progress: OnProgress | None = None,
     on_measure: OnProgress | None = None,
     on_note: Callable[[str], None] | None = None,
@@ -83,12 +78,24 @@ def convert(
     bytes in all); on_measure: before that, where target_size is given, with (modules measured, modules in all).
     on_note: called with a line on each module that gets another quantization, because the one that was asked for would
     spoil it; None: they are warnings.
+    A target that ends in .gguf is one file for llama.cpp, and one for the vision tower beside it (TARGET-mmproj.gguf).
+    outtype says its type: "f32", "f16", "bf16", "q8_0", "q4_0", "q4_1" or "mxfp4" (experts; the rest q8_0); None takes
+    it from the name (model-Q8_0.gguf), else bf16. What is about MLX's forms, and verify, is refused with it.
     Raises CheckpointError for a source that cannot be read or is already what is asked for, weights that are NaN or
     infinite, or that are lost in the target (each module is held against its source while both are there), an existing
     target, an unfinished conversion to it, another one at the same time, a quantization that MLX does not have and a
     full disk. `target` appears only when it is complete. What an interruption (Ctrl-C, a kill, a full disk) leaves is a
     hidden folder beside it, which no loader takes for a checkpoint.
     """
+    if is_gguf_target(target, outtype):
+        check_plain(
+            group_size=group_size != 64, mode=mode != "affine", recipe=recipe, target_size=target_size, dtype=dtype,
+            verify=verify, pack_experts=pack_experts,
+        )  # fmt: skip
+        return convert_gguf(
+            source, target, outtype=outtype, adapter_path=adapter_path, overwrite=overwrite, resume=resume,
+            on_progress=on_progress,
+        )  # fmt: skip
     default = read_default(bits, group_size, mode, recipe, target_size)
     wanted = None if dtype is None else compute_dtype(dtype)
     say = on_note or (lambda line: warnings.warn(line, stacklevel=3))
@@ -112,7 +119,7 @@ def convert(
         "pack_experts": pack_experts,
     }
     with claim(target) as partial:
-        journal = Journal(partial.journal, asked, _digest(origin, adapter))
+        journal = Journal(partial.journal, asked, digest(origin, adapter))
         try:
             if resume:
                 journal.resume()
@@ -136,7 +143,7 @@ def convert(
                 partial.finish(overwrite)
             partial.discard()
         except BaseException as error:
-            _clean_up(error, partial)
+            clean_up(error, partial)
             raise
         finally:
             journal.close()
@@ -146,15 +153,6 @@ def convert(
 def unfinished(target: str | Path) -> bool:
     """Whether an interrupted conversion to `target` left work that `resume` goes on with."""
     return is_begun(container_of(Path(target).expanduser()) / "journal")
-
-
-def _clean_up(error: BaseException, partial: Partial) -> None:
-    """Keep what can be gone on with; nothing else stays behind."""
-    damaged = isinstance(error, CheckpointError) and not isinstance(error, (WriteError, ReadError, Refused))
-    if damaged or not is_begun(partial.journal):
-        partial.discard()
-    elif isinstance(error, (WriteError, ReadError)):
-        error.args = (f"{error}. {_GO_ON}",)
 
 
 def _convert(
@@ -182,13 +180,13 @@ def _convert(
     except OSError as error:
         raise write_error(error, folder) from error
     whole = sum(task.nbytes for task in plan.tasks)
-    progress = _Progress(sum(layer.nbytes for layer in records) + (3 if verifying else 1) * whole, on_progress)
+    progress = Progress(sum(layer.nbytes for layer in records) + (3 if verifying else 1) * whole, on_progress)
     try:
         allow_open(2 * len(files))
         for file in files.values():
             file.open()
         all_pieces = list(pieces(plan, files))
-        todo = _todo([*all_pieces, *records], journal, progress)
+        todo = left_to_do([*all_pieces, *records], journal, progress)
 
         def note(piece: Piece | LayerRecords, written: tuple[list[str], Loss | None]) -> None:
             sums, lost = written
@@ -209,38 +207,6 @@ def _convert(
     finally:
         for file in files.values():
             file.close()
-
-
-def _todo(
-    all_pieces: list[Piece | LayerRecords], journal: Journal, progress: _Progress
-) -> list[Piece | LayerRecords]:
-    """The pieces that do not lie in their place, as the checksums say: a power failure may lose what was written."""
-    recorded = [piece for piece in all_pieces if piece.name in journal.done]
-    good = set()
-
-    def compare(piece: Piece | LayerRecords, sums: list[str]) -> None:
-        if sums == journal.done[piece.name]:
-            good.add(piece.name)
-
-    pipeline.run(recorded, lambda piece: piece.found(), compare)
-    progress.begin(sum(piece.nbytes for piece in recorded if piece.name in good))
-    return [piece for piece in all_pieces if piece.name not in good]
-
-
-class _Progress:
-    """Counts bytes for a callback."""
-
-    def __init__(self, total: int, report: OnProgress | None):
-        self.done, self.total, self.report = 0, total, report
-
-    def begin(self, count: int) -> None:
-        """So much was done before."""
-        self.add(count)
-
-    def add(self, count: int) -> None:
-        self.done += count
-        if self.report:
-            self.report(self.done, self.total)
 
 
 def _assignment(
@@ -292,21 +258,6 @@ def _to_json(assignment: dict[str, QuantSpec | None] | None) -> dict[str, Any]:
 
 def _from_json(value: dict[str, Any] | None) -> dict[str, QuantSpec | None] | None:
     return {module: spec and QuantSpec(*spec) for module, spec in value.items()} if value else None
-
-
-def _digest(origin: Source, adapter: adapters.Adapter | None) -> str:
-    """Of what the target's bytes are made of: the files of source and adapter as they are now, and MLX.
-
-    Times alone would not do: archives and builds that are to be repeated give every file the same.
-    """
-    paths = {entry.file for entry in origin.files.entries.values()}
-    paths |= {path for path in [origin.folder / "config.json"] if path.exists()}  # a GGUF has none
-    paths = sorted(paths | set(find_mtp(origin).paths))
-    paths += [] if adapter is None else [adapter.folder / adapters.CONFIG, adapter.folder / adapters.WEIGHTS]
-    found = [(path.name, path.stat().st_mtime_ns, fingerprint(path)) for path in paths]
-    device = mx.default_device().type
-    text = json.dumps([str(origin.folder.resolve()), found, mx.__version__, str(device), __version__])
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _check_companions(source: Path) -> None:

@@ -1,7 +1,8 @@
 """Writing a checkpoint's files: safetensors whose tensors are filled in any order, their index, JSON.
 
-Knows the safetensors format. Knows nothing of models or of what the tensors mean. All names, dtypes and shapes are
-known before the first byte is written, so that every piece of every tensor has its place from the start.
+Knows the safetensors format, and files of tensors whose places are known. Knows nothing of models or of what the
+tensors mean. All names, dtypes and shapes are known before the first byte is written, so that every piece of every
+tensor has its place from the start.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import errno
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,23 +45,17 @@ class TensorSpec:
         return math.prod(self.shape) * _SIZES[self.dtype]
 
 
-class SafetensorsFile:
-    """One safetensors file on disk: where each of its tensors lies, known before any is there.
+class PlacedFile:
+    """One file of tensors on disk: where each of them lies, known before any is there.
 
     Threads may write different places of it at the same time. Nothing is open between calls of open() and close().
     """
 
-    def __init__(self, path: Path, specs: Iterable[TensorSpec], metadata: dict[str, str] | None = None):
-        # Whole pages first, so that all large tensors begin with one; then wide elements first, which keeps the others
-        # aligned to theirs, as the format's own library does.
-        ordered = sorted(specs, key=lambda spec: (spec.nbytes % PAGE > 0, -_SIZES[spec.dtype], spec.name))
-        self.path = path
-        self.header, begin = _header(ordered, metadata or {"format": "mlx"})
-        self._place: dict[str, tuple[int, int]] = {}
-        for spec in ordered:
-            self._place[spec.name] = begin, spec.nbytes
-            begin += spec.nbytes
-        self.nbytes = begin
+    def __init__(self, path: Path, header: bytes, places: Mapping[str, tuple[int, int]]):
+        """header: the first bytes of the file. places: (offset in it, bytes) of each tensor, in its order."""
+        self.path, self.header = path, header
+        self._place = dict(places)
+        self.nbytes = max((offset + size for offset, size in self._place.values()), default=len(header))
         self._handle = -1
         self._writer: Writer | None = None
 
@@ -106,6 +101,21 @@ class SafetensorsFile:
         """Return when the disk has it all; raises WriteError if it does not."""
         with _named(self.path):
             flush(self._handle)
+
+
+class SafetensorsFile(PlacedFile):
+    """A safetensors file."""
+
+    def __init__(self, path: Path, specs: Iterable[TensorSpec], metadata: dict[str, str] | None = None):
+        # Whole pages first, so that all large tensors begin with one; then wide elements first, which keeps the others
+        # aligned to theirs, as the format's own library does.
+        ordered = sorted(specs, key=lambda spec: (spec.nbytes % PAGE > 0, -_SIZES[spec.dtype], spec.name))
+        header, begin = _header(ordered, metadata or {"format": "mlx"})
+        places = {}
+        for spec in ordered:
+            places[spec.name] = begin, spec.nbytes
+            begin += spec.nbytes
+        super().__init__(path, header, places)
 
 
 def _header(specs: list[TensorSpec], metadata: dict[str, str]) -> tuple[bytes, int]:

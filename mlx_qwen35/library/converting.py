@@ -1,4 +1,4 @@
-"""From a name to an MLX folder. Knows where sources come from; the work is conversion/convert.py's."""
+"""From a name to an MLX folder or a GGUF file. Knows where sources come from; the work is conversion/convert.py's."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ def _check_arguments(target: Any, options: Mapping[str, Any]) -> None:
             checks.flag(name, value)
         elif name.startswith("on_"):
             checks.called(name, value)
-        elif name in ("mode", "recipe"):
-            checks.text(name, value, optional=name == "recipe")
+        elif name in ("mode", "recipe", "outtype"):
+            checks.text(name, value, optional=name != "mode")
         elif name == "target_size" and not isinstance(value, str):
             checks.whole(name, value, 1, otherwise="leaves the size to bits")
         elif name == "adapter_path":

@@ -1,0 +1,1 @@
+"""From a checkpoint of any form to GGUF files that llama.cpp loads."""
