@@ -19,7 +19,8 @@ from mlx_qwen35.config import ModelConfig, QuantSpec
 from mlx_qwen35.conversion import recipes
 from mlx_qwen35.conversion.gguf.asked import check_config, check_plain, check_targets, is_gguf_target, read_outtype
 from mlx_qwen35.conversion.journal import Refused, is_begun
-from mlx_qwen35.conversion.partial import Partial, claim, container_of
+from mlx_qwen35.conversion.partial import claim, container_of
+from mlx_qwen35.conversion.resumed import check_unfinished
 from mlx_qwen35.conversion.write import write_error
 from mlx_qwen35.errors import CheckpointError
 from mlx_qwen35.machine.files import listed
@@ -95,15 +96,6 @@ def read_default(
             f"target_size chooses affine bits for every module, and {other} other ones: give one of them"
         )
     return default
-
-
-def check_unfinished(partial: Partial, overwrite: bool, resume: bool) -> None:
-    """Raises Refused where an interrupted conversion is neither gone on with nor discarded."""
-    if is_begun(partial.journal) and not overwrite and not resume:
-        raise Refused(
-            f"an unfinished conversion to {partial.target} lies in {partial.container}: go on with it (--resume, or "
-            "resume=True), discard it (--overwrite, or overwrite=True), or choose another target"
-        )
 
 
 def check_target(source: Path | None, target: Path, overwrite: bool) -> None:

@@ -23,7 +23,7 @@ from mlx_qwen35.checkpoint.load import compute_dtype
 from mlx_qwen35.checkpoint.source import Source, open_source
 from mlx_qwen35.config import QuantSpec
 from mlx_qwen35.conversion import allotment, pipeline, recipes
-from mlx_qwen35.conversion.asked import NO_VERIFYING, check_target, check_unfinished, read_default
+from mlx_qwen35.conversion.asked import NO_VERIFYING, check_target, read_default
 from mlx_qwen35.conversion.gguf.asked import check_plain, is_gguf_target
 from mlx_qwen35.conversion.gguf.convert import convert_gguf
 from mlx_qwen35.conversion.journal import Journal, is_begun
@@ -32,7 +32,7 @@ from mlx_qwen35.conversion.partial import Partial, claim, container_of
 from mlx_qwen35.conversion.piece import Piece, pieces, safetensors_files
 from mlx_qwen35.conversion.plan import Plan, make_plan
 from mlx_qwen35.conversion.records import LayerRecords, layer_records
-from mlx_qwen35.conversion.resumed import OnProgress, Progress, clean_up, digest, left_to_do
+from mlx_qwen35.conversion.resumed import OnProgress, Progress, check_unfinished, clean_up, digest, left_to_do
 from mlx_qwen35.conversion.suiting import check_losses, suited
 from mlx_qwen35.conversion.verify import Verification, check_memory
 from mlx_qwen35.conversion.verify import verify as check

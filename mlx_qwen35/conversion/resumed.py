@@ -97,3 +97,12 @@ def clean_up(error: BaseException, partial: Partial) -> None:
         partial.discard()
     elif isinstance(error, (WriteError, ReadError)):
         error.args = (f"{error}. {_GO_ON}",)
+
+
+def check_unfinished(partial: Partial, overwrite: bool, resume: bool) -> None:
+    """Raises Refused where an interrupted conversion is neither gone on with nor discarded."""
+    if is_begun(partial.journal) and not overwrite and not resume:
+        raise Refused(
+            f"an unfinished conversion to {partial.target} lies in {partial.container}: go on with it (--resume, or "
+            "resume=True), discard it (--overwrite, or overwrite=True), or choose another target"
+        )

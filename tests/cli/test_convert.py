@@ -29,7 +29,7 @@ def calls(monkeypatch):
 
 PLAIN = {
     "bits": None, "group_size": 64, "mode": "affine", "recipe": None, "target_size": None, "dtype": None,
-    "pack_experts": False, "adapter_path": None, "overwrite": False, "resume": False,
+    "pack_experts": False, "outtype": None, "adapter_path": None, "overwrite": False, "resume": False,
 }  # fmt: skip
 
 
@@ -50,6 +50,7 @@ PLAIN = {
         ("a b --target-size 2GiB", {"bits": 4, "target_size": 2 << 30}),
         ("a b --target-size 5000", {"bits": 4, "target_size": 5000}),
         ("a b --dtype bfloat16", {"dtype": "bfloat16"}),
+        ("a b --outtype q8_0", {"outtype": "q8_0"}),
     ],
 )
 def test_flags(calls, run, argv, options):

@@ -14,13 +14,12 @@ from mlx_qwen35.checkpoint import adapters
 from mlx_qwen35.checkpoint.companions import companions
 from mlx_qwen35.checkpoint.source import open_source
 from mlx_qwen35.conversion import pipeline
-from mlx_qwen35.conversion.asked import check_unfinished
 from mlx_qwen35.conversion.gguf.asked import check_targets, read_outtype
 from mlx_qwen35.conversion.gguf.plan import GgufPlan, plan_gguf
 from mlx_qwen35.conversion.gguf.tensors import GgufPiece
 from mlx_qwen35.conversion.journal import Journal, Refused
 from mlx_qwen35.conversion.partial import Partial, claim, container_of
-from mlx_qwen35.conversion.resumed import OnProgress, Progress, clean_up, digest, left_to_do
+from mlx_qwen35.conversion.resumed import OnProgress, Progress, check_unfinished, clean_up, digest, left_to_do
 from mlx_qwen35.conversion.write import WriteError, shown_size, write_error
 from mlx_qwen35.machine.files import flush_names
 
