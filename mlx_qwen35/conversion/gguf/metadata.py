@@ -160,12 +160,10 @@ def _yarn(config: ModelConfig, text: TextConfig) -> Metadata:
         "rope.scaling.type": Value(STRING, "yarn"),
         "rope.scaling.factor": Value(F32, yarn.factor),
         "rope.scaling.original_context_length": Value(U32, yarn.original_max_position_embeddings),
-        "rope.scaling.yarn_beta_fast": Value(F32, yarn.beta_fast),
-        "rope.scaling.yarn_beta_slow": Value(F32, yarn.beta_slow),
     }
-    if yarn.attention_factor is not None:
-        found["rope.scaling.yarn_attn_factor"] = Value(F32, yarn.attention_factor)
-    return found
+    rest = (("attn_factor", yarn.attention_factor, None), ("beta_fast", yarn.beta_fast, 32.0),
+            ("beta_slow", yarn.beta_slow, 1.0))  # fmt: skip
+    return found | {f"rope.scaling.yarn_{key}": Value(F32, given) for key, given, usual in rest if given != usual}
 
 
 def _three(values: Any) -> list[float]:

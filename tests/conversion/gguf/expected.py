@@ -117,8 +117,7 @@ def _layer(rest: str, value: np.ndarray, text: Mapping[str, Any]) -> dict[str, n
 def write_companions(folder: Path, vocab_size: int) -> None:
     """A byte-level tokenizer of this family with a few merges and added tokens, a template, sampling defaults.
 
-    Ids: 256 bytes, two merged tokens, then what is added: 258 and 259 in tokenizer.json, 260 to 262 in both or only in
-    tokenizer_config.json.
+    Ids: 256 bytes, two merged tokens, then what is added: 258 to 261 in both files, 262 in tokenizer_config.json only.
     """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
@@ -133,13 +132,16 @@ def write_companions(folder: Path, vocab_size: int) -> None:
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
             {"type": "Split", "pattern": {"Regex": SPLITTING}, "behavior": "Isolated", "invert": False},
             {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}]},
-        "post_processor": None, "decoder": {"type": "ByteLevel"},
+        "post_processor": None,
+        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
         "model": {"type": "BPE", "vocab": vocab, "merges": [["t", "h"], ["Ġ", "th"]]},
     }  # fmt: skip
     settings = {
         "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "bos_token": None, "add_bos_token": False,
         "tokenizer_class": "Qwen2Tokenizer", "chat_template": "{{ 'not the file' }}",
-        "added_tokens_decoder": {"262": {"content": "<tts_pad>", "special": True, **flags}},
+        "added_tokens_decoder": {
+            str(i): {"content": text, "special": special, **flags} for i, text, special in [*added, (262, "<tts_pad>", True)]
+        },
     }  # fmt: skip
     assert vocab_size > 262
     generation = {"do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 0.95, "eos_token_id": [259, 258]}
