@@ -140,7 +140,8 @@ def write_companions(folder: Path, vocab_size: int) -> None:
         "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "bos_token": None, "add_bos_token": False,
         "tokenizer_class": "Qwen2Tokenizer", "chat_template": "{{ 'not the file' }}",
         "added_tokens_decoder": {
-            str(i): {"content": text, "special": special, **flags} for i, text, special in [*added, (262, "<tts_pad>", True)]
+            str(i): {"content": text, "special": special, **flags}
+            for i, text, special in [*added, (262, "<tts_pad>", True)]
         },
     }  # fmt: skip
     assert vocab_size > 262
