@@ -19,7 +19,7 @@ from mlx_qwen35.errors import CheckpointError
 
 # How text is split before merges, by tokenizer.ggml.pre. The family's own rule: words with their marks, single digits,
 # runs of punctuation, line ends, spaces.
-_SPLIT = {
+SPLITTING = {
     "qwen35": (
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+"
         r"|\s+(?!\S)|\s+"
@@ -75,13 +75,13 @@ class Vocabulary:
     def tokenizer_json(self) -> bytes:
         """tokenizer.json; raises CheckpointError for a tokenizer that is not this family's, or damaged."""
         model, rule = (self.gguf.metadata.get(f"tokenizer.ggml.{key}") for key in ("model", "pre"))
-        if model != "gpt2" or rule not in _SPLIT:
+        if model != "gpt2" or rule not in SPLITTING:
             raise CheckpointError(
                 f"{self._where}: the tokenizer is {model!r:.40} with the rule {rule!r:.40}, and this family's is "
                 "'gpt2' with 'qwen35': take a GGUF that llama.cpp's converter made of the original"
             )
         byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-        split = {"type": "Split", "pattern": {"Regex": _SPLIT[rule]}, "behavior": "Isolated", "invert": False}
+        split = {"type": "Split", "pattern": {"Regex": SPLITTING[rule]}, "behavior": "Isolated", "invert": False}
         made = {
             "version": "1.0",
             "truncation": None,

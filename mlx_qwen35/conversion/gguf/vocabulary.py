@@ -12,15 +12,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from mlx_qwen35.checkpoint.gguf.types import BOOL, CONTROL, I32, NORMAL, STRING, U32, UNUSED, USER_DEFINED
+from mlx_qwen35.checkpoint.gguf.vocabulary import SPLITTING
 from mlx_qwen35.conversion.gguf.metadata import Metadata, Value
 from mlx_qwen35.errors import CheckpointError
 from mlx_qwen35.text.tokenizer import TURN_END
 
-# How the family's tokenizers split a text, which llama.cpp calls "qwen35".
-SPLITTING = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 _ELSE = "write an MLX folder instead, or take the tokenizer.json of the original checkpoint"
 
 Read = Callable[[str], bytes | None]
@@ -76,7 +72,7 @@ def _check_known(tokenizer: Mapping[str, Any], where: str) -> None:
     plain = len(rest) == 1 and rest[0]["type"] == "ByteLevel" and not rest[0].get("add_prefix_space")
     if tokenizer["model"].get("type", "BPE") != "BPE" or not plain or rest[0].get("use_regex"):
         raise CheckpointError(f"{where}: tokenizer.json is no byte-level BPE of this family: {_ELSE}")
-    if patterns != [SPLITTING]:
+    if patterns != [SPLITTING["qwen35"]]:
         raise CheckpointError(
             f"{where}: tokenizer.json splits a text by {str(patterns):.60}..., not as llama.cpp's qwen35 does: {_ELSE}"
         )

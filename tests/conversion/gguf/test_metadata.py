@@ -16,7 +16,7 @@ from mlx_qwen35.conversion.gguf.vocabulary import vocabulary
 from mlx_qwen35.errors import CheckpointError
 from tests.conversion.gguf.expected import SPLITTING, write_companions
 from tests.conversion.gguf.test_values import config_of, source_of
-from tests.published import published_config, write_published_files
+from tests.published import published_config
 
 U32, F32, STRING = GGUFValueType.UINT32, GGUFValueType.FLOAT32, GGUFValueType.STRING
 
@@ -145,21 +145,24 @@ def reading(folder: Path):
     return lambda name: (folder / name).read_bytes() if (folder / name).is_file() else None
 
 
-def test_the_published_vocabulary(tmp_path: Path, shared_dir: Path) -> None:
-    folder = write_published_files(shared_dir / "model_data", tmp_path)
+def test_the_published_vocabulary(shared_dir: Path) -> None:
+    data = shared_dir / "model_data"
+    tokenizer = gzip.decompress((data / "qwen35_tokenizer_reconstructed.json.gz").read_bytes())
+    template = (data / "hf/chat_template.jinja").read_bytes()
+    files = {"tokenizer.json": tokenizer, "chat_template.jinja": template,
+             "tokenizer_config.json": (data / "hf/tokenizer_config.rebuilt.json").read_bytes()}  # fmt: skip
     found = {key.removeprefix("tokenizer."): value.value
-             for key, value in vocabulary(reading(folder), 248320, {}, "here").items()}  # fmt: skip
+             for key, value in vocabulary(files.get, 248320, {}, "here").items()}  # fmt: skip
     kinds = np.bincount(found["ggml.token_type"], minlength=6).tolist()
     assert kinds == [0, 248044, 0, 27, 6, 243]
-    packed = (shared_dir / "model_data/qwen35_tokenizer_reconstructed.json.gz").read_bytes()
-    original = json.loads(gzip.decompress(packed))
+    original = json.loads(tokenizer)
     assert found["ggml.merges"] == [" ".join(pair) for pair in original["model"]["merges"]]
     assert {token: i for i, token in enumerate(found["ggml.tokens"][:248044])} == original["model"]["vocab"]
     added = {token["id"]: token["content"] for token in original["added_tokens"]}
     assert found["ggml.tokens"][248044:248077] == [added[i] for i in range(248044, 248077)]
     assert (found["ggml.eos_token_id"], found["ggml.padding_token_id"]) == (248046, 248044)
     assert "ggml.bos_token_id" not in found
-    assert found["chat_template"] == (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    assert found["chat_template"] == template.decode()
 
 
 def test_a_beginning_that_config_json_names(tmp_path: Path) -> None:
