@@ -47,7 +47,8 @@ class EngineAnswering:
     @classmethod
     async def of(cls, pool: Pool, ask: Ask) -> EngineAnswering:
         """Raises Refusal not_found."""
-        return cls(pool, await pool.look_up(ask.model), ask)
+        look_up = pool.look_up if ask.load_only else pool.look_up_answerer
+        return cls(pool, await look_up(ask.model), ask)
 
     async def started(self, within: float | None = None) -> bool:
         """Whether the model has what was asked, after at most so many seconds. Raises Refusal."""

@@ -98,7 +98,7 @@ class Pool:
                     await self._unload(place)
 
     async def count(self, ask: Ask) -> int:
-        place = await self.look_up(ask.model)
+        place = await self.look_up_answerer(ask.model)
         try:
             if place.loaded is None and place.processor is None:
                 place.processor = await self.in_thread(
@@ -126,6 +126,17 @@ class Pool:
         if self._named and len(self.places) == 1:
             return self.places[0]
         raise not_found(name or "", self.models())
+
+    async def look_up_answerer(self, name: str | None) -> Place:
+        """The place that answers to a name: that of the name, or, where there is none, of the one model that is loaded:
+        programs ask for models of their own makers. Raises Refusal not_found."""
+        try:
+            return await self.look_up(name)
+        except Refusal:
+            loaded = [place for place in self.places if place.loaded is not None]
+            if len(loaded) != 1:
+                raise
+            return loaded[0]
 
     def _of_name(self, name: str) -> Place:
         for place in self.places:

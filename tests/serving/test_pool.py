@@ -245,8 +245,15 @@ def test_names(pretended: Pretended) -> None:
             await two.look_up("gpt-9")
         assert told.value.status == 404
         assert (await two.look_up(None)).name == "Qwen/Qwen3.5-4B"
+        with pytest.raises(Refusal):
+            await two.look_up_answerer("gpt-9")
         await leased(two, "Qwen3.5-9B")
-        assert (await two.look_up(None)).name == "Qwen/Qwen3.5-9B"
+        assert (await two.look_up(None)).name == (await two.look_up_answerer("gpt-9")).name == "Qwen/Qwen3.5-9B"
+        with pytest.raises(Refusal):  # to load or unload it takes its name
+            await two.look_up("gpt-9")
+        await leased(two, "Qwen3.5-4B")
+        with pytest.raises(Refusal):
+            await two.look_up_answerer("gpt-9")
         await one.close()
         await two.close()
 
