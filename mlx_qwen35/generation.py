@@ -129,6 +129,7 @@ def stream_generate(
     n: int = 1,
     logprobs: bool = False,
     top_logprobs: int = 0,
+    call_pieces: bool = False,
     deadline: float | None = None,
     sampling: Sampling | None = None,
     stop: str | Iterable[str] = (),
@@ -163,6 +164,7 @@ def stream_generate(
     n: so many answers, one part of one or another at a time (`part.index` says of which); the prompt is computed once.
     An answer's seed is that of the sampling plus its index.
     logprobs, top_logprobs: parts have `logprob`, and so many of the likeliest tokens in `top_logprobs` (20, say).
+    call_pieces: the arguments of calls are told while they are written, as far as they are certain (CallDelta).
     deadline: seconds, after which the answer ends where it is, with the finish_reason "deadline".
     session: what was computed before. The prompt is all of it; the part that begins as an earlier one is not computed
     again. cache and covered are its own then. It makes one answer at a time: SessionError while another stream of it is

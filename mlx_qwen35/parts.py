@@ -55,7 +55,7 @@ class Part(_Split):
     logprob: that of `token`; top_logprobs: the most probable tokens with theirs, falling, of equal ones the least id
         first. None and () unless they were asked for.
     events: the same characters split into ReasoningDelta, ContentDelta and ToolCall; `reasoning`, `content` and
-        `tool_calls` are views of it, of this part alone.
+        `tool_calls` are views of it, of this part alone. With call_pieces also CallDelta, before the ToolCall.
     prompt_tokens, prompt_tps: tokens computed before the first of the answer, and how many a second.
     cached_tokens: tokens that the cache held already; they are not among prompt_tokens.
     generation_tokens, generation_tps: tokens of the answer so far; those after the first, a second since the first.
@@ -126,12 +126,14 @@ class AnswerText:
         tools: Sequence[Mapping[str, Any]] = (),
         stop: str | Iterable[str] = (),
         continued: str = "",
+        call_pieces: bool = False,
     ) -> None:
-        """continued: as Prompt has it."""
+        """continued: as Prompt has it; call_pieces: as ReplyParser has it."""
         self._eos = frozenset(eos_token_ids)
         self._characters = Detokenizer(tokenizer)
         self._stops = StopStrings(stop)
-        self._parser = ReplyParser(thinking=thinking, tools=list(tools) or None, continued=continued)
+        how = {"continued": continued, "call_pieces": call_pieces}
+        self._parser = ReplyParser(thinking=thinking, tools=list(tools) or None, **how)
 
     @property
     def stop_string(self) -> str | None:

@@ -342,6 +342,7 @@ _CHECKS: dict[str, Callable[[str, Any], None]] = {
     "n": lambda name, value: checks.whole(name, value, 1),
     "most_rows": lambda name, value: checks.whole(name, value, 1),
     "logprobs": checks.flag,
+    "call_pieces": checks.flag,
     "top_logprobs": lambda name, value: checks.whole(name, value, 0, MOST_TOLD),
     "deadline": _check_deadline,
     "priority": _check_priority,

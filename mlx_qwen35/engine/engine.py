@@ -33,6 +33,7 @@ OPTIONS = (
     "preserve_thinking", "chat_template_kwargs", "allow_control_tokens", "continue_final_message", "max_tokens",
     "thinking_budget", "response_format", "tool_choice", "strict", "n", "logprobs", "top_logprobs", "sampling", "stop",
     "session", "context_length", "mtp", "draft_model", "num_draft_tokens", "on_progress", "deadline", "priority",
+    "call_pieces",
 )  # fmt: skip
 
 

@@ -122,7 +122,7 @@ def read(model: Model, processor: Processor, prompt: Any, given: Mapping[str, An
     def one(index: int) -> Request:
         drawn = sampling.for_answer(index)
         reading = {"thinking": prompt.thinking, "continued": prompt.continued}
-        reading |= {"tools": options.tools or (), "stop": stop}
+        reading |= {"tools": options.tools or (), "stop": stop, "call_pieces": bool(ask("call_pieces"))}
         return Request(
             prompt=prompt,
             sampling=drawn,

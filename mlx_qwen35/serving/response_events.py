@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from mlx_qwen35.serving import openai_words as words
 from mlx_qwen35.serving import response_items as items
 from mlx_qwen35.serving.exchange import Answering, Ask
-from mlx_qwen35.text.reply import ContentDelta, ReasoningDelta, ToolCall
+from mlx_qwen35.text.call_pieces import remaining
+from mlx_qwen35.text.reply import CallDelta, ContentDelta, ReasoningDelta, ToolCall
 
 if TYPE_CHECKING:
     from mlx_qwen35.parts import Part
@@ -35,8 +36,9 @@ class ResponseEvents:
         self._logprobs = ask.extra["logprobs"]
         self._answering, self._names = answering, items.Names(answering.id)
         self._sequence = 0
-        self._open, self._name = "", ""  # what is told now, "reasoning" or "message", and its id
+        self._open, self._name = "", ""  # what is told now: "reasoning", "message" or "call"; its id
         self._calls = 0
+        self._call_id = self._said = ""  # of the call that is open: its id for clients, what was told of its arguments
         self._texts: list[str] = []
         self._told: list[dict[str, Any]] = []  # of the message's tokens
         self._new: list[dict[str, Any]] = []  # those of them that no event has had
@@ -57,7 +59,9 @@ class ResponseEvents:
                 text += self._content(event.text)
             elif isinstance(event, ReasoningDelta):
                 text += self._begun("reasoning") + self._reasoning(event.text)
-            elif isinstance(event, ToolCall) and not (self._calls and self._one_call):
+            elif isinstance(event, CallDelta) and not self._offers.of(event.name).custom and self._may_call:
+                text += self._call_begun(event.name) + self._arguments(event.arguments)
+            elif isinstance(event, ToolCall) and self._may_call:
                 text += self._call(event)
         if not part.events and self._open == "message":
             self._tell(part)
@@ -67,7 +71,8 @@ class ResponseEvents:
     def ended(self, status: str) -> str:
         """The end of what is open. status: that the item has."""
         kind, self._open = self._open, ""
-        if not kind:
+        if not kind or kind == "call":  # a call that breaks off is not done: a client would make it
+            self._call_id = ""
             return ""
         whole, at = "".join(self._texts), {"output_index": len(self.output), "item_id": self._name}
         first = {**at, "content_index": 0}
@@ -127,19 +132,36 @@ class ResponseEvents:
             text += self.event("response.reasoning_summary_text.delta", **at, summary_index=0)
         return text
 
-    def _call(self, call: ToolCall) -> str:
+    @property
+    def _may_call(self) -> bool:
+        return not (self._calls and self._one_call)
+
+    def _call_begun(self, name: str) -> str:
+        """The beginning of a call, unless it is open."""
+        if self._open == "call":
+            return ""
         text = self.ended("completed")
-        name, call_id, self._calls = self._names.next("fc"), self._names.call(), self._calls + 1
-        arguments = self._offers.arguments(call.name, call.arguments)
-        at = {"item_id": name, "output_index": len(self.output)}
+        self._open, self._name, self._call_id, self._said = "call", self._names.next("fc"), self._names.call(), ""
+        item = items.call_item(self._name, self._call_id, name, "", "in_progress", self._offers)
+        return text + self.event("response.output_item.added", output_index=len(self.output), item=item)
+
+    def _arguments(self, more: str, kind: str = "function_call_arguments") -> str:
+        self._said += more
+        return self.event(f"response.{kind}.delta", item_id=self._name, output_index=len(self.output), delta=more)
+
+    def _call(self, call: ToolCall) -> str:
+        text = self._call_begun(call.name)
         kind, field = "function_call_arguments", "arguments"
         if self._offers.of(call.name).custom:
             kind, field = "custom_tool_call_input", "input"
-        begun = items.call_item(name, call_id, call.name, "", "in_progress", self._offers)
-        text += self.event("response.output_item.added", output_index=at["output_index"], item=begun)
-        text += self.event(f"response.{kind}.delta", **at, delta=arguments)
-        text += self.event(f"response.{kind}.done", **at, **{field: arguments, "name": begun["name"]})
-        return text + self._done(begun | {field: arguments, "status": "completed"})
+            text += self._arguments(self._offers.arguments(call.name, call.arguments), kind)
+        else:
+            text += self._arguments(remaining(call.arguments, self._said))
+        item = items.call_item(self._name, self._call_id, call.name, self._said, "completed", self._offers)
+        told = {field: self._said, "name": item["name"]}
+        text += self.event(f"response.{kind}.done", item_id=self._name, output_index=len(self.output), **told)
+        self._open, self._calls = "", self._calls + 1
+        return text + self._done(item)
 
     def _done(self, item: items.Item) -> str:
         self.output.append(item)

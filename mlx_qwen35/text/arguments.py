@@ -66,6 +66,12 @@ class ToolSchemas:
         names = self._parameters.get(function, {}).get("required")
         return frozenset(name for name in names if isinstance(name, str)) if isinstance(names, list) else frozenset()
 
+    def is_text(self, function: str, name: str) -> bool:
+        """Whether every text is a value of a parameter as it stands, and is never read as anything else."""
+        schema = _mapping(_parameter(self._parameters.get(function, {}), name))
+        read = schema.keys() & {"$ref", "anyOf", "oneOf", "allOf", "const", "enum"}
+        return not read and _kinds(schema, None) in ([], ["string"])
+
     def arguments(self, function: str, texts: Mapping[str, str]) -> dict[str, Any]:
         """The arguments of a call to `function`, given as raw texts by parameter name."""
         root = self._parameters.get(function, {})

@@ -20,7 +20,7 @@ PREFIX = re.compile(r"(<(f(u(n(c(t(i(o(n)?)?)?)?)?)?)?)?)?$")  # what may become
 SPACE = re.compile(r"\s*")
 
 _PAIRS = {Kind.CALL_END: Kind.CALL, Kind.FUNCTION_END: Kind.FUNCTION, Kind.PARAMETER_END: Kind.PARAMETER}
-_STRAY = {"function_invocation", "function_call", "function_calls", "invoke", "tool_calls", "tool"}
+STRAY = {"function_invocation", "function_call", "function_calls", "invoke", "tool_calls", "tool"}
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class Reading:
         return self._text.endswith(">", tag.start, tag.end)
 
     def _is_stray(self, tag: Tag) -> bool:
-        return tag.kind is Kind.OTHER_END and tag.name in _STRAY
+        return tag.kind is Kind.OTHER_END and tag.name in STRAY
 
     def _function(self, index: int) -> tuple[str, dict[str, str], int]:
         """-> (name, parameters, the tag that closes the function, or that stands in its place)"""
@@ -353,10 +353,10 @@ class Reading:
         return at
 
     def _cut_out(self, value: _Value, end: int) -> str:
-        return _without_line_ends(self._text[value.start : end])
+        return without_line_ends(self._text[value.start : end])
 
 
-def _without_line_ends(value: str) -> str:
+def without_line_ends(value: str) -> str:
     """The template puts a value on lines of its own: one line end before it and one after belong to the tags."""
     value = value.removeprefix("\r\n") if value.startswith("\r\n") else value.removeprefix("\n")
     return value.removesuffix("\r\n") if value.endswith("\r\n") else value.removesuffix("\n")

@@ -65,12 +65,12 @@ class CallReader:
 
     `advance(text)` gets the whole text every time, and looks only at what it has not passed yet; `finish` once nothing
     follows. After WHOLE: `calls`, and `end`, where they end in the text. After finish() is BROKEN: `reason`, and
-    `name`, that of the call if it was read.
+    `name`, that of the call if it was read. tags: those of the text so far.
     """
 
     def __init__(self, schemas: ToolSchemas) -> None:
         self._schemas = schemas
-        self._tags = Tags()
+        self.tags = Tags()
         self._looked = 0  # tags whose surroundings are known
         self._judged = 0  # the same, of ended_before()
         self.calls: tuple[WrittenCall, ...] = ()
@@ -80,18 +80,18 @@ class CallReader:
 
     @property
     def name(self) -> str | None:
-        first = next((tag for tag in self._tags.found if tag.kind is Kind.FUNCTION), None)
+        first = next((tag for tag in self.tags.found if tag.kind is Kind.FUNCTION), None)
         return first.name if first else None
 
     def advance(self, text: str) -> CallState:
         state = self._begins(text)
         if state is not None:
             return state
-        self._tags.advance(text)
+        self.tags.advance(text)
         start = self._json_start(text)
         if start is not None:
             return self._advance_json(text, start, final=False)
-        found = self._tags.found
+        found = self.tags.found
         ending = Kind.CALL_END if text.startswith(OPENING) else Kind.FUNCTION_END
         while self._looked < len(found):
             tag = found[self._looked]
@@ -107,12 +107,12 @@ class CallReader:
     @property
     def waits(self) -> bool:
         """Whether the next character, whichever it is, may decide."""
-        return not self.begun or self._looked < len(self._tags.found)
+        return not self.begun or self._looked < len(self.tags.found)
 
     def ended_before(self, text: str, but: str) -> bool:
         """Whether a call that is as it should be ends in the text, before that which advance() found if it found one,
         and is followed by something else than a call, or `but`, or a beginning of them."""
-        found = self._tags.found
+        found = self.tags.found
         while self._judged < len(found) and not 0 < self.end <= found[self._judged].end:
             tag = found[self._judged]
             if tag.kind is Kind.CALL_END:
@@ -131,7 +131,7 @@ class CallReader:
         state = self._begins(text, final=True)
         if state is not None:
             return state
-        self._tags.advance(text, final=True)
+        self.tags.advance(text, final=True)
         start = self._json_start(text)
         if start is not None:
             return self._advance_json(text, start, final=True)
@@ -162,10 +162,10 @@ class CallReader:
 
     def _bare_begins(self, text: str, final: bool) -> bool | None:
         """A function without <tool_call> is one that is offered, followed by what a call has; None: not known yet."""
-        self._tags.advance(text, final=final)
-        if not self._tags.found:
+        self.tags.advance(text, final=final)
+        if not self.tags.found:
             return None if not final and len(text) < 300 and "\n" not in text.strip() else False
-        first = self._tags.found[0]
+        first = self.tags.found[0]
         if first.kind is not Kind.FUNCTION or first.start or not self._schemas.offers(first.name):
             return False
         rest = text[SPACE.match(text, first.end).end() :]
@@ -181,14 +181,14 @@ class CallReader:
         at = SPACE.match(text, len(OPENING) if text.startswith(OPENING) else 0).end()
         if text.startswith("{", at):
             return at
-        first = self._tags.found[1:2] if text.startswith(OPENING) else self._tags.found[:1]
+        first = self.tags.found[1:2] if text.startswith(OPENING) else self.tags.found[:1]
         if not first or first[0].kind is not Kind.FUNCTION:
             return None
         at = SPACE.match(text, first[0].end).end()
         return at if text.startswith("{", at) else None
 
     def _advance_json(self, text: str, start: int, *, final: bool) -> CallState:
-        found = self._tags.found
+        found = self.tags.found
         if final or any(tag.kind in (Kind.CALL_END, Kind.FUNCTION_END) for tag in found[self._looked :]):
             self._looked = len(found)
             try:
@@ -201,7 +201,7 @@ class CallReader:
     def _read(self, text: str, way: Way, *, only: int | None = None, cut: bool = False) -> bool:
         """Whether the text is a call when it is read in a way; only: and if it ends there."""
         try:
-            calls, end = Reading(text, self._tags.found, self._schemas, way, cut=cut, only=only).read()
+            calls, end = Reading(text, self.tags.found, self._schemas, way, cut=cut, only=only).read()
         except Unreadable as error:
             self.reason = str(error)
             return False
@@ -216,5 +216,3 @@ def _partial_end(text: str) -> int:
     at = text.rfind("<", max(0, len(text) - len("</tool_call>") + 1))
     rest = text[at:] if at >= 0 else ""
     return len(rest) if rest and any(tag.startswith(rest) and tag != rest for tag in FRAMES) else 0
-
-

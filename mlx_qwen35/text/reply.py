@@ -18,12 +18,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlx_qwen35.text.arguments import ToolSchemas
+from mlx_qwen35.text.call_pieces import CallPieces
 from mlx_qwen35.text.calls import OPENING, CallReader, CallState, WrittenCall
 from mlx_qwen35.text.stop import partial_suffix
 
 _THINK, _THINK_END = "<think>", "</think>"
 _BARE = "<function"  # a call that lacks <tool_call> begins with it, on a line of its own
 _MANY = 4096  # characters that a call may grow by before it is looked at again
+_PIECE = 16  # the same, where pieces of calls are wanted
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,17 @@ class ToolCall:
 
 
 @dataclass(frozen=True)
+class CallDelta:
+    """A piece of a call that is being written, where they were asked for: of the JSON of its arguments (`as_json` of
+    call_pieces.py). The pieces of an index are a beginning of what its ToolCall has; only where the reply breaks off
+    inside it no ToolCall follows, but an IncompleteCall. name: of the function; index: as ToolCall has it."""
+
+    name: str
+    arguments: str
+    index: int
+
+
+@dataclass(frozen=True)
 class IncompleteCall:
     """What begins as a call and cannot be read as one, mostly because the reply ended inside it. `raw`, what there is
     of it, was also given out as content (or reasoning, if it stands there); name: None if it is not known; reason: why
@@ -58,7 +71,7 @@ class IncompleteCall:
     reason: str = ""
 
 
-Event = ReasoningDelta | ContentDelta | ToolCall | IncompleteCall
+Event = ReasoningDelta | ContentDelta | ToolCall | CallDelta | IncompleteCall
 
 
 @dataclass(frozen=True)
@@ -79,9 +92,7 @@ class Reply:
         )
 
 
-def parse_reply(
-    text: str, *, thinking: bool = False, tools: Iterable[Any] | None = None, cut: bool = False
-) -> Reply:
+def parse_reply(text: str, *, thinking: bool = False, tools: Iterable[Any] | None = None, cut: bool = False) -> Reply:
     """The whole reply at once. thinking: whether the prompt ended inside <think> (Prompt.thinking); cut: as in
     ReplyParser.finish."""
     parser = ReplyParser(thinking=thinking, tools=tools)
@@ -98,8 +109,11 @@ class ReplyParser:
     stays content.
     """
 
-    def __init__(self, *, thinking: bool, tools: Iterable[Any] | None = None, continued: str = ""):
-        """continued: what stands in the prompt of the reasoning or content that the reply goes on with."""
+    def __init__(
+        self, *, thinking: bool, tools: Iterable[Any] | None = None, continued: str = "", call_pieces: bool = False
+    ):
+        """continued: what stands in the prompt of the reasoning or content that the reply goes on with. call_pieces:
+        calls are told while they are written, too (CallDelta)."""
         self._schemas = ToolSchemas(tools)
         self._thinking = thinking
         self._text = ""  # fed, not yet decided about
@@ -108,6 +122,8 @@ class ReplyParser:
         self._begun = False  # something of the present part (reasoning, content) was given out
         self._fresh = True  # and nothing but white space of its present line
         self._call = CallReader(self._schemas)
+        self._call_pieces = call_pieces
+        self._pieces: CallPieces | None = None  # of the call
         self._passed = 0  # of calls inside the reasoning, characters of those that are whole
         self._calls = 0
         self._events: list[Event] = []
@@ -121,7 +137,8 @@ class ReplyParser:
         """The events that are certain now; of two deltas in a row there is one."""
         self._more.append(text)
         in_call = self._read in (self._read_call, self._read_reasoned_call)
-        if in_call and not self._call.waits and ">" not in text and sum(map(len, self._more)) < _MANY:
+        many = _MANY if self._pieces is None else _PIECE
+        if in_call and not self._call.waits and ">" not in text and sum(map(len, self._more)) < many:
             return []
         self._text += "".join(self._more)
         self._more.clear()
@@ -195,13 +212,16 @@ class ReplyParser:
             self._text = self._text[self._call.end :]
             self._read = self._read_after_call
         elif state is CallState.BROKEN and self._final and self._call.begun:
-            self._give(ContentDelta, self._text)
+            if not (self._cut and self._pieces is not None and self._pieces.name):  # or it was told already
+                self._give(ContentDelta, self._text)
             self._give_incomplete(self._text)
         elif state is CallState.BROKEN:
             opening = OPENING if self._text.startswith(OPENING) else _BARE
             self._give(ContentDelta, opening)
             self._text = self._text[len(opening) :]
             self._read = self._read_content
+        elif self._pieces is not None and (new := self._pieces.advance(self._text, self._call.tags)):
+            self._events.append(CallDelta(self._pieces.name, new, self._calls))
         return state is not CallState.OPEN
 
     def _read_after_call(self) -> bool:
@@ -263,6 +283,7 @@ class ReplyParser:
     def _start_call(self, at: int, read: Any) -> None:
         self._text = self._text[at:]
         self._call, self._passed = CallReader(self._schemas), 0
+        self._pieces = CallPieces(self._schemas) if self._call_pieces and read == self._read_call else None
         self._read = read
 
     def _give_until_tag(self, kind: type, *tags: str, held: str = "") -> tuple[int, str | None]:

@@ -46,30 +46,31 @@ class Tag:
 
 
 class Tags:
-    """The tags of a text that grows; each is found once, however the text is cut."""
+    """The tags of a text that grows; each is found once, however the text is cut. position: before it nothing will be a
+    tag that is not found yet."""
 
     def __init__(self) -> None:
         self.found: list[Tag] = []
-        self._position = 0
+        self.position = 0
 
     def advance(self, text: str, *, final: bool = False) -> None:
         """text: all of it, from its beginning; final: it does not grow any more."""
         while True:
-            at = text.find("<", self._position)
+            at = text.find("<", self.position)
             if at < 0:
-                self._position = len(text)
+                self.position = len(text)
                 return
             match = _TAG.match(text, at, at + _LONGEST)
             if match is None:
                 if not final and _may_grow(text[at : at + _LONGEST]):
-                    self._position = at
+                    self.position = at
                     return
-                self._position = at + 1
+                self.position = at + 1
                 continue
             tag = _tag(match, text)
             if tag is not None:
                 self.found.append(tag)
-            self._position = match.end() if tag is not None else at + 1
+            self.position = match.end() if tag is not None else at + 1
 
 
 def _may_grow(rest: str) -> bool:

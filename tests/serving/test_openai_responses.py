@@ -78,7 +78,7 @@ def test_what_codex_sends_first():
     assert ask.options["tools"][0]["function"] == {
         "name": "look", "description": "Looks.", "parameters": LOOK["parameters"],
     }  # fmt: skip
-    assert ask.options.keys() == {"tools"}
+    assert ask.options.keys() == {"tools", "call_pieces"}
 
 
 def test_a_whole_turn_with_tools_comes_back_as_one_message():

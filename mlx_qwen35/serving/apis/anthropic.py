@@ -9,7 +9,6 @@ its own, without which clients read nothing.
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from json import dumps
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,8 @@ from mlx_qwen35.serving.exchange import Answering, Ask, Finished, Usage
 from mlx_qwen35.serving.fields import Fields
 from mlx_qwen35.serving.pulse import told
 from mlx_qwen35.serving.refusal import Refusal
-from mlx_qwen35.text.reply import ContentDelta, ReasoningDelta, ToolCall
+from mlx_qwen35.text.call_pieces import remaining
+from mlx_qwen35.text.reply import CallDelta, ContentDelta, ReasoningDelta, ToolCall
 
 if TYPE_CHECKING:
     from mlx_qwen35.parts import Part
@@ -47,12 +47,15 @@ class Messages:
         options = words.read_tools(fields) | words.read_thinking(fields) | words.read_limits(fields)
         if words.goes_on(messages):
             options["continue_final_message"] = True
+        stream = bool(fields.flag("stream"))
+        if stream and "tools" in options:
+            options["call_pieces"] = True
         return Ask(
             model=fields.text("model"),
             prompt=messages,
             options=options,
             sampling=words.read_sampling(fields),
-            stream=bool(fields.flag("stream")),
+            stream=stream,
             ttl=fields.number("ttl", 0),
             extra={"one_call": words.one_call(fields)},
             unread=fields.unread,
@@ -94,7 +97,8 @@ class _Writer:
     def __init__(self, ask: Ask, answering: Answering) -> None:
         self._answering, self._one_call = answering, ask.extra.get("one_call")
         self._index, self._open = -1, ""  # the block that was begun last; its type while it is open
-        self._calls = 0
+        self._calls = self._whole = 0  # calls that were begun, and those of them that are whole
+        self._said: str | None = None  # of the call that is being written: what was told of its input
         self._end: tuple[str, str | None] = ("stop", None)
 
     def begin(self) -> str:
@@ -117,9 +121,11 @@ class _Writer:
             elif isinstance(event, ReasoningDelta):
                 text += self._begun("thinking", '"thinking":"","signature":""')
                 text += self._delta("thinking_delta", "thinking", event.text)
-            elif isinstance(event, ToolCall) and not (self._calls and self._one_call):
-                text += self._call_begun(event.name)
-                text += self._delta("input_json_delta", "partial_json", json.dumps(event.arguments)) + self._ended()
+            elif isinstance(event, CallDelta) and (self._said is not None or self._may_call):
+                text += self._called(event.name, event.arguments)
+            elif isinstance(event, ToolCall) and (self._said is not None or self._may_call):
+                text += self._called(event.name, remaining(event.arguments, self._said or "")) + self._ended()
+                self._said, self._whole = None, self._whole + 1
         if part.finish_reason is not None:
             self._end = part.finish_reason, part.stop_string
         return text
@@ -128,7 +134,7 @@ class _Writer:
         """What is due when nothing follows."""
         data = {
             "type": "message_delta",
-            "delta": _end(*self._end, calls=bool(self._calls)),
+            "delta": _end(*self._end, calls=bool(self._whole)),
             "usage": _usage(self._answering.usage),
         }
         return self._ended() + _event("message_delta", data) + _event("message_stop", {"type": "message_stop"})
@@ -144,10 +150,18 @@ class _Writer:
             f'"content_block":{{"type":"{kind}",{empty}}}}}\n\n'
         )
 
-    def _call_begun(self, name: str) -> str:
-        empty = f'"id":"{_call_id(self._answering, self._calls)}","name":{dumps(name)},"input":{{}}'
-        self._calls += 1
-        return self._ended() + self._begun("tool_use", empty)
+    @property
+    def _may_call(self) -> bool:
+        return not (self._calls and self._one_call)
+
+    def _called(self, name: str, more: str) -> str:
+        """More of a call's input, and its beginning, unless it has begun."""
+        text = ""
+        if self._said is None:
+            empty = f'"id":"{_call_id(self._answering, self._calls)}","name":{dumps(name)},"input":{{}}'
+            text, self._said, self._calls = self._ended() + self._begun("tool_use", empty), "", self._calls + 1
+        self._said += more
+        return text + self._delta("input_json_delta", "partial_json", more)
 
     def _delta(self, kind: str, field: str, text: str) -> str:
         return (

@@ -8,7 +8,6 @@ and calls as they come; finish_reason once for each; the usage, where it was ask
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from json import dumps
 from json.encoder import encode_basestring_ascii as quoted
@@ -22,7 +21,8 @@ from mlx_qwen35.serving.openai_thinking import read_thinking
 from mlx_qwen35.serving.openai_tools import older_form, read_tools
 from mlx_qwen35.serving.pulse import told
 from mlx_qwen35.serving.refusal import Refusal
-from mlx_qwen35.text.reply import ContentDelta, ReasoningDelta, ToolCall
+from mlx_qwen35.text.call_pieces import as_json, remaining
+from mlx_qwen35.text.reply import CallDelta, ContentDelta, ReasoningDelta, ToolCall
 
 if TYPE_CHECKING:
     from mlx_qwen35.parts import Part
@@ -45,19 +45,22 @@ class ChatCompletions:
         wanted, top = fields.flag("logprobs"), words.read_told(fields, "top_logprobs")
         if wanted or top:
             options |= {"logprobs": True} | ({"top_logprobs": top} if top else {})
-        one_call = fields.flag("parallel_tool_calls") is False
+        one_call, older = fields.flag("parallel_tool_calls") is False, older_form(body)
+        stream = bool(fields.flag("stream"))
+        if stream and "tools" in options and not older:
+            options["call_pieces"] = True
         return Ask(
             model=fields.text("model"),
             prompt=given_messages(messages),
             options=options,
             sampling=words.read_sampling(fields),
-            stream=bool(fields.flag("stream")),
+            stream=stream,
             ttl=fields.number("ttl", 0),
             extra={
                 "usage": words.wants_usage(fields),
                 "one_call": one_call,
                 "logprobs": "logprobs" in options,
-                "older": older_form(body),
+                "older": older,
             },
             unread=fields.unread,
         )
@@ -101,6 +104,7 @@ class _Writer:
         self._usage, self._logprobs = ask.extra.get("usage"), ask.extra.get("logprobs")
         self._ids = _CallIds(answering.id)
         self._calls = [0] * self._answers
+        self._pieces: dict[int, str] = {}  # of the call that each answer writes: what was told of its arguments
         self._open = set(range(self._answers))
         self._told: list[list[dict[str, Any]]] = [[] for _ in range(self._answers)]
         self._head, self._tail = "", '"usage":null}\n\n' if self._usage else ""
@@ -129,6 +133,8 @@ class _Writer:
             elif isinstance(event, ReasoningDelta):
                 said = quoted(event.text)
                 text += self._chunk(index, f'{{"reasoning_content":{said},"reasoning":{said}}}')
+            elif isinstance(event, CallDelta):
+                text += self._piece(index, event)
             elif isinstance(event, ToolCall):
                 text += self._call(index, event)
         if part.finish_reason is not None:
@@ -150,23 +156,34 @@ class _Writer:
         said = words.finish_reason(reason, calls=bool(self._calls[index]))
         return self._chunk(index, "{}", "function_call" if self._older and said == "tool_calls" else said)
 
+    def _piece(self, index: int, piece: CallDelta) -> str:
+        if self._calls[index] and self._one_call:
+            return ""
+        text = "" if index in self._pieces else self._call_begun(index, piece.name)
+        self._pieces[index] = self._pieces.get(index, "") + piece.arguments
+        return text + self._arguments(index, piece.arguments)
+
     def _call(self, index: int, call: ToolCall) -> str:
         at = self._calls[index]
-        if at and self._one_call:
+        if at and (self._one_call or self._older):
             return ""
-        self._calls[index] += 1
-        name, arguments = dumps(call.name), dumps(json.dumps(call.arguments, ensure_ascii=False))
         if self._older:
-            if at:
-                return ""
-            first = self._chunk(index, f'{{"function_call":{{"name":{name},"arguments":""}}}}')
-            return first + self._chunk(index, f'{{"function_call":{{"arguments":{arguments}}}}}')
-        first = (
-            f'{{"tool_calls":[{{"index":{at},"id":"{self._ids.next()}","type":"function",'
-            f'"function":{{"name":{name},"arguments":""}}}}]}}'
-        )
-        more = f'{{"tool_calls":[{{"index":{at},"function":{{"arguments":{arguments}}}}}]}}'
-        return self._chunk(index, first) + self._chunk(index, more)
+            name, arguments = dumps(call.name), dumps(as_json(call.arguments))
+            text = self._chunk(index, f'{{"function_call":{{"name":{name},"arguments":""}}}}')
+            text += self._chunk(index, f'{{"function_call":{{"arguments":{arguments}}}}}')
+        else:
+            text = "" if index in self._pieces else self._call_begun(index, call.name)
+            text += self._arguments(index, remaining(call.arguments, self._pieces.pop(index, "")))
+        self._calls[index] += 1
+        return text
+
+    def _call_begun(self, index: int, name: str) -> str:
+        head = f'"index":{self._calls[index]},"id":"{self._ids.next()}","type":"function"'
+        return self._chunk(index, f'{{"tool_calls":[{{{head},"function":{{"name":{dumps(name)},"arguments":""}}}}]}}')
+
+    def _arguments(self, index: int, more: str) -> str:
+        at = self._calls[index]
+        return self._chunk(index, f'{{"tool_calls":[{{"index":{at},"function":{{"arguments":{dumps(more)}}}}}]}}')
 
     def _chunk(self, index: int, delta: str, finish: str | None = None) -> str:
         """delta: as JSON. What was told of tokens since the last chunk goes with it."""
@@ -226,4 +243,4 @@ def _choice(index: int, one: Finished, ask: Ask, answering: Answering, ids: _Cal
 
 
 def _function(call: ToolCall) -> dict[str, str]:
-    return {"name": call.name, "arguments": json.dumps(call.arguments, ensure_ascii=False)}
+    return {"name": call.name, "arguments": as_json(call.arguments)}

@@ -72,6 +72,9 @@ class Responses:
             options["response_format"] = form
         if told := bool(top) or _LOGPROBS in fields.strings("include"):
             options |= {"logprobs": True} | ({"top_logprobs": top} if top else {})
+        stream = bool(fields.flag("stream"))
+        if stream and "tools" in options:
+            options["call_pieces"] = True
         reasoning = fields.any("reasoning") if isinstance(fields.any("reasoning"), Mapping) else {}
         summary = reasoning.get("summary") or reasoning.get("generate_summary")
         return Ask(
@@ -79,7 +82,7 @@ class Responses:
             prompt=messages,
             options=options,
             sampling=words.read_sampling(fields),
-            stream=bool(fields.flag("stream")),
+            stream=stream,
             ttl=fields.number("ttl", 0),
             extra={
                 "offers": offers,
