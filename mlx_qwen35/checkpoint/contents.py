@@ -11,9 +11,8 @@ from pathlib import Path
 from mlx_qwen35.checkpoint import files
 from mlx_qwen35.checkpoint.beside import with_tower
 from mlx_qwen35.checkpoint.files import TensorFiles
-from mlx_qwen35.checkpoint.forms import modelopt
 from mlx_qwen35.checkpoint.forms.face import Form
-from mlx_qwen35.checkpoint.forms.table import find_form
+from mlx_qwen35.checkpoint.forms.table import find_form, form_beside
 from mlx_qwen35.checkpoint.gguf.choosing import is_gguf
 from mlx_qwen35.checkpoint.gguf.opened import open_model
 from mlx_qwen35.checkpoint.names import MLX, MTP_PREFIXES, TARGET, TOWERS, Layout, find_layout
@@ -51,13 +50,14 @@ def open_contents(path: str | Path, config: ModelConfig | None = None) -> Conten
         return Contents(path, config, found, TARGET, opened.form)
     form = find_form(config, str(path / "config.json"))
     found = with_tower(files.open_folder(path), config.raw)
+    form = form or form_beside(path, config, found.entries)
     layout = _layout(found, form)
     if form and (layout.kind == MLX or layout.packed):
+        said = (config.source_quantization or {}).get("quant_method", form.name)
         raise CheckpointError(
-            f"{path / 'config.json'} says quant_method {config.source_quantization['quant_method']!r}, but the files "
+            f"{path / 'config.json'} says quant_method {said!r:.40}, but the files "
             "have MLX's layout: restore the config.json that came with them, or convert the original again"
         )
-    modelopt.check(path, config, found)
     return Contents(path, config, found, layout, form)
 
 

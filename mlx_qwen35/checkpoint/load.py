@@ -16,9 +16,9 @@ import mlx.nn as nn
 from mlx_qwen35.checkpoint import contents
 from mlx_qwen35.checkpoint.context import with_context
 from mlx_qwen35.checkpoint.gguf.form import GgufForm
-from mlx_qwen35.checkpoint.inventory import KEPT_FLOAT32, PATCH_EMBEDDING
+from mlx_qwen35.checkpoint.inventory import FACTORS, KEPT_FLOAT32, PATCH_EMBEDDING
 from mlx_qwen35.checkpoint.part import FLOATS, AnyPart
-from mlx_qwen35.checkpoint.source import open_source, read_parts
+from mlx_qwen35.checkpoint.source import Source, open_source, read_parts
 from mlx_qwen35.config import ModelConfig, QuantSpec
 from mlx_qwen35.errors import ArgumentError, CheckpointError, Qwen35Warning
 from mlx_qwen35.experts.budget import StreamPlan
@@ -72,8 +72,7 @@ def load_model(
         from mlx_qwen35.checkpoint.stream import stream_experts, streamed_layouts
     streamed = {} if stream is None else streamed_layouts(source, stream)
     model = Model(source.config)
-    if source.specs:
-        nn.quantize(model, class_predicate=specs_of(source.specs))
+    pack_modules(model, source)
     elsewhere = tuple(f"layers.{number}.mlp.experts." for number in streamed)
     for number in streamed:
         model.layers[number].mlp.experts = nn.Identity()
@@ -94,6 +93,16 @@ def load_model(
     model.kv_form = kv_form
     model.eval()
     return model
+
+
+def pack_modules(model: Model, source: Source) -> None:
+    """Make those of a model's modules quantized that are so in a source, with factors where it has them."""
+    if source.specs:
+        nn.quantize(model, class_predicate=specs_of(source.specs))
+    modules = dict(model.named_modules())
+    for name, part in source.parts.items():
+        if name.endswith(FACTORS):
+            modules[name.removesuffix(FACTORS)].factors = mx.ones(part.shape)
 
 
 def specs_of(specs: Mapping[str, QuantSpec]) -> Callable[[str, nn.Module], dict[str, int | str] | bool]:

@@ -382,5 +382,7 @@ def _plan(found: MtpTensors) -> tuple[dict[str, AnyPart], dict[str, QuantSpec], 
                 parts[ours] = part
     used = {entry.name for part in parts.values() for entry in part.entries}
     if not problems:
-        problems += [f"{entry} is left over" for name, entry in found.entries.items() if name not in used]
+        unused = found.form.unused if found.form else ()
+        left = (e for name, e in found.entries.items() if name not in used and not name.endswith(unused))
+        problems += [f"{entry} is left over" for entry in left]
     return parts, specs, problems

@@ -61,10 +61,14 @@ def pack(weight: mx.array, spec: QuantSpec, *, dtype: mx.Dtype | None = None) ->
 
 
 def unpack(tensors: dict[str, mx.array], spec: QuantSpec) -> mx.array:
-    """What pack() gave -> [.., in] float32, without rounding on the way."""
-    scales, biases = tensors["scales"], tensors.get("biases")
+    """What pack() gave -> [.., in] float32, without rounding on the way.
+
+    "factors", where there are any, are those of a whole tensor or of each row.
+    """
+    scales, biases, factors = tensors["scales"], tensors.get("biases"), tensors.get("factors")
     if spec.mode == "affine":
         scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)
-    return mx.dequantize(
+    values = mx.dequantize(
         tensors["weight"], scales, biases, spec.group_size, spec.bits, mode=spec.mode, dtype=mx.float32
     )
+    return values if factors is None else values * factors[..., None]

@@ -19,7 +19,7 @@ from mlx_qwen35.checkpoint.files import Entry, TensorFiles
 from mlx_qwen35.checkpoint.fitting import misfit, missing
 from mlx_qwen35.checkpoint.forms.face import Form, Published
 from mlx_qwen35.checkpoint.forms.table import READ_TODAY
-from mlx_qwen35.checkpoint.inventory import is_linear, text_tensors, vision_tensors
+from mlx_qwen35.checkpoint.inventory import FACTORS, is_linear, text_tensors, vision_tensors
 from mlx_qwen35.checkpoint.names import Layout
 from mlx_qwen35.checkpoint.norms import check_norms
 from mlx_qwen35.checkpoint.packing import Told, check_version
@@ -53,6 +53,10 @@ class Source:
     specs: dict[str, QuantSpec]
     form: Form | None
 
+    def carried(self, module: str) -> QuantSpec | None:
+        """The quantization under which one of our modules can go over into another checkpoint as it is."""
+        return None if f"{module}{FACTORS}" in self.parts else self.specs.get(module)
+
     def check_norms(self) -> None:
         """Raises CheckpointError where norms are not as the layout has them; to be called before weights are read."""
         check_norms(self.layout, self.files)
@@ -75,7 +79,9 @@ def open_source(folder: str | Path, config: ModelConfig | None = None) -> Source
     parts, specs, problems = _plan(replace(contents, config=config))
     used = {entry.name for part in parts.values() for entry in part.entries}
     head = _redundant_head(config, found, layout)
-    over = [n for n in found.entries if n not in used and n not in head and not _may_lie_beside(n, config, layout)]
+    unused = contents.form.unused if contents.form else ()
+    over = [n for n in found.entries if n not in used and n not in head and not n.endswith(unused)]
+    over = [name for name in over if not _may_lie_beside(name, config, layout)]
     problems += [_left_over(found.entries[name], config, layout, contents.form) for name in over]
     if problems:
         shown = "".join(f"\n  {problem}" for problem in problems[:6])

@@ -133,7 +133,7 @@ def _slope(small: _Choice, large: _Choice) -> float:
 
 def _forms(origin: Source, module: str, shape: Shape, group_size: int, own: int) -> dict[QuantSpec | None, int]:
     """The forms that a module may have, and its bytes in each. None: as it is in the source."""
-    had = origin.specs.get(module)
+    had = origin.carried(module)
     width = own or _width((origin.parts.get(f"{module}.scales") or origin.parts[f"{module}.weight"]).dtype)
     bits = (8,) if is_fixed(module) else BITS["affine"]
     groups = (size for size in GROUP_SIZES["affine"] if size >= group_size)
@@ -154,7 +154,7 @@ def _losses(
     origin: Source, module: str, shape: Shape, forms: list[QuantSpec | None]
 ) -> dict[QuantSpec | None, float]:
     """The relative squared error of a module in each form, on a sample."""
-    found = {spec: 0.0 for spec in forms if spec in (None, origin.specs.get(module))}
+    found = {spec: 0.0 for spec in forms if spec in (None, origin.carried(module))}
     if len(found) < len(forms):
         sample = sample_rows(origin, module, shape)
         meant = sample.astype(mx.float32)

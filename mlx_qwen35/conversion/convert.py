@@ -224,7 +224,7 @@ def _assignment(
         return None
     if target_size is None:
         asked = recipes.assign(recipe, text_tensors(origin.config), default, origin.config)
-        there = {module: had for module, had in origin.specs.items() if f"{module}.weight" not in updated}
+        there = {module: origin.carried(module) for module in asked if f"{module}.weight" not in updated}
         return {
             module: there[module] if _is_kept(origin, there.get(module), spec, recipe) else spec
             for module, spec in asked.items()

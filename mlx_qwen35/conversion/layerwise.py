@@ -12,6 +12,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_qwen35.checkpoint.inventory import KEPT_FLOAT32, text_tensors
+from mlx_qwen35.checkpoint.load import pack_modules
 from mlx_qwen35.checkpoint.part import FLOATS, AnyPart
 from mlx_qwen35.checkpoint.source import Source
 from mlx_qwen35.model import Model
@@ -23,12 +24,7 @@ def logits(source: Source, tokens: mx.array, dtype: mx.Dtype) -> mx.array:
     Memory: the largest of embedding, layer and head. Vision is left out.
     """
     model = Model(replace(source.config, vision=None))
-
-    def spec_of(path: str, module: nn.Module) -> dict[str, int | str] | bool:
-        spec = source.specs.get(path)
-        return {"group_size": spec.group_size, "bits": spec.bits, "mode": spec.mode} if spec else False
-
-    nn.quantize(model, class_predicate=spec_of)  # of random weights that are never computed: they are replaced
+    pack_modules(model, source)  # of random weights that are never computed: they are replaced
     model.eval()
     tied = source.config.text.tie_word_embeddings
     _fill(model.embed_tokens, "embed_tokens.", source, dtype)

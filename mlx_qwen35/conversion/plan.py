@@ -175,7 +175,7 @@ def _parts_of(origin: Source, name: str) -> tuple[QuantSpec | None, dict[str, An
     had = origin.specs.get(module) if name.endswith(".weight") else None
     if had is None:
         return None, {"weight": origin.parts[name]}
-    kinds = [kind for kind in ("weight", "scales", "biases") if f"{module}.{kind}" in origin.parts]
+    kinds = [kind for kind in ("weight", "scales", "biases", "factors") if f"{module}.{kind}" in origin.parts]
     return had, {kind: origin.parts[f"{module}.{kind}"] for kind in kinds}
 
 
@@ -205,7 +205,8 @@ def _mtp_tasks(found: MtpTensors, wanted: mx.Dtype | None) -> Iterable[Task]:
                 f"{part.entries[0]} has dtype {part.dtype}, and its scales are missing: download the files again"
             )
         yield Task(name, {"weight": part}, part.shape, None, None, wanted or _DTYPES[part.dtype])
-    over = next((entry for name, entry in found.entries.items() if name not in used), None)
+    unused = found.form.unused if found.form else ()
+    over = next((e for name, e in found.entries.items() if name not in used and not name.endswith(unused)), None)
     if over:
         raise CheckpointError(f"{over} is left over beside the text model: download the files again")
 

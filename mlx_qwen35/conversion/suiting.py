@@ -34,7 +34,7 @@ def suited(
     found, notes = dict(assignment), []
     for module, spec in assignment.items():
         name = f"{module}.weight"
-        if spec is None or spec == origin.specs.get(module) or name in updated:
+        if spec is None or spec == origin.carried(module) or name in updated:
             continue
         sample = sample_rows(origin, module, shapes[name])
         if not mx.isfinite(sample).all():

@@ -57,8 +57,8 @@ class Task:
 
     @property
     def carried(self) -> bool:
-        """Whether nothing but the dtype of floats changes."""
-        return self.had == self.has and self.update is None
+        """Whether nothing but the dtype of floats changes. Factors are no part of what MLX writes."""
+        return self.had == self.has and self.update is None and "factors" not in self.parts
 
     @property
     def is_same(self) -> bool:
@@ -163,7 +163,7 @@ class Task:
 
     def _as_it_lies(self, part: AnyPart) -> bool:
         """Whether the target has the very bytes of the source."""
-        if not isinstance(part, Part) or part.axes or part.shifted:
+        if type(part) is not Part or part.axes or part.shifted:
             return False
         return part.dtype not in FLOATS or part.dtype == TAGS[self.dtype]
 

@@ -79,13 +79,18 @@ class ExpertLinear(_Expert):
 
 
 class QuantizedExpertLinear(_Expert):
-    """ExpertLinear with the weights of mx.quantize: weight uint32, scales, and biases where the mode is affine."""
+    """ExpertLinear with the weights of mx.quantize: weight uint32, scales, and biases where the mode is affine.
+
+    factors: float32 [E, 1] or [E, out], where a checkpoint has a scale for each whole tensor or row beside those of
+    groups: products are multiplied by them in float32.
+    """
 
     def __init__(
         self,
         weight: mx.array,
         scales: mx.array,
         biases: mx.array | None = None,
+        factors: mx.array | None = None,
         *,
         group_size: int | None,
         bits: int | None,
@@ -95,6 +100,8 @@ class QuantizedExpertLinear(_Expert):
         self.weight, self.scales = weight, scales
         if biases is not None:
             self.biases = biases
+        if factors is not None:
+            self.factors = factors
         self.group_size, self.bits, self.mode = group_size, bits, mode
         self.freeze()
 
@@ -109,7 +116,7 @@ class QuantizedExpertLinear(_Expert):
         packed = [self.weight, self.scales, self.get("biases")]
         if taken is not None:
             packed = [part if part is None else cut(part, taken, axis=1) for part in packed]
-        return mx.gather_qmm(
+        y = mx.gather_qmm(
             x,
             *packed,
             # Where rows lie sorted, MLX's faster form for them needs that these are left out.
@@ -121,10 +128,14 @@ class QuantizedExpertLinear(_Expert):
             mode=self.mode,
             sorted_indices=sorted_indices,
         )
+        if "factors" not in self:
+            return y
+        factors = self.factors if taken is None or self.factors.shape[1] == 1 else self.factors[:, taken]
+        return (y * factors[expert_ids][..., None, :]).astype(y.dtype)
 
     def of(self, expert: int, rows: mx.array) -> mx.array:
         biases = self.get("biases")
-        return quantized_matmul(
+        y = quantized_matmul(
             rows,
             self.weight[expert],
             self.scales[expert],
@@ -134,6 +145,7 @@ class QuantizedExpertLinear(_Expert):
             mode=self.mode,
             kept=False,
         )
+        return (y * self.factors[expert]).astype(y.dtype) if "factors" in self else y
 
 
 @lru_cache

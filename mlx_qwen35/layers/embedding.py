@@ -36,7 +36,7 @@ class Embedding(nn.Embedding):
 
 
 class QuantizedEmbedding(nn.QuantizedEmbedding):
-    """nn.QuantizedEmbedding whose `as_linear` goes through kernels.quantized_matmul."""
+    """nn.QuantizedEmbedding whose `as_linear` goes through kernels.quantized_matmul. factors: as in QuantizedLinear."""
 
     _multiply = staticmethod(quantized_matmul)
 
@@ -47,4 +47,13 @@ class QuantizedEmbedding(nn.QuantizedEmbedding):
     def as_linear(self, x: mx.array) -> mx.array:
         """x [.., H] -> [.., vocab]."""
         how = {"group_size": self.group_size, "bits": self.bits, "mode": self.mode}
-        return self._multiply(x, self.weight, self.scales, self.get("biases"), **how)
+        y = self._multiply(x, self.weight, self.scales, self.get("biases"), **how)
+        return (y * self.factors).astype(y.dtype) if "factors" in self else y
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """x [..] int -> [.., H]."""
+        found = super().__call__(x)
+        if "factors" not in self:
+            return found
+        factors = self.factors if self.factors.size == 1 else self.factors[x][..., None]
+        return (found * factors).astype(found.dtype)

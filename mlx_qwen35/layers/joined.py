@@ -16,7 +16,7 @@ import mlx.nn as nn
 from ..kernels.backend import on_gpu
 from ..kernels.few_rows import unpacks
 from ..kernels.quantized_matmul import rows_alone
-from .linear import QuantizedLinear
+from .linear import is_bare
 
 _LEAVES = ("weight", "scales", "biases")
 
@@ -139,8 +139,7 @@ def _alike(one: nn.Module, other: nn.Module) -> bool:
         leaves = [module.get(leaf) for leaf in _LEAVES]
         return module.bits, module.group_size, module.mode, *(a is not None and (a.dtype, a.shape[1:]) for a in leaves)
 
-    plain = all(type(m) is QuantizedLinear and "bias" not in m for m in (one, other))
-    return plain and form(one) == form(other)
+    return is_bare(one) and is_bare(other) and form(one) == form(other)
 
 
 def _join(maps: Sequence[nn.Module], first: int) -> Run:

@@ -40,7 +40,11 @@ class Linear(Readable, nn.Linear):
 
 
 class QuantizedLinear(Readable, nn.QuantizedLinear):
-    """nn.QuantizedLinear through kernels.quantized_matmul."""
+    """nn.QuantizedLinear through kernels.quantized_matmul.
+
+    factors: float32 [1] or [out], where a checkpoint has a scale for the whole tensor or each row beside those of
+    groups: the product is multiplied by it in float32.
+    """
 
     _multiply = staticmethod(quantized_matmul)
 
@@ -51,6 +55,8 @@ class QuantizedLinear(Readable, nn.QuantizedLinear):
     def __call__(self, x: mx.array) -> mx.array:
         """x [.., in] -> [.., out]."""
         y = self.product(x, self.weight, self.scales, self.get("biases"))
+        if "factors" in self:
+            y = (y * self.factors).astype(y.dtype)
         return y + self.bias if "bias" in self else y
 
     def product(self, x: mx.array, weight: mx.array, scales: mx.array, biases: mx.array | None = None) -> mx.array:
@@ -64,11 +70,16 @@ class QuantizedLinear(Readable, nn.QuantizedLinear):
         return self.product(x, *(cut(part, taken) for part in packed))
 
 
+def is_bare(module: nn.Module) -> bool:
+    """Whether a map is quantized and nothing but its product: no bias, no factors, no adapter."""
+    return type(module) is QuantizedLinear and "bias" not in module and "factors" not in module
+
+
 def worth_lanes(x: mx.array, *maps: nn.Module) -> bool:
     """Whether a CPU's lanes may each take some outputs of these maps: quantized, x [.., in] of a few rows, and none of
     the products is one that shares itself out (kernels/few_rows)."""
     few = x.size // x.shape[-1] <= MOST_ROWS and mx.default_device().type == mx.cpu
-    if not few or lane_count() == 1 or not all(type(m) is QuantizedLinear and "bias" not in m for m in maps):
+    if not few or lane_count() == 1 or not all(map(is_bare, maps)):
         return False
     sizes = ((m, m.weight.shape[0], m.scales.shape[1] * m.group_size) for m in maps)
     return not any(unpacks(x, outputs, inputs=inputs, bits=m.bits, mode=m.mode) for m, outputs, inputs in sizes)

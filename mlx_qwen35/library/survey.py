@@ -17,7 +17,6 @@ from pathlib import Path
 from mlx_qwen35.checkpoint.beside import MTP_FILES, TOWER_FILES
 from mlx_qwen35.checkpoint.contents import read_config
 from mlx_qwen35.checkpoint.files import missing_shards
-from mlx_qwen35.checkpoint.forms.gptq import Gptq
 from mlx_qwen35.checkpoint.gguf.choosing import is_gguf, models_in
 from mlx_qwen35.checkpoint.gguf.container import peek
 from mlx_qwen35.checkpoint.gguf.form import GgufForm
@@ -98,7 +97,7 @@ class Survey:
     @property
     def spec(self) -> QuantSpec | None:
         """The MLX quantization that config.json names first, whatever single modules have; None: there is none."""
-        if self.source is not None and isinstance(self.source.form, Gptq):
+        if self.source is not None and self.source.form is not None:
             return self.source.form.spec
         told = self.config.quantization if self.config else None
         return told.default if told else None
@@ -113,7 +112,7 @@ class Survey:
             return f"gguf {self.source.form.label}"
         foreign = self.config.source_quantization if self.config else None
         if foreign is not None:
-            bits = f" {foreign.get('bits')}-bit" if isinstance(self.source and self.source.form, Gptq) else ""
+            bits = f" {self.spec.bits}-bit" if self.spec and self.spec.mode == "affine" else ""
             return f"{foreign.get('quant_method')}{bits}"
         if self.spec is not None:
             return f"{self.spec.bits}-bit" if self.spec.mode == "affine" else self.spec.mode

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from mlx_qwen35.checkpoint.forms import gptq
+from mlx_qwen35.checkpoint.forms.table import find_form
 from mlx_qwen35.checkpoint.inventory import is_linear, mtp_tensors, text_tensors, vision_tensors
 from mlx_qwen35.checkpoint.names import TARGET
 from mlx_qwen35.checkpoint.source import spec_of
@@ -29,9 +29,9 @@ def told_specs(config: ModelConfig) -> Specs:
     if config.quantization is not None:
         told = {n.removesuffix(".weight"): spec_of(config, _path(n)) for n in linear}
         return {m: s for m, s in told.items() if s and linear[f"{m}.weight"][-1] % s.group_size == 0}
-    section = config.source_quantization
-    if section is not None and section.get("quant_method") in gptq.METHODS:
-        spec = gptq.read_config(section, config.raw, "config.json").spec
+    form = find_form(config, "config.json")
+    spec = form.spec if form else None
+    if spec is not None:
         # Which modules are packed only the files know; the official ones leave all but these as they were.
         return {m: spec for m in (n.removesuffix(".weight") for n in linear) if role(m) in ("experts", "mlp")}
     return {}

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from mlx_qwen35.checkpoint.files import open_file, open_folder, read, read_header
-from mlx_qwen35.checkpoint.forms import fp8
+from mlx_qwen35.checkpoint.forms import blocks
+from mlx_qwen35.checkpoint.forms.blocks import Fp8Part
 from mlx_qwen35.checkpoint.load import load_model
 from mlx_qwen35.checkpoint.part import Part
 from mlx_qwen35.conversion import pipeline, task
@@ -49,12 +50,12 @@ def assert_mlx_lm_agrees(folder: Path) -> None:
     assert mx.abs(theirs(TOKENS) - load_model(out)(TOKENS)).max().item() <= 2e-3
 
 
-def part_of(folder: Path, codes: np.ndarray, scales: np.ndarray, half: int | None = None) -> fp8.Fp8Part:
+def part_of(folder: Path, codes: np.ndarray, scales: np.ndarray, half: int | None = None) -> Fp8Part:
     write(folder / "x.safetensors", {"w": ("F8_E4M3", codes), "w_scale_inv": ("F32", scales.astype(np.float32))})
     entries, _ = read_header(folder / "x.safetensors")
     shape = codes.shape if half is None else (codes.shape[0], codes.shape[1] // 2, codes.shape[2])
-    part = fp8.with_scales(Part("w", (entries["w"],), shape, half), entries, fp8.Fp8("BF16"))
-    assert isinstance(part, fp8.Fp8Part)
+    part = blocks.with_scales(Part("w", (entries["w"],), shape, half), entries, "_scale_inv", (128, 128), "BF16")
+    assert isinstance(part, Fp8Part)
     return part
 
 
@@ -73,7 +74,7 @@ def test_every_code(tmp_path: Path) -> None:
 @pytest.mark.parametrize("shape", [(1, 1), (128, 256), (300, 130), (129, 127)])
 def test_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int], pieces: int) -> None:
     """Any rows of any matrix get the scales of their blocks."""
-    monkeypatch.setattr(fp8, "_PIECE_VALUES", pieces)
+    monkeypatch.setattr(blocks, "_PIECE_VALUES", pieces)
     rng = np.random.RandomState(0)
     codes = rng.randint(0, 0x7F, shape).astype(np.uint8)
     scales = rng.uniform(0.5, 2, [-(-size // 128) for size in shape]).astype(np.float32)
@@ -247,8 +248,9 @@ def test_refused(tmp_path: Path, case: str) -> None:
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"weight_block_size": [128, 64]}, r"config.json: quantization_config.weight_block_size is \[128, 64\]"),
-        ({"weight_block_size": None}, "weight_block_size is missing .one scale a tensor or a row"),
+        ({"weight_block_size": [128, 64]}, r"scale_inv .* has shape .*: a scale for each block of 128 x 64 of"),
+        ({"weight_block_size": [128, 0]}, r"config.json: quantization_config.weight_block_size is \[128, 0\]"),
+        ({"weight_block_size": None}, r"weight_scale_inv in .* has shape .*, expected \[\] or \[1\] or"),
         ({"fmt": "e5m2"}, "quantization_config.fmt is 'e5m2', and only 'e4m3' is read"),
         ({"quant_method": "fbgemm_fp8"}, "quant_method is 'fbgemm_fp8', which is not supported yet.*take the unquant"),
     ],

@@ -1,4 +1,4 @@
-"""GPTQ checkpoints: the same integers in MLX's order, and what MLX's grid cannot hold is refused."""
+"""GPTQ checkpoints: the same integers in MLX's order, and what does not fit together is refused."""
 
 import json
 from collections.abc import Callable
@@ -120,10 +120,10 @@ REFUSED: dict[str, tuple[Callable[[Written], Any] | None, dict[str, Any], str]] 
         put("model.visual.blocks.0.attn.qkv.qweight", "I32", np.zeros((3, 72), np.int32)), {},
         "attn.qkv.qweight in .* is left over: GPTQ is read in linear maps of the text model only",
     ),
-    "order of columns by config": (None, {"desc_act": True}, "quantization_config.desc_act is True.*take the unquant"),
-    "asymmetric": (None, {"sym": False}, "quantization_config.sym is False, and only symmetric GPTQ"),
-    "three bits": (None, {"bits": 3}, "quantization_config.bits is 3, and GPTQ is read with 2, 4, 8 bits only"),
-    "rows as groups": (None, {"group_size": -1}, "group_size is -1, and MLX has groups of 32, 64, 128 only"),
+    "order of columns by config": (None, {"desc_act": "yes"}, "config.desc_act is 'yes'.*take the unquant"),
+    "no word of zeros": (None, {"sym": None}, "quantization_config.sym is None where true or false"),
+    "five bits": (None, {"bits": 5}, "quantization_config.bits is 5, and GPTQ is read with 2, 3, 4, 8 bits only"),
+    "other groups": (None, {"group_size": 16}, "group_size is 16, and MLX has groups of 32, 64, 128 only"),
     "another format": (None, {"checkpoint_format": "marlin"}, "checkpoint_format is 'marlin'"),
     "bits by module": (None, {"dynamic": {"+:.*down_proj": {"bits": 8}}}, "dynamic gives '.:.*down_proj' settings"),
 }  # fmt: skip

@@ -1,55 +1,56 @@
-"""The official FP8 checkpoints: E4M3 codes, and one scale for each block of 128 rows and 128 columns.
+"""FP8 as Qwen publishes it, and as vLLM's tools do: E4M3 codes, and scales for blocks, rows or whole tensors.
 
-Knows quantization_config of quant_method "fp8", the names, shapes and values of the scales, and how codes become
-floats: value = code * weight_scale_inv of its block, in float32. Knows no Model and no target format.
+Knows quantization_config of quant_method "fp8". The codes are blocks.py's and grids.py's.
 
-    X.weight                  F8_E4M3 [out, in]     X.weight_scale_inv                  BF16 [out / 128, in / 128]
-    mlp.experts.gate_up_proj  F8_E4M3 [E, 2M, H]    mlp.experts.gate_up_proj_scale_inv  [E, 2M / 128, H / 128]
-
-Quotients are rounded up: the last block of a row or column may be narrower.
-The up rows of a fused tensor begin at row M, which may lie inside a block: blocks are counted from row 0 of the file's.
+    X.weight  F8_E4M3 [out, in]    X.weight_scale_inv  [out / 128, in / 128], or blocks of other sizes
+                                   X.weight_scale      [], [1] or [out, 1]
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import mlx.core as mx
-import numpy as np
-
-from mlx_qwen35.checkpoint import files
 from mlx_qwen35.checkpoint.files import Entry
 from mlx_qwen35.checkpoint.fitting import misfit
-from mlx_qwen35.checkpoint.forms.face import Made, Published
+from mlx_qwen35.checkpoint.forms import grids
+from mlx_qwen35.checkpoint.forms.blocks import CODES, Block, with_scales
+from mlx_qwen35.checkpoint.forms.face import LEAST, Made, Published, named_dtype
 from mlx_qwen35.checkpoint.inventory import Shape, is_linear
-from mlx_qwen35.checkpoint.part import FLOATS, Part, as_array, make_part
+from mlx_qwen35.checkpoint.part import FLOATS, make_part
 from mlx_qwen35.errors import CheckpointError
 
-CODES = "F8_E4M3"
 SUFFIX = "_scale_inv"  # after the whole name of the tensor that it scales
-BLOCK = 128
-_PIECE_VALUES = 1 << 24  # in float32 at a time: 64 MiB, and the scaled ones beside them
-_NAMED = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+_LARGEST = 1 << 20
+_FORMATS = ("e4m3", "float8_e4m3fn")
 
 
 @dataclass(frozen=True)
 class Fp8:
-    """What config.json says of an FP8 checkpoint. dtype: of the model that was quantized, as safetensors calls it."""
+    """What config.json says. dtype: of the model that was quantized, as safetensors calls it.
+
+    block: rows and columns that have one scale; None: a scale is of a row, or of a tensor.
+    """
 
     dtype: str
+    block: Block | None
     name: ClassVar[str] = "FP8"
-    endings: ClassVar[tuple[str, ...]] = (SUFFIX,)
+    endings: ClassVar[tuple[str, ...]] = (SUFFIX, *grids.ENDINGS)
+    unused: ClassVar[tuple[str, ...]] = grids.UNUSED
+    spec: ClassVar[None] = None
 
     def make(self, ours: str, shape: Shape, found: Published) -> Made | list[str] | None:
-        """A linear map that holds codes, dequantized."""
-        part = make_part(ours, found.entries, found.layout, found.experts) if is_linear(ours, shape) else ""
-        if isinstance(part, str) or not any(entry.dtype == CODES for entry in part.entries):
+        """A linear map that holds codes: dequantized, or packed as MLX has it where scales are not of blocks."""
+        if not is_linear(ours, shape):
             return None
+        part = make_part(ours, found.entries, found.layout, found.experts)
+        if isinstance(part, str) or not any(entry.dtype == CODES for entry in part.entries) or self.block is None:
+            return grids.by_tensors(ours, shape, found, self.block, self.dtype)
+        if any(f"{entry.name}_scale" in found.entries for entry in part.entries):
+            return grids.by_tensors(ours, shape, found, self.block, self.dtype)
         problem = misfit(part, shape, (*FLOATS, CODES))
-        made = problem or with_scales(part, found.entries, self)
+        made = problem or with_scales(part, found.entries, SUFFIX, self.block, self.dtype)
         return [made] if isinstance(made, str) else Made({ours: made})
 
     def left_over(self, entry: Entry) -> str | None:
@@ -58,163 +59,22 @@ class Fp8:
         return f"{entry} is left over: its weight is missing or not FP8"
 
 
-@dataclass(frozen=True)
-class Fp8Part:
-    """One of our tensors, out of codes and scales. codes: as if it were plain; scales: as the files have them.
-
-    dtype: what the values had before they became codes; finish() makes float32 of them unless it is told otherwise.
-    """
-
-    codes: Part
-    scales: tuple[Entry, ...]
-    dtype: str
-    computed: ClassVar[bool] = True
-    cuts: ClassVar[bool] = True
-    growth: ClassVar[int] = 4
-
-    @property
-    def ours(self) -> str:
-        return self.codes.ours
-
-    @property
-    def entries(self) -> tuple[Entry, ...]:
-        return self.codes.entries + self.scales
-
-    @property
-    def shape(self) -> Shape:
-        return self.codes.shape
-
-    @property
-    def nbytes(self) -> int:
-        scales = sum(entry.nbytes for entry in self.scales)
-        return self.codes.nbytes + (scales if self.codes.half is None else scales // 2)
-
-    @property
-    def rows(self) -> int:
-        return self.codes.rows
-
-    @property
-    def stacked(self) -> bool:
-        return self.codes.stacked
-
-    def fetch(self, start: int = 0, stop: int | None = None) -> tuple[np.ndarray, np.ndarray, int]:
-        """The codes of rows start..stop, the scales [.., blocks, blocks] that they need, and `start`."""
-        codes = self.codes.fetch(start, stop)
-        if self.codes.stacked:
-            return codes, files.read_stacked(self.scales[start:stop]), start
-        whole = len(self.shape) == 2  # [out, in]: all of its few scales
-        return codes, files.read(self.scales[0]) if whole else files.read(self.scales[0], start, stop), start
-
-    def finish(self, raw: tuple[np.ndarray, np.ndarray, int], dtype: mx.Dtype | None) -> mx.array:
-        """What fetch() gave, dequantized in float32 and then cast; dtype None keeps float32.
-
-        Raises CheckpointError for a code that is NaN and a scale that is not finite.
-        """
-        codes, scales, start = raw
-        scales = as_array(scales, self.scales[0].dtype).astype(mx.float32)
-        self._check_scales(scales, start)
-        shape = codes.shape
-        codes = codes.reshape(-1, shape[-1])
-        high = scales.shape[-2]  # rows of blocks of one expert
-        scales = scales.reshape(-1, scales.shape[-1])
-        inner = self.shape[-2]  # rows of one expert, or of the whole
-        first = self.codes.half * inner if self.codes.half else 0
-        step = max(1, _PIECE_VALUES // shape[-1])
-        pieces = []
-        for begin in range(0, len(codes), step):
-            here = mx.array(codes[begin : begin + step])
-            row = np.arange(begin, begin + len(here))
-            if len(shape) == 2:
-                block = (start + row) // BLOCK
-            else:
-                block = row // inner * high + (first + row % inner) // BLOCK
-            if mx.any((here & 0x7F) == 0x7F).item():
-                self._fail_at(codes, begin, start, inner)
-            values = _scaled(mx.from_fp8(here, dtype=mx.float32), scales[mx.array(block)]).astype(dtype or mx.float32)
-            mx.eval(values)
-            pieces.append(values)
-        joined = pieces[0] if len(pieces) == 1 else mx.concatenate(pieces)
-        joined = joined.reshape(shape)
-        mx.eval(joined)
-        return joined
-
-    def _check_scales(self, scales: mx.array, start: int) -> None:
-        if mx.all(mx.isfinite(scales)).item():
-            return
-        which = 0
-        if self.codes.stacked:
-            good = mx.all(mx.isfinite(scales), axis=(1, 2)).tolist()
-            which = start + good.index(False)
-        raise CheckpointError(
-            f"{self.scales[which]} holds NaN or infinite scales: this checkpoint is damaged, download it again"
-        )
-
-    def _fail_at(self, codes: np.ndarray, begin: int, start: int, inner: int) -> None:
-        """Name the first NaN at or after row `begin` of codes [rows, in]."""
-        row, column = next(
-            (row, int(bad.argmax())) for row in range(begin, len(codes)) if (bad := codes[row] & 0x7F == 0x7F).any()
-        )
-        code, entry = int(codes[row, column]), self.codes.entries[0]
-        place = [start + row, column]
-        if len(self.shape) == 3:
-            expert, row = start + row // inner, row % inner
-            place = [expert, row + (self.codes.half or 0) * inner, column]
-            if self.codes.stacked:
-                entry, place = self.codes.entries[expert], place[1:]
-        raise CheckpointError(
-            f"{entry} holds NaN (the E4M3 code 0x{code:02X}) at {place}: this checkpoint is damaged, download it again"
-        )
-
-
 def read_config(section: Mapping[str, Any], raw: Mapping[str, Any], where: str) -> Fp8:
-    """What a quantization_config of quant_method "fp8" says; raises CheckpointError for another kind of FP8.
+    """What a quantization_config of quant_method "fp8" says; raises CheckpointError for what of it is not read.
 
     section: the quantization_config; raw: all of config.json; where: the file, for errors.
     """
-    least = "take the official FP8 checkpoint, or the unquantized one of the same model"
     fmt, block = section.get("fmt", "e4m3"), section.get("weight_block_size")
-    if fmt not in ("e4m3", "float8_e4m3fn"):
-        raise CheckpointError(f"{where}: quantization_config.fmt is {fmt!r:.40}, and only 'e4m3' is read: {least}")
-    if block != [BLOCK, BLOCK]:
-        found = "missing (one scale a tensor or a row)" if block is None else f"{block!r:.40}"
+    if fmt not in _FORMATS:
+        raise CheckpointError(f"{where}: quantization_config.fmt is {fmt!r:.40}, and only 'e4m3' is read: {LEAST}")
+    if block is not None and not is_block(block):
         raise CheckpointError(
-            f"{where}: quantization_config.weight_block_size is {found}, and only [{BLOCK}, {BLOCK}] is read: {least}"
+            f"{where}: quantization_config.weight_block_size is {block!r:.40} where two counts are expected, or none: "
+            f"{LEAST}"
         )
-    text = raw.get("text_config") or raw
-    named = (holder.get(key) for holder in (text, raw) for key in ("dtype", "torch_dtype"))
-    return Fp8(next((_NAMED[name] for name in named if isinstance(name, str) and name in _NAMED), "BF16"))
+    return Fp8(named_dtype(raw), tuple(block) if block else None)
 
 
-def with_scales(part: Part, entries: Mapping[str, Entry], fp8: Fp8) -> Fp8Part | str:
-    """The part whose codes are `part`, with its scales; or what is wrong with those, in words."""
-    scales = []
-    for codes in part.entries:
-        if len(codes.shape) < 2 or 0 in codes.shape:
-            return f"{codes} of shape {list(codes.shape)} is FP8, which only matrices may be"
-        name, shape = codes.name + SUFFIX, _blocks(codes.shape)
-        scale = entries.get(name)
-        if scale is None:
-            wanted = f"{'/'.join(FLOATS)} {list(shape)}"
-            return f"{codes} is FP8, and its scales {name} are in none of the files (expected {wanted})"
-        if scale.dtype not in FLOATS or (scales and scale.dtype != scales[0].dtype):
-            wanted = "/".join(FLOATS) if scale.dtype not in FLOATS else f"{scales[0].dtype} as its neighbours"
-            return f"{scale} has dtype {scale.dtype}, expected {wanted}"
-        if scale.shape != shape:
-            return (
-                f"{scale} has shape {list(scale.shape)}, expected {list(shape)}: a scale for each block of "
-                f"{BLOCK} x {BLOCK} of {list(codes.shape)}"
-            )
-        scales.append(scale)
-    return Fp8Part(part, tuple(scales), fp8.dtype)
-
-
-def _blocks(shape: Shape) -> Shape:
-    return (*shape[:-2], *(math.ceil(size / BLOCK) for size in shape[-2:]))
-
-
-def _scaled(values: mx.array, scales: mx.array) -> mx.array:
-    """values: [rows, in]; scales: [rows, blocks], a scale for each BLOCK columns, the last block perhaps narrower."""
-    rows, width = values.shape
-    if width % BLOCK == 0:
-        return (values.reshape(rows, -1, BLOCK) * scales[:, :, None]).reshape(rows, width)
-    return values * mx.repeat(scales, BLOCK, axis=1)[:, :width]
+def is_block(value: Any) -> bool:
+    """Whether a value of config.json is the size of a block."""
+    return isinstance(value, list) and len(value) == 2 and all(type(n) is int and 0 < n <= _LARGEST for n in value)

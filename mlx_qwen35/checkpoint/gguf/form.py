@@ -42,6 +42,8 @@ class GgufForm:
 
     name = "GGUF"
     endings = ()
+    unused = ()
+    spec = None
 
     def entries(self) -> dict[str, Entry]:
         """Every tensor of ours under the name that a written checkpoint gives it, with its place in the file."""

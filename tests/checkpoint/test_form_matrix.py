@@ -1,0 +1,79 @@
+"""Every published form: loaded, converted and streamed, it computes what its formula says that its numbers mean."""
+
+import json
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlx_qwen35.checkpoint.load import load_model
+from mlx_qwen35.checkpoint.quantize import unpack
+from mlx_qwen35.checkpoint.source import Source, open_source
+from mlx_qwen35.conversion.convert import convert
+from tests.checkpoint.published import FORMS, Published, write
+from tests.checkpoint.test_fp8 import fused
+from tests.checkpoint.test_fp8 import published as ours
+from tests.checkpoints import Tensors, write_checkpoint
+
+TOKENS = mx.array([[3, 8, 1, 60, 22, 7, 19]])
+kinds = pytest.mark.parametrize("kind", ["dense", "moe"])
+forms = pytest.mark.parametrize("form", FORMS)
+
+
+def values(source: Source, module: str) -> np.ndarray:
+    """What the parts of a module stand for, in float32."""
+    names = [f"{module}.{kind}" for kind in ("weight", "scales", "biases", "factors")]
+    made = {n.rpartition(".")[2]: p.finish(p.fetch(), None) for n in names if (p := source.parts.get(n))}
+    spec = source.specs.get(module)
+    return np.array(unpack(made, spec) if spec else made["weight"].astype(mx.float32))
+
+
+def linear(meant: Tensors) -> Tensors:
+    """Of the text model, under our names."""
+    found = ours(meant).items()
+    return {name: v for name, v in found if name.endswith("_proj.weight") and not name.startswith(("mtp.", "vision."))}
+
+
+def plain(folder: Path, meant: Tensors) -> Path:
+    """The same model, unquantized."""
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("quantization_config", None)
+    return write_checkpoint(folder.parent / "plain", config, fused(meant))
+
+
+def away(one: Path, other: Path) -> float:
+    found = [load_model(folder, dtype="float32")(TOKENS) for folder in (one, other)]
+    assert mx.abs(found[1]).max().item() > 0.1
+    return mx.abs(found[0] - found[1]).max().item()
+
+
+@kinds
+@forms
+def test_load(tmp_path: Path, form: str, kind: str) -> None:
+    """The values are the formula's own, and so are the logits."""
+    told: Published = FORMS[form]
+    meant = write(tmp_path / "a", told, kind)
+    source = open_source(tmp_path / "a")
+    for name, value in linear(meant).items():
+        found = values(source, name.removesuffix(".weight"))
+        assert np.abs(found - value).max() <= told.unlike * np.abs(value).max(), name
+    modes = {spec.mode for spec in source.specs.values()}
+    assert told.mode in modes if told.mode else not modes
+    assert away(tmp_path / "a", plain(tmp_path / "a", meant)) <= 2e-3
+
+
+@pytest.mark.parametrize("form", [name for name in FORMS if "told beside" not in name and "auto-round" not in name])
+def test_convert(tmp_path: Path, form: str) -> None:
+    """To 4 bits: the same integers where they are 4 bits already, else those of the exact values."""
+    told = FORMS[form]
+    meant = linear(write(tmp_path / "a", told))
+    before = open_source(tmp_path / "a")
+    how = {"bits": 4, "group_size": 32, "recipe": "uniform", "dtype": "float32"}
+    after = open_source(convert(tmp_path / "a", tmp_path / "b", **how))
+    for name, value in meant.items():
+        module = name.removesuffix(".weight")
+        kept = (spec := before.carried(module)) is not None and (spec.mode, spec.bits) == ("affine", 4)
+        due = value if kept else np.array(mx.dequantize(*mx.quantize(mx.array(value), 32, 4), 32, 4))
+        differing = np.mean(np.abs(values(after, module) - due) > 10 * told.unlike * np.abs(due).max())
+        assert differing <= (1e-3 if told.unlike else 0), name
