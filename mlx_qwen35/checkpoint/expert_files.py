@@ -17,7 +17,7 @@ from mlx_qwen35.checkpoint.files import Entry
 from mlx_qwen35.checkpoint.part import AnyPart, Part
 from mlx_qwen35.checkpoint.source import Source
 from mlx_qwen35.errors import CheckpointError
-from mlx_qwen35.experts.layout import Extent, LayerLayout, Tensor
+from mlx_qwen35.experts.layout import Extent, Fixed, LayerLayout, Tensor
 
 FORMAT, VERSION = "mlx-qwen35-experts", 1  # of the records that conversion/records.py packs
 _COMPARED = 4096  # bytes of each tensor of one expert
@@ -26,8 +26,8 @@ _COMPARED = 4096  # bytes of each tensor of one expert
 def expert_layouts(source: Source) -> dict[int, LayerLayout]:
     """The experts of every layer. Packed records are taken where there are any.
 
-    Raises CheckpointError where experts are in a form that has to be converted first (FP8, GPTQ), and for records that
-    are damaged or not of these shards.
+    Raises CheckpointError where experts are in a form that has to be converted first (FP8 in blocks, GPTQ, ...), and
+    for records that are damaged or not of these shards.
     """
     layers: dict[int, list[AnyPart]] = {}
     for ours, part in source.parts.items():
@@ -35,7 +35,7 @@ def expert_layouts(source: Source) -> dict[int, LayerLayout]:
             layers.setdefault(int(ours.split(".")[1]), []).append(part)
     found = {}
     for layer, parts in sorted(layers.items()):
-        if not all(isinstance(part, Part) for part in parts):
+        if not all(part.passing for part in parts):
             raise CheckpointError(
                 f"{source.folder}: experts in {source.form.name} cannot be streamed as they are. Convert the "
                 f"checkpoint, which takes little memory: mlx-qwen35 convert {source.folder} TARGET -q"
@@ -56,23 +56,38 @@ def fingerprint(layouts: Mapping[int, LayerLayout]) -> str:
     return made.hexdigest()[:32]
 
 
-def _in_shards(layer: int, parts: list[Part]) -> LayerLayout:
+def _in_shards(layer: int, parts: list[AnyPart]) -> LayerLayout:
     stem = f"layers.{layer}.mlp.experts."
-    tensors = tuple(Tensor(part.ours.removeprefix(stem), part.dtype, part.shape[1:]) for part in parts)
     count = parts[0].shape[0]
+    fixed = tuple(
+        Fixed(part.ours.removeprefix(stem), part.dtype, part.shape[1:], part.passing.fixed)
+        for part in parts
+        if part.passing.fixed is not None
+    )
+    parts = [part for part in parts if part.passing.fixed is None]
+    tensors = tuple(
+        Tensor(
+            part.ours.removeprefix(stem), part.entries[0].dtype, part.shape[1:], part.passing.step, part.passing.exact
+        )
+        for part in parts
+    )
     if all(part.stacked for part in parts):  # a tensor for each expert
         places = tuple(
             tuple(Extent(e.file, e.offset, e.nbytes) for e in (part.entries[expert] for part in parts))
             for expert in range(count)
         )
-        return LayerLayout(layer, count, tensors, places)
+        return LayerLayout(layer, count, tensors, places, fixed=fixed)
     # gate and up of an expert may be two halves of one row: [gate 0 | up 0 | gate 1 | up 1 ...]
     first = tuple(
-        Extent(part.entries[0].file, part.entries[0].offset + (part.half or 0) * tensor.nbytes, tensor.nbytes)
+        Extent(part.entries[0].file, part.entries[0].offset + _half(part) * tensor.nbytes, tensor.nbytes)
         for part, tensor in zip(parts, tensors, strict=True)
     )
     steps = tuple(part.entries[0].nbytes // count for part in parts)
     return LayerLayout(layer, count, tensors, (first,), steps)
+
+
+def _half(part: AnyPart) -> int:
+    return (part.half or 0) if isinstance(part, Part) else 0
 
 
 def _packed(folder: Path, shards: LayerLayout) -> LayerLayout | None:

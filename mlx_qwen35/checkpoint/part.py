@@ -16,9 +16,20 @@ from mlx_qwen35.checkpoint import files
 from mlx_qwen35.checkpoint.files import Empty, Entry
 from mlx_qwen35.checkpoint.inventory import Shape
 from mlx_qwen35.checkpoint.names import Layout
+from mlx_qwen35.experts.cast import Step
 
 FLOATS = ("F32", "F16", "BF16")
 DTYPES = {"F32": mx.float32, "F16": mx.float16, "BF16": mx.bfloat16, "U32": mx.uint32, "U8": mx.uint8}
+
+
+@dataclass(frozen=True)
+class Passing:
+    """How an expert's tensor is read without its part: its bytes and a step; or it is this number everywhere, which is
+    read nowhere. exact: floats that are not cast."""
+
+    step: Step | None = None
+    fixed: int | None = None
+    exact: bool = False
 
 
 class AnyPart(Protocol):
@@ -29,7 +40,8 @@ class AnyPart(Protocol):
     codes. nbytes: in the files. rows: the length of axis 0, along which it is read in pieces. stacked: whether
     entries[e] is of expert e. computed: whether its floats are made of codes: then finish() gives float32 where it is
     asked for no dtype, and a conversion packs from that. cuts: whether rows can be read apart; if not, fetch() reads
-    the whole for any. growth: bytes that finish() makes of one in the file, at most.
+    the whole for any. growth: bytes that finish() makes of one in the file, at most. passing: how the bytes of one
+    expert are read past the part, straight into memory; None: they are not.
     """
 
     @property
@@ -52,6 +64,8 @@ class AnyPart(Protocol):
     def cuts(self) -> bool: ...
     @property
     def growth(self) -> int: ...
+    @property
+    def passing(self) -> Passing | None: ...
 
     def fetch(self, start: int = 0, stop: int | None = None) -> Any:
         """Rows start..stop as they lie in the files, for finish(): no MLX, so any thread may do it."""
@@ -68,6 +82,7 @@ class Part:
     computed: ClassVar[bool] = False
     cuts: ClassVar[bool] = True
     growth: ClassVar[int] = 1
+    passing: ClassVar[Passing] = Passing()
 
     ours: str
     entries: tuple[Entry, ...]

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from .cast import Step
+
 ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "U32": 4, "U8": 1}
 _PAD = 64  # bytes between two parts of a record that are read along: fewer than this
 _CUT = 4096  # pieces of one tensor begin at multiples of this
@@ -25,16 +27,32 @@ _CUT = 4096  # pieces of one tensor begin at multiples of this
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor of one expert. name: such as "gate_proj.weight"; dtype: as safetensors calls it; shape: of one."""
+    """One tensor of one expert. name: such as "gate_proj.weight"; dtype: as safetensors calls it; shape: of one.
+
+    step: what becomes of its bytes on their way into memory beside a cast. exact: floats that stay as they are whatever
+    is computed in.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
+    step: Step | None = None
+    exact: bool = False
 
     @property
     def nbytes(self) -> int:
         """In the file."""
         return math.prod(self.shape) * ITEM_BYTES[self.dtype]
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """A tensor of every expert that lies nowhere: one number. dtype: "U8", or a float's."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    value: int
 
 
 @dataclass(frozen=True)
@@ -85,6 +103,7 @@ class LayerLayout:
 
     places: for each expert its extents, one a tensor in order. Where experts follow one another at even distances, as
     in a stacked tensor, only those of expert 0 are given, and steps: bytes from one expert to the next, by tensor.
+    fixed: tensors that are not read.
     Raises ValueError if they do not belong together.
     """
 
@@ -93,6 +112,7 @@ class LayerLayout:
     tensors: tuple[Tensor, ...]
     places: tuple[tuple[Extent, ...], ...]
     steps: tuple[int, ...] | None = None
+    fixed: tuple[Fixed, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.places) != (self.num_experts if self.steps is None else 1):

@@ -36,14 +36,19 @@ class Slots:
         self._converters = []
         arrays: dict[str, dict[str, mx.array]] = {}
         for tensor in layout.tensors:
-            to = _PACKED.get(tensor.dtype, dtype)
+            to = mx.float32 if tensor.exact else _PACKED.get(tensor.dtype, dtype)
             store = mx.zeros((count, *tensor.shape), _BITS[to.size])
             array = store.view(to)
             mx.eval(store, array)
             self._bytes.append((_buffer(store, array), math.prod(tensor.shape) * to.size))
-            self._converters.append(None if tensor.dtype in _PACKED else converter(tensor.dtype, _name(dtype)))
+            same = tensor.dtype in _PACKED and tensor.step is None
+            self._converters.append(None if same else converter(tensor.dtype, _name(to), tensor.step))
             projection, kind = tensor.name.rsplit(".", 1)
             arrays.setdefault(projection, {})[kind] = array
+        for fixed in layout.fixed:
+            projection, kind = fixed.name.rsplit(".", 1)
+            own = _PACKED.get(fixed.dtype, dtype)
+            arrays.setdefault(projection, {})[kind] = mx.full((count, *fixed.shape), fixed.value, own)
         self.experts = Experts(*(_linear(arrays[p], specs.get(p)) for p in ("gate_proj", "up_proj", "down_proj")))
         self.experts.eval()
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from mlx_qwen35.checkpoint.load import check_kv_form, compute_dtype, read_config
-from mlx_qwen35.checkpoint.part import DTYPES, AnyPart, Part
+from mlx_qwen35.checkpoint.part import DTYPES, AnyPart
 from mlx_qwen35.checkpoint.source import Source, open_source
 from mlx_qwen35.config import ModelConfig
 from mlx_qwen35.errors import CheckpointError
@@ -254,7 +254,7 @@ def of_source(source: Source, compute: mx.Dtype) -> Demand:
         loading_layer=_loading(experts, compute),
         reserve=process_bytes(source.folder),
         gpu=mx.default_device().type == mx.gpu,
-        streamable=all(isinstance(part, Part) for part in experts),
+        streamable=all(part.passing for part in experts),
     )
 
 

@@ -11,6 +11,8 @@ from mlx_qwen35.checkpoint.load import load_model
 from mlx_qwen35.checkpoint.quantize import unpack
 from mlx_qwen35.checkpoint.source import Source, open_source
 from mlx_qwen35.conversion.convert import convert
+from mlx_qwen35.errors import CheckpointError
+from mlx_qwen35.experts.budget import StreamPlan
 from tests.checkpoint.published import FORMS, Published, write
 from tests.checkpoint.test_fp8 import fused
 from tests.checkpoint.test_fp8 import published as ours
@@ -19,6 +21,7 @@ from tests.checkpoints import Tensors, write_checkpoint
 TOKENS = mx.array([[3, 8, 1, 60, 22, 7, 19]])
 kinds = pytest.mark.parametrize("kind", ["dense", "moe"])
 forms = pytest.mark.parametrize("form", FORMS)
+own = pytest.mark.parametrize("form", [name for name in FORMS if "told beside" not in name and "auto-round" not in name])
 
 
 def values(source: Source, module: str) -> np.ndarray:
@@ -63,7 +66,7 @@ def test_load(tmp_path: Path, form: str, kind: str) -> None:
     assert away(tmp_path / "a", plain(tmp_path / "a", meant)) <= 2e-3
 
 
-@pytest.mark.parametrize("form", [name for name in FORMS if "told beside" not in name and "auto-round" not in name])
+@own
 def test_convert(tmp_path: Path, form: str) -> None:
     """To 4 bits: the same integers where they are 4 bits already, else those of the exact values."""
     told = FORMS[form]
@@ -77,3 +80,18 @@ def test_convert(tmp_path: Path, form: str) -> None:
         due = value if kept else np.array(mx.dequantize(*mx.quantize(mx.array(value), 32, 4), 32, 4))
         differing = np.mean(np.abs(values(after, module) - due) > 10 * told.unlike * np.abs(due).max())
         assert differing <= (1e-3 if told.unlike else 0), name
+
+
+@own
+def test_stream(tmp_path: Path, form: str) -> None:
+    """Bit for bit what the resident model computes; or refused, in words, before a weight is read."""
+    told = FORMS[form]
+    write(tmp_path / "a", told)
+    plan = StreamPlan((3, 3), group=2, chunk=64, tile=64, cache_limit=1 << 24, memory=1 << 30)
+    if not told.streams:
+        with pytest.raises(CheckpointError, match="cannot be streamed as they are"):
+            load_model(tmp_path / "a", stream=plan)
+        return
+    resident, streamed = load_model(tmp_path / "a"), load_model(tmp_path / "a", stream=plan)
+    for tokens in (TOKENS, TOKENS[:, :1]):
+        assert mx.array_equal(streamed(tokens), resident(tokens))

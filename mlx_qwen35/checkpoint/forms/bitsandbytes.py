@@ -73,6 +73,7 @@ class FourBits:
     computed: ClassVar[bool] = True
     cuts: ClassVar[bool] = True
     growth: ClassVar[int] = 8
+    passing: ClassVar[None] = None
 
     @property
     def entries(self) -> tuple[Entry, ...]:

@@ -45,6 +45,7 @@ class Fp8Part:
     computed: ClassVar[bool] = True
     cuts: ClassVar[bool] = True
     growth: ClassVar[int] = 4
+    passing: ClassVar[None] = None
 
     @property
     def ours(self) -> str:

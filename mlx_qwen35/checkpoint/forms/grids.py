@@ -26,10 +26,11 @@ from mlx_qwen35.checkpoint.forms.blocks import CODES, Block, Fp8Part, blocks
 from mlx_qwen35.checkpoint.forms.face import Made, Published, Taken
 from mlx_qwen35.checkpoint.forms.integers import Integers
 from mlx_qwen35.checkpoint.inventory import FACTORS, Shape
-from mlx_qwen35.checkpoint.part import FLOATS, AnyPart, Part, as_array
+from mlx_qwen35.checkpoint.part import FLOATS, AnyPart, Part, Passing, as_array
 from mlx_qwen35.checkpoint.quantize import unpack
 from mlx_qwen35.config import GROUP_SIZES, QuantSpec
 from mlx_qwen35.errors import CheckpointError
+from mlx_qwen35.experts.cast import Step
 
 _ONE = 127  # 2^0, as E8M0
 _NVFP4, _MXFP4, _MXFP8 = QuantSpec(4, 16, "nvfp4"), QuantSpec(4, 32, "mxfp4"), QuantSpec(8, 32, "mxfp8")
@@ -64,6 +65,11 @@ class Factors:
     growth: ClassVar[int] = 2
 
     @property
+    def passing(self) -> Passing | None:
+        step = Step(times=1 / self.over, inverse=self.inverse)
+        return Passing(None if step == Step() and self.entries[0].dtype == "F32" else step, exact=True)
+
+    @property
     def nbytes(self) -> int:
         return sum(entry.nbytes for entry in self.entries)
 
@@ -90,7 +96,7 @@ class Factors:
                 f"{self.entries[0]} or a neighbour holds scales that are none: this checkpoint is damaged, download it "
                 "again"
             )
-        x = (1 / x if self.inverse else x) / self.over
+        x = (1 / x if self.inverse else x) * (1 / self.over)
         mx.eval(x)
         return x
 
@@ -114,6 +120,8 @@ class Codes(Part):
 class Signed(Part):
     """Bytes with a sign, as MLX's words of bytes without one, which are 128 more."""
 
+    passing: ClassVar[Passing] = Passing(Step(signs=True))
+
     def finish(self, raw: np.ndarray | mx.array, dtype: mx.Dtype | None) -> mx.array:
         x = as_array(raw, "U32") ^ mx.array(0x80808080, mx.uint32)
         mx.eval(x)
@@ -134,6 +142,10 @@ class Same:
     cuts: ClassVar[bool] = True
     growth: ClassVar[int] = 1
     nbytes: ClassVar[int] = 0
+
+    @property
+    def passing(self) -> Passing:
+        return Passing(fixed=self.value)
 
     @property
     def rows(self) -> int:
@@ -162,6 +174,7 @@ class Values:
     shape: Shape
     dtype: str
     computed: ClassVar[bool] = True
+    passing: ClassVar[None] = None
 
     @property
     def entries(self) -> tuple[Entry, ...]:

@@ -24,8 +24,9 @@ from mlx_qwen35.checkpoint import files
 from mlx_qwen35.checkpoint.files import Entry
 from mlx_qwen35.checkpoint.forms.face import Made
 from mlx_qwen35.checkpoint.inventory import Shape
-from mlx_qwen35.checkpoint.part import DTYPES, as_array
+from mlx_qwen35.checkpoint.part import DTYPES, Passing, as_array
 from mlx_qwen35.config import GROUP_SIZES, QuantSpec
+from mlx_qwen35.experts.cast import Step
 
 _AWQ_PLACES = (0, 4, 1, 5, 2, 6, 3, 7)  # where in a word AWQ has the values 0 to 7
 
@@ -99,6 +100,10 @@ class _OfIntegers:
     @property
     def stacked(self) -> bool:
         return self.of.stacked
+
+    @property
+    def passing(self) -> Passing | None:
+        return None
 
     @property
     def rows(self) -> int:
@@ -189,6 +194,14 @@ class Lines(_OfIntegers):
     @property
     def growth(self) -> int:
         return 2 * self.of.repeats
+
+    @property
+    def passing(self) -> Passing | None:
+        """Of groups that are MLX's own, with one zero for all: the scales as they are, or times that zero."""
+        of = self.of
+        if not of.stacked or of.packing.across or of.zeros or of.repeats > 1:
+            return None
+        return Passing(Step(times=-of.middle)) if self.is_bias else Passing()
 
     def fetch(self, start: int = 0, stop: int | None = None) -> tuple[np.ndarray, np.ndarray | None]:
         which = self._slice(start, stop)

@@ -41,6 +41,7 @@ class GgufPart:
     stacked = False
     shifted = False
     cuts = True
+    passing = None  # its blocks are taken apart first
 
     @property
     def kind(self) -> str:
