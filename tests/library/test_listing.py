@@ -121,10 +121,10 @@ def test_a_link_into_the_cache_is_one_model(machine: Machine) -> None:
 
 def test_foreign_quantizations(machine: Machine) -> None:
     config = tiny_config(hidden_size=128, intermediate_size=128)
-    config["quantization_config"] = {"quant_method": "awq", "bits": 4}
+    config["quantization_config"] = {"quant_method": "hqq", "bits": 4}
     write_checkpoint(lmstudio.models_folder() / "me" / "awq", config, random_tensors(config))
     model = listed()["me/awq"]
-    assert model.quantization == "awq" and "quant_method is 'awq'" in model.problem
+    assert model.quantization == "hqq" and "quant_method is 'hqq'" in model.problem
 
 
 def test_no_weight_is_read(machine: Machine) -> None:
