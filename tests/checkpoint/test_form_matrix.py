@@ -21,7 +21,7 @@ from tests.checkpoints import Tensors, write_checkpoint
 TOKENS = mx.array([[3, 8, 1, 60, 22, 7, 19]])
 kinds = pytest.mark.parametrize("kind", ["dense", "moe"])
 forms = pytest.mark.parametrize("form", FORMS)
-own = pytest.mark.parametrize("form", [name for name in FORMS if "told beside" not in name and "auto-round" not in name])
+own = pytest.mark.parametrize("form", [n for n in FORMS if "told beside" not in n and "auto-round" not in n])
 
 
 def values(source: Source, module: str) -> np.ndarray:
