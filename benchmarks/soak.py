@@ -33,6 +33,7 @@ import mlx.core as mx  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from benchmarks.measuring import circumstances  # noqa: E402
+from benchmarks.soak_watch import Watcher  # noqa: E402
 from mlx_qwen35 import Engine, Sampling, Session, load  # noqa: E402
 from mlx_qwen35.machine.system import resident_memory  # noqa: E402
 
@@ -187,7 +188,7 @@ def main() -> int:
     told = time.monotonic()
     begin, first_minute, numbers, lock = time.monotonic(), None, iter(range(args.requests)), threading.Lock()
     engine = Engine(model, processor, most_rows=args.rows, cache_bytes=6 << 20)
-    soak = Soak(engine, model, args.seed)
+    soak, watcher = Soak(engine, model, args.seed), Watcher(engine)
 
     def client() -> None:
         while True:
@@ -203,6 +204,7 @@ def main() -> int:
         thread.start()
     while any(thread.is_alive() for thread in clients):
         time.sleep(0.5)
+        watcher.look()
         if time.monotonic() - told >= 30:
             told = time.monotonic()
             sizes = (resident_memory(), mx.get_active_memory(), mx.get_cache_memory())
@@ -225,6 +227,7 @@ def main() -> int:
     for what, count in sorted(soak.counts.items()):
         print(f"  {count:5} {what}")
     print(f"resident memory {last / 1e6:.0f} MB at the end, {100 * growth:+.1f} % since the first minute")
+    print(f"stood still {watcher.times} times; the loop's guard let a row go on {engine._worker.loop.went_on} times")
     print(f"rows left {left}, threads left {len(threads)}, MLX holds {held:,} bytes more than before")
     for fault in soak.faults[:20]:
         print("FAULT", fault)

@@ -40,6 +40,7 @@ class Loop:
     ) -> None:
         self.computed_tokens = 0  # of prompts, so far
         self.held_bytes = 0  # of the store, as it was last
+        self.went_on = 0  # times that nobody's turn came, and somebody went on all the same
         self.scheduler = scheduler or Scheduler(most_rows=1, chunk=model.prefill_chunk)
         self.rows: dict[int, Row] = {}  # those that have not ended
         self._model, self._store, self._now = model, store, clock
@@ -107,7 +108,7 @@ class Loop:
     def _go_on(self) -> None:
         """Whoever can go on does, whatever the scheduler says, and waits for nobody: so that no two can wait for each
         other."""
-        self._idle = 0
+        self._idle, self.went_on = 0, self.went_on + 1
         for row in self._living():
             if row.phase is Phase.PROMPT:
                 self._piece(row, row.prefill.chunk, beside=False)
