@@ -1,10 +1,12 @@
-"""What an engine is at, in words, for when nothing moves any more.
+"""What an engine is at, in words, for when nothing moves any more; and what memory a process holds over time.
 
 Knows the insides of loop, scheduler and store, and reads them from another thread: what it tells may be of two moments.
 """
 
 from __future__ import annotations
 
+import ctypes
+import statistics
 import sys
 import threading
 import time
@@ -12,11 +14,15 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+import mlx.core as mx
+
+from mlx_qwen35.machine.system import resident_memory
+
 STILL = 12.0  # seconds in which nothing was computed and nobody came or went
 
 
 class Watcher:
-    """Told to look now and then, it tells the state of an engine once whenever nothing has moved for `still` seconds."""
+    """Told to look now and then, it tells the state of an engine whenever nothing has moved for `still` seconds."""
 
     def __init__(self, engine: Any, *, still: float = STILL, tell: Callable[[str], None] | None = None) -> None:
         self._engine, self._still = engine, still
@@ -48,7 +54,7 @@ def described(engine: Any) -> str:
     jobs, blocked = _copied(scheduler._jobs), list(loop._blocked)
     for key, row in _copied(loop.rows).items():
         prefill, seat = row.prefill, row.seat
-        done = "" if prefill is None else f", prompt {prefill.covered}+{prefill.done} of {prefill.covered + prefill.total}"
+        done = "" if prefill is None else f", {prefill.done} of {prefill.total} computed beside {prefill.covered}"
         offset = None if seat is None else seat.cache.offset
         lines.append(
             f"  row {key}: {row.phase.value}{done}, cache at {offset}, made {row.made} of {row.request.limit}, handed "
@@ -69,7 +75,8 @@ def described(engine: Any) -> str:
     for path in store._tree:
         session = path.session
         where = "no session" if session is None else f"{len(session.tokens)} tokens, cache at {session.cache.offset}"
-        meetings = "" if session is None else f", meetings {session.meetings}, marks {[m.offset for m in session.marks]}"
+        marks = [] if session is None else [mark.offset for mark in session.marks]
+        meetings = "" if session is None else f", meetings {session.meetings}, marks {marks}"
         use = "idle" if path.asked is None else f"in use for {len(path.asked.key)} tokens"
         own = ", a caller's own" if path.guest else ""
         lines.append(f"  path: {use}{own}, sound {path.is_sound}, {where}{meetings}")
@@ -94,3 +101,61 @@ def _copied(of: dict) -> dict:
             return dict(of)
         except RuntimeError:
             pass
+
+
+class Memory:
+    """Resident memory over time: what this process holds, and of that what it could not give back.
+
+    Free pages that glibc's malloc keeps for the next time, in one arena a thread, are resident and nobody's: they are
+    trimmed before each look. What is left is held by somebody, or lies between what is.
+    """
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[float, int]] = []  # seconds since the beginning, bytes
+        self._begin = time.monotonic()
+        self._malloc = _glibc()
+
+    def look(self) -> dict[str, int]:
+        """Sizes in bytes, and Python's count of blocks, at this moment."""
+        before = resident_memory() or 0
+        held, free = self._in_malloc()
+        if self._malloc is not None:
+            self._malloc.malloc_trim(0)
+        after = resident_memory() or 0
+        self.seen.append((time.monotonic() - self._begin, after))
+        return {
+            "resident": before,
+            "trimmed": after,
+            "malloc in use": held,
+            "malloc free": free,
+            "MLX in use": mx.get_active_memory(),
+            "MLX kept": mx.get_cache_memory(),
+            "blocks of Python": sys.getallocatedblocks(),
+        }
+
+    def between(self, start: float, end: float) -> float | None:
+        """The median of what was seen from one second to another; None: nothing was."""
+        found = [size for at, size in self.seen if start <= at <= end]
+        return statistics.median(found) if found else None
+
+    def _in_malloc(self) -> tuple[int, int]:
+        if self._malloc is None:
+            return 0, 0
+        told = self._malloc.mallinfo2()
+        return told.uordblks + told.hblkhd, told.fordblks
+
+
+class _MallInfo(ctypes.Structure):
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
+    ]
+
+
+def _glibc() -> Any:
+    """The C library, if it is one that can be asked and trimmed."""
+    found = ctypes.CDLL(None)
+    if not (hasattr(found, "mallinfo2") and hasattr(found, "malloc_trim")):
+        return None
+    found.mallinfo2.restype = _MallInfo
+    return found
