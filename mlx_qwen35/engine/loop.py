@@ -182,10 +182,20 @@ class Loop:
             self.scheduler.waits_for_prefix(row.key, None)
             self._blocked = [other for other in self._blocked if other is not row]
             return
-        leader = next((other for other in self.rows.values() if other.phase is Phase.PROMPT), None)
-        self.scheduler.waits_for_prefix(row.key, None if leader is None else leader.key)
+        leader = self._leader()
+        if leader is None:  # it would wait for ever: of this loop nobody computes that
+            self._begin(row, wait=False)
+            return
+        self.scheduler.waits_for_prefix(row.key, leader.key)
         if row not in self._blocked:
             self._blocked.append(row)
+
+    def _leader(self) -> Row | None:
+        """The row for whose prompt the store said last to wait. It has begun, and so waits for nobody: a chain of those
+        who wait is never longer than one, and no ring."""
+        awaited = self._store.awaited
+        prompts = (row for row in self.rows.values() if row.phase is Phase.PROMPT)
+        return next((row for row in prompts if row.session is awaited), None)
 
     def _put_back(self, row: Row) -> None:
         if row.cache is not None:  # one that waits for another's prompt has none yet

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Hashable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from enum import Enum
 from typing import TYPE_CHECKING
@@ -88,8 +88,8 @@ class Row:
         return bool(self.pending or self._closing or self.error)
 
     def begin(self, store: Store | None, *, wait: bool = True) -> bool:
-        """Finds what of its prompt is computed already; False: another row is computing its beginning, ask again, or
-        with wait=False, which begins in any case."""
+        """Finds what of its prompt is computed already; False: another row (whose session is `store.awaited`) is
+        computing its beginning, ask again, or with wait=False, which begins in any case."""
         request, prompt = self.request, self.prompt
         session, covered = request.session, request.covered
         if session is not None:
@@ -221,12 +221,17 @@ class Row:
         return part
 
     def end(self, reason: str) -> None:
-        """It ends here for another reason than its own text. reason: the finish_reason of its last part."""
+        """It ends here for another reason than its own text. reason: the finish_reason of its last part. What goes
+        wrong on the way `take` raises in its place: it ends in any case."""
         if self.phase is Phase.ENDED:
             return
         clock = self._clock or self._clock_at(0)
         self._drop_pending()
-        self._leave()
+        try:
+            self._leave()
+        except Exception as error:
+            self.error = error
+            return
         text, events = self.request.answer.finish()
         self._closing = [clock.part(text, events, None, None, reason, index=self.request.index)]
 
@@ -234,7 +239,8 @@ class Row:
         """It ends with an error, which `take` raises after what was handed out."""
         if self.phase is not Phase.ENDED:
             self.error = error
-            self.leave()
+            with suppress(Exception):  # what came first is told
+                self.leave()
 
     def leave(self) -> None:
         """It ends without a last part: nobody reads on."""
@@ -249,12 +255,13 @@ class Row:
         mx.eval([] if seat.drawn is None else seat.drawn[0])
         self._drawing, self.seat = (seat.sampler, seat.history, seat.drawn), None
         session.settle([*self.request.prompt.tokens, *self.handed])
-        self._stack.close()
+        if self.request.session is None:
+            self._stack.close()
+            self.session = None
         if store is not None:
             store.settled(session)
-        if self.request.session is not None:
+        if self.request.session is not None:  # it stays this row's: another may not answer with it meanwhile
             session.forget()
-        self.session = None
         self.prefill, self.phase = None, Phase.WAITING
 
     def _rise(self) -> None:
@@ -272,17 +279,19 @@ class Row:
     def _leave(self) -> None:
         """The cache covers what was handed out, and whoever owns it has it back."""
         self.phase = Phase.ENDED
+        whole, begun = False, self.seat is not None  # one that waits has touched nothing of its session
         try:
-            if self.seat is not None:
+            if begun:
                 self._rise()
                 if self._ending is not None:
                     self.cache.restore(self._ending)
                     mx.eval(self.cache.arrays())
                 self.cache.detach()
-            if self.session is not None:
-                self.session.settle([*self.request.prompt.tokens, *self.handed])
+                if self.session is not None:
+                    self.session.settle([*self.request.prompt.tokens, *self.handed])
+            whole = True
         finally:
             self._stack.close()
             self.seat = self.prefill = None
-        if self._store is not None:
-            self._store.settled(self.session)
+            if self._store is not None and self.session is not None:
+                self._store.settled(self.session) if whole else self._store.drop(self.session)

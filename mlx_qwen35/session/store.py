@@ -13,6 +13,7 @@ that more of the prompt has in common, the prompt waits for it, and the row take
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from itertools import count
 from pathlib import Path as FilePath
@@ -73,6 +74,7 @@ class Store:
         self._total = Total()
         self._clock = count(1)
         self._prompts = Prompts(model)
+        self._awaited: weakref.ref[Session] | None = None
         self._shelf = None if directory is None else Shelf(directory, model, processor, most_disk_bytes)
 
     def __len__(self) -> int:
@@ -84,7 +86,8 @@ class Store:
         `go_on(prompt)` are called on it as on any, and `settled` or `drop` at the end.
 
         None: a row that is computing its prompt will soon have more of this one's beginning, and takes a snapshot there
-        (`session.meetings` has the place). Go on computing, and ask again. wait=False: it is not waited for.
+        (`session.meetings` has the place; `awaited` is the session). Go on computing, and ask again. wait=False: it is
+        not waited for, which is right where nobody is going to compute it.
         """
         self._catch_up()
         asked = self._prompts.of(prompt)
@@ -136,6 +139,11 @@ class Store:
             self._give(path, point, session, asked)
         self._lend(guest, session, asked)
         return True
+
+    @property
+    def awaited(self) -> Session | None:
+        """For whose prompt `begin` or `seed` said last to wait."""
+        return None if self._awaited is None else self._awaited()
 
     def settled(self, session: Session) -> None:
         """The answer of a session has ended: it is a path of the tree from now on, and others make room for it."""
@@ -245,6 +253,7 @@ class Store:
             if gain >= WORTH and gain * _WAIT >= place - offset:
                 if asking:
                     path.session.meet(place)
+                self._awaited = weakref.ref(path.session)
                 return True
         return False
 

@@ -1,18 +1,25 @@
 """A turn in which several things happen to one row at once."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
 
+from mlx_qwen35.cache import Cache
+from mlx_qwen35.engine import loop as loops
 from mlx_qwen35.engine import request as requests
 from mlx_qwen35.engine.loop import Loop
-from mlx_qwen35.engine.row import Row
+from mlx_qwen35.engine.row import Phase, Row
 from mlx_qwen35.engine.scheduler import Scheduler
+from mlx_qwen35.errors import SessionError
+from mlx_qwen35.generation import stream_generate
 from mlx_qwen35.sampling import Sampling
+from mlx_qwen35.session import Session
 from mlx_qwen35.session.store import Store
 from tests.talkers import PROMPT, Endless, random_model, recomputed
 
 MODEL = random_model("dense")
+LONG = [number * 7 % 90 for number in range(300)]
 
 
 class Pushy(Scheduler):
@@ -27,13 +34,15 @@ class Pushy(Scheduler):
         return turn
 
 
-def a_loop() -> Loop:
+def a_loop(**options) -> Loop:
     store = Store(MODEL, most_bytes=1 << 28)
-    return Loop(MODEL, store=store, scheduler=Pushy(most_rows=2, cache_bytes=1 << 28))
+    options = {"most_rows": 2, "cache_bytes": 1 << 28} | options
+    return Loop(MODEL, store=store, scheduler=Pushy(**options))
 
 
-def asked(prompt: list[int], cancelled=None) -> requests.Request:
-    options = {"sampling": Sampling(), "max_tokens": 12, "cancel": cancelled}
+def asked(prompt: list[int], cancelled=None, session: Session | None = None, **options) -> requests.Request:
+    options = {"sampling": Sampling(), "max_tokens": 12, "cancel": cancelled} | options
+    options |= {} if session is None else {"session": session}
     return requests.read(MODEL, Endless(), prompt, options)
 
 
@@ -78,13 +87,105 @@ def test_cancelled_when_it_is_put_back(turns):
 
 def test_put_back_while_it_waits_for_a_prompt():
     loop = a_loop()
-    prompt = [number * 7 % 90 for number in range(300)]
-    going, row = loop.add(asked(prompt)), loop.add(asked([*prompt, 5]))
+    going, row = loop.add(asked(LONG)), loop.add(asked([*LONG, 5]))
     loop.turn()
     assert row.cache is None and loop.scheduler.admitted == (going.key, row.key)
     loop.scheduler.push = (row.key,)
     assert read(loop, going)[1] == "length"
-    assert read(loop, row) == (recomputed(MODEL, [*prompt, 5], 12), "length")
+    assert read(loop, row) == (recomputed(MODEL, [*LONG, 5], 12), "length")
+
+
+def test_a_session_that_waited_for_a_prefix_in_vain_is_as_it_was():
+    loop, session, cancelled = a_loop(chunk=16), Session(MODEL), []
+    before = [number * 5 % 90 for number in range(40)]
+    read(loop, loop.add(asked(before, session=session)))
+    kept = list(session.tokens)
+    going, row = loop.add(asked(LONG)), loop.add(asked([*LONG, 5], lambda: bool(cancelled), session))
+    loop.turn()
+    loop.turn()
+    assert row.phase is Phase.WAITING and going.phase is Phase.PROMPT
+    cancelled.append(True)
+    loop.turn()
+    assert row.take().finish_reason == "cancelled"
+    assert session.tokens == kept and not session.in_use
+    read(loop, going)
+    prompt = [*LONG[: len(kept)], 9]  # its cache has as many tokens, but others
+    assert read(loop, loop.add(asked(prompt, session=session))) == (recomputed(MODEL, prompt, 12), "length")
+
+
+def test_a_session_stays_its_rows_while_that_is_put_back():
+    loop, session = a_loop(most_rows=3), Session(MODEL)
+    going, row = loop.add(asked([*PROMPT, 9])), loop.add(asked(PROMPT, session=session))
+    loop.turn()
+    loop.turn()
+    other = loop.add(asked([*PROMPT, 5], session=session, priority=9))  # which goes first
+    loop.scheduler.push = (row.key,)
+    loop.turn()
+    tokens = [row.take().token for _ in row.pending.copy()]
+    for each in (going, other):
+        with pytest.raises(SessionError) if each is other else nullcontext():
+            read(loop, each)
+    more, reason = read(loop, row)
+    assert (tokens + more, reason) == (recomputed(MODEL, PROMPT, 12), "length")
+    assert session.tokens == [*PROMPT, *tokens, *more] and not session.in_use
+
+
+@pytest.mark.parametrize("how", ["cancelled", "failed"])
+def test_a_row_that_cannot_give_its_cache_back_ends_with_the_error(monkeypatch, how):
+    """And nobody waits for what it had begun to compute."""
+    loop, cancelled = a_loop(chunk=16), []
+
+    def fails(done: int, total: int) -> None:
+        if cancelled and how == "failed":
+            raise ValueError("it failed before")
+
+    row = loop.add(asked(LONG, lambda: bool(cancelled) and how == "cancelled", on_progress=fails))
+    other = loop.add(asked([*LONG, 5]))
+    loop.turn()
+    loop.turn()
+    assert (row.phase, other.phase) == (Phase.PROMPT, Phase.WAITING)
+    cancelled.append(True)
+    detach, cache = Cache.detach, row.cache
+
+    def broken(self: Cache) -> None:
+        if self is cache and row.phase is Phase.ENDED:
+            raise ValueError("the cache cannot be had back")
+        detach(self)
+
+    monkeypatch.setattr(Cache, "detach", broken)
+    while not row.ready:
+        loop.turn()
+    with pytest.raises(ValueError, match="had back" if how == "cancelled" else "failed before"):
+        row.take()
+    assert not loop.rows or [*loop.rows] == [other.key]
+    assert read(loop, other) == (recomputed(MODEL, [*LONG, 5], 12), "length")
+
+
+def test_one_waits_for_the_row_that_computes_its_beginning_and_for_no_other():
+    """Whoever is first lends its place to that one."""
+    loop = a_loop(most_rows=4, chunk=16)
+    others = [loop.add(asked([at + 40 for at in range(50)], priority=1)), loop.add(asked(LONG))]
+    loop.turn()
+    row = loop.add(asked([*LONG, 5], priority=9))
+    loop.turn()
+    assert row.phase is Phase.WAITING and loop.scheduler._jobs[row.key].behind == others[1].key
+    while row.phase is Phase.WAITING:
+        loop.turn()
+    assert others[0].prefill.done < 50
+
+
+def test_an_answer_inside_of_another_does_not_wait_for_that(monkeypatch):
+    """Both have one store; the loop of the inner one has nobody who computes what it would wait for."""
+    monkeypatch.setattr(loops, "_PATIENCE", 1 << 60)
+    store, inner = Store(MODEL, most_bytes=1 << 28), []
+    options = {"sampling": Sampling(), "max_tokens": 5, "store": store}
+
+    def on_progress(done: int, total: int) -> None:
+        if not inner:
+            inner.extend(part.token for part in stream_generate(MODEL, Endless(), [*LONG, 5], **options))
+
+    outer = [part.token for part in stream_generate(MODEL, Endless(), LONG, on_progress=on_progress, **options)]
+    assert inner == recomputed(MODEL, [*LONG, 5], 5) and outer == recomputed(MODEL, LONG, 5)
 
 
 def test_nobody_waits_for_a_prefix_that_never_comes(monkeypatch):
