@@ -107,7 +107,8 @@ class Memory:
     """Resident memory over time: what this process holds, and of that what it could not give back.
 
     Free pages that glibc's malloc keeps for the next time, in one arena a thread, are resident and nobody's: they are
-    trimmed before each look. What is left is held by somebody, or lies between what is.
+    trimmed before each look, and the buffers that MLX keeps are not counted. What is left is held by somebody, or lies
+    between what is.
     """
 
     def __init__(self) -> None:
@@ -121,15 +122,15 @@ class Memory:
         held, free = self._in_malloc()
         if self._malloc is not None:
             self._malloc.malloc_trim(0)
-        after = resident_memory() or 0
-        self.seen.append((time.monotonic() - self._begin, after))
+        kept, after = mx.get_cache_memory(), resident_memory() or 0
+        self.seen.append((time.monotonic() - self._begin, after - kept))
         return {
             "resident": before,
             "trimmed": after,
             "malloc in use": held,
             "malloc free": free,
             "MLX in use": mx.get_active_memory(),
-            "MLX kept": mx.get_cache_memory(),
+            "MLX kept": kept,
             "blocks of Python": sys.getallocatedblocks(),
         }
 

@@ -21,7 +21,7 @@ from mlx_qwen35.engine.worker import Worker
 from mlx_qwen35.errors import ArgumentError
 from mlx_qwen35.request import check_options
 from mlx_qwen35.session.store import DISK_BYTES, Store
-from mlx_qwen35.vision.features import FeatureStore
+from mlx_qwen35.vision.features import MOST_BYTES, FeatureStore
 
 if TYPE_CHECKING:
     from mlx_qwen35.model import Model
@@ -35,6 +35,7 @@ OPTIONS = (
     "session", "context_length", "mtp", "draft_model", "num_draft_tokens", "on_progress", "deadline", "priority",
     "call_pieces",
 )  # fmt: skip
+_PICTURES = 8  # one part in so many of the bytes for caches may be features of pictures
 
 
 class Engine:
@@ -83,7 +84,7 @@ class Engine:
             chunk=model.prefill_chunk,
         )
         mx.eval(model.parameters())  # here, if they are not: another thread has other streams
-        self._features = FeatureStore()
+        self._features = FeatureStore(most_bytes=min(MOST_BYTES, self._scheduler.cache_bytes // _PICTURES))
         store = Store(
             model,
             processor,
@@ -131,12 +132,12 @@ class Engine:
 
     @property
     def cache_bytes(self) -> int | None:
-        """What caches and what is kept of them may take together."""
+        """What caches, what is kept of them and features of pictures may take together."""
         return self._scheduler.cache_bytes
 
     @property
     def held_bytes(self) -> int:
-        """What caches and what is kept of them took when a row last began or ended."""
+        """What caches, what is kept of them and features of pictures took after the last turn."""
         return self._worker.loop.held_bytes
 
     def close(self) -> None:

@@ -14,18 +14,20 @@ from typing import TYPE_CHECKING
 from mlx_qwen35.engine.drafted import Drafted
 from mlx_qwen35.engine.group import Group
 from mlx_qwen35.engine.row import Phase, Row
-from mlx_qwen35.engine.scheduler import Load, Scheduler
+from mlx_qwen35.engine.scheduler import Load, Scheduler, Turn
 
 if TYPE_CHECKING:
     from mlx_qwen35.engine.request import Request
     from mlx_qwen35.model import Model
     from mlx_qwen35.session.store import Store
+    from mlx_qwen35.vision.features import FeatureStore
 
 _PATIENCE = 16  # turns in which nothing is computed; the scheduler lets a few pass between pieces
 
 
 class Loop:
     """Answers requests, several at once. store: of what was computed; None: nothing is kept between requests.
+    features: of pictures, where they are kept within the bytes that the scheduler plans.
 
     A turn hands nothing out: `Row.take` does, and a row of which something can be taken waits with its next step.
     """
@@ -35,15 +37,17 @@ class Loop:
         model: Model,
         *,
         store: Store | None = None,
+        features: FeatureStore | None = None,
         scheduler: Scheduler | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.computed_tokens = 0  # of prompts, so far
-        self.held_bytes = 0  # of the store, as it was last
+        self.held_bytes = 0  # of the store and the features of pictures, as it was last
         self.went_on = 0  # times that nobody's turn came, and somebody went on all the same
         self.scheduler = scheduler or Scheduler(most_rows=1, chunk=model.prefill_chunk)
         self.rows: dict[int, Row] = {}  # those that have not ended
-        self._model, self._store, self._now = model, store, clock
+        self._model, self._store, self._features, self._now = model, store, features, clock
+        self._beyond = self._pinned = 0  # bytes that rows hold beyond what they reserved; that they hold in the store
         self._group = Group(model)
         self._drafted: dict[int, Drafted] = {}
         self._keys = count()
@@ -82,10 +86,7 @@ class Loop:
         if any(row.phase is Phase.ENDED for row in self.rows.values()):
             self._sweep()  # nothing below concerns them any more
         if self._store is not None:
-            if turn.free:
-                self._store.give_up(turn.free)
-            if turn.store_bytes is not None:
-                self._store.most_bytes = turn.store_bytes
+            self._make_room(turn)
         for key in turn.put_back:
             if key in self.rows:
                 self._put_back(self.rows[key])
@@ -159,13 +160,30 @@ class Loop:
         if self._store is not None and self.scheduler.cache_bytes is not None:
             self._tell_of_store()
 
+    def _make_room(self, turn: Turn) -> None:
+        """The store, and then the pictures, give up what is asked for. What rows use is in the store's bytes, and
+        reserved beside them: it counts once."""
+        if turn.free:
+            missing = turn.free - self._store.give_up(turn.free)
+            if missing > 0 and self._features is not None:
+                self._features.give_up(missing)
+        if turn.store_bytes is not None:
+            self._store.most_bytes = self._pinned + max(0, turn.store_bytes - self._beyond - self._kept_features)
+
+    @property
+    def _kept_features(self) -> int:
+        return 0 if self._features is None else self._features.nbytes
+
     def _tell_of_store(self) -> None:
-        """What the store holds beside the rows' own caches, which are in it and have bytes reserved."""
-        pinned, scheduler = self._store.pinned_bytes, self.scheduler
-        offsets = [row.cache.offset for row in self.rows.values() if row.cache is not None]
-        own = len(offsets) * scheduler.bytes_per_row + sum(offsets) * scheduler.bytes_per_token
-        self.held_bytes = self._store.nbytes
-        scheduler.held(max(0, pinned - own), self.held_bytes - pinned)
+        """What is held beside the bytes that rows have reserved."""
+        scheduler, beyond = self.scheduler, 0
+        pinned, each = self._store.in_use()
+        for row in self.rows.values():
+            if row.cache is not None:
+                beyond += max(0, each.get(id(row.session), 0) - scheduler.reserved_by(row.key))
+        self.held_bytes = self._store.nbytes + self._kept_features
+        self._beyond, self._pinned = beyond, pinned
+        scheduler.held(beyond, self.held_bytes - pinned)
 
     def _end(self, row: Row | None, reason: str) -> None:
         if row is not None and not row.ready:  # what can be handed out is, first

@@ -165,6 +165,10 @@ class Scheduler:
         """Of all rows; what the store holds is not in it."""
         return self._bytes(list(self._rows.values()))
 
+    def reserved_by(self, key: Hashable) -> int:
+        """Bytes of one of them; 0: it has no cache."""
+        return self._bytes([self._rows[key]]) if key in self._rows else 0
+
     def submit(self, key: Hashable, load: Load, now: float) -> None:
         """A new request, that waits. Raises BusyError where `most_waiting` wait, those not counted that find a row
         free, and BudgetError for one whose prompt alone takes more than `cache_bytes`."""
@@ -208,8 +212,8 @@ class Scheduler:
         self._jobs[key].answer = tokens
 
     def held(self, other_bytes: int, spare: int | None = None) -> None:
-        """Bytes of the store that it cannot give up, and those that it can. Where `spare` is not told, `Turn.free` is
-        as if the store had filled all that the rows left."""
+        """Bytes beside those reserved that cannot be given up, and those that can. Where `spare` is not told,
+        `Turn.free` is as if the store had filled all that the rows left."""
         self._pinned, self._spare = other_bytes, spare
 
     def measured_prefill(self, tokens: int, seconds: float) -> None:

@@ -13,12 +13,10 @@ import threading
 import time
 import traceback
 import weakref
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from types import FrameType
 from typing import TYPE_CHECKING
-
-import mlx.core as mx
 
 from mlx_qwen35.engine.answer import Bell
 from mlx_qwen35.engine.loop import Loop
@@ -32,6 +30,7 @@ if TYPE_CHECKING:
     from mlx_qwen35.engine.scheduler import Scheduler
     from mlx_qwen35.model import Model
     from mlx_qwen35.session.store import Store
+    from mlx_qwen35.vision.features import FeatureStore
 
 _RUNNING: weakref.WeakSet[Worker] = weakref.WeakSet()
 # Seconds before the interpreter goes. A thread that is joined may still give back what MLX keeps for it, for which it
@@ -49,12 +48,12 @@ class Worker:
         model: Model,
         store: Store,
         scheduler: Scheduler,
-        features: MutableMapping[str, mx.array],
+        features: FeatureStore,
         most_waiting: int | None,
     ) -> None:
         self.open, self.closing = 0, False
         self.failed: BaseException | None = None
-        self.loop = Loop(model, store=store, scheduler=scheduler)
+        self.loop = Loop(model, store=store, features=features, scheduler=scheduler)
         self._model, self._store, self._features = model, store, features
         self._most_rows, self._most_waiting = scheduler.most_rows, most_waiting
         self._incoming: queue.SimpleQueue[tuple[Request, Channel] | None] = queue.SimpleQueue()  # None: look up

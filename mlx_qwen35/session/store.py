@@ -199,8 +199,13 @@ class Store:
     @property
     def pinned_bytes(self) -> int:
         """Those of paths in use."""
-        used = (path for path in self._lent.values() if path.asked is not None and not path.guest)
-        return sum(union(path.buffers() for path in used).values())
+        return self.in_use()[0]
+
+    def in_use(self) -> tuple[int, dict[int, int]]:
+        """Bytes of paths in use, what several share once; and those of each, by the id of its session."""
+        used = [path for path in self._lent.values() if path.asked is not None and not path.guest]
+        buffers = {id(path.session): path.buffers() for path in used}
+        return sum(union(buffers.values()).values()), {key: sum(held.values()) for key, held in buffers.items()}
 
     def close(self) -> None:
         """Waits for what is being written."""

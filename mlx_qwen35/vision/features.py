@@ -42,7 +42,12 @@ class FeatureStore(MutableMapping[str, mx.array]):
         self.pop(key, None)
         self._kept[key] = features
         self.nbytes += features.nbytes
-        while self.nbytes > self.most_bytes:
+        self.give_up(self.nbytes - self.most_bytes)
+
+    def give_up(self, amount: int) -> None:
+        """Frees `amount` bytes, or all there are: what was used longest ago goes first."""
+        left = self.nbytes - amount
+        while self._kept and self.nbytes > left:
             del self[next(iter(self._kept))]
 
     def __delitem__(self, key: str) -> None:

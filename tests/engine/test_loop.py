@@ -3,12 +3,14 @@
 from contextlib import nullcontext
 from dataclasses import replace
 
+import mlx.core as mx
 import pytest
 
 from mlx_qwen35.cache import Cache
 from mlx_qwen35.engine import loop as loops
 from mlx_qwen35.engine import request as requests
 from mlx_qwen35.engine.loop import Loop
+from mlx_qwen35.engine.room import bytes_of_rows
 from mlx_qwen35.engine.row import Phase, Row
 from mlx_qwen35.engine.scheduler import Scheduler
 from mlx_qwen35.errors import SessionError
@@ -16,6 +18,7 @@ from mlx_qwen35.generation import stream_generate
 from mlx_qwen35.sampling import Sampling
 from mlx_qwen35.session import Session
 from mlx_qwen35.session.store import Store
+from mlx_qwen35.vision.features import FeatureStore
 from tests.talkers import PROMPT, Endless, random_model, recomputed
 
 MODEL = random_model("dense")
@@ -201,3 +204,64 @@ def test_a_prompt_that_the_scheduler_takes_for_done_is_computed(monkeypatch):
     monkeypatch.setattr(Scheduler, "covered", lambda self, key, tokens: setattr(self._jobs[key], "computed", 1 << 20))
     row = loop.add(asked(PROMPT))
     assert read(loop, row, turns=400) == (recomputed(MODEL, PROMPT, 12), "length")
+
+
+class Noting(Scheduler):
+    """Keeps who was put back."""
+
+    def turn(self, now: float):
+        turn = super().turn(now)
+        self.back = getattr(self, "back", ()) + turn.put_back
+        return turn
+
+
+def a_tight_loop(tokens: int, features: FeatureStore | None = None) -> Loop:
+    """Of two rows, with bytes for so many tokens beside what rows take whatever they hold."""
+    per_token, per_row = bytes_of_rows(MODEL)
+    most = 2 * per_row + tokens * per_token
+    sizes = {"bytes_per_token": per_token, "bytes_per_row": per_row, "cache_bytes": most}
+    scheduler = Noting(most_rows=2, chunk=64, **sizes)
+    return Loop(MODEL, store=Store(MODEL, most_bytes=most), features=features, scheduler=scheduler)
+
+
+def test_room_for_a_prompt_that_is_being_computed_counts_once():
+    """It is reserved, and held from the first piece on: nobody else is put back for it."""
+    loop = a_tight_loop(1500 + 3 * 256)
+    prompt = [number * 11 % 90 for number in range(1500)]
+    first, second = loop.add(asked(PROMPT, max_tokens=120)), loop.add(asked(prompt, max_tokens=4))
+    ended = set()
+    while len(ended) < 2:
+        loop.turn()
+        for row in (first, second):
+            while row.ready:
+                if row.take().finish_reason:
+                    ended.add(row)
+    assert loop.scheduler.back == ()
+
+
+def test_what_nobody_uses_stays_while_there_is_room():
+    """A row's cache, for which bytes are reserved, is in the store, too: it counts once."""
+    loop = a_tight_loop(2 * 400 + 2 * 256)
+    before = loop.add(asked(LONG))
+    read(loop, before)
+    loop.leave(before)
+    kept = loop._store.nbytes
+    row = loop.add(asked([number * 11 % 90 for number in range(400)]))
+    while not row.ready:
+        loop.turn()
+    assert loop._store.nbytes - loop._store.pinned_bytes >= kept > 0
+
+
+def test_pictures_are_in_the_bytes_for_caches_and_make_room():
+    per_token, per_row = bytes_of_rows(MODEL)
+    features = FeatureStore(most_bytes=1 << 30)
+    for name in "abcd":
+        features[name] = mx.zeros((per_row // 64, 16))
+    each = features.nbytes // 4
+    loop = a_tight_loop(600, features)
+    assert read(loop, loop.add(asked(PROMPT)))[1] == "length"
+    assert loop.held_bytes == loop._store.nbytes + features.nbytes
+    assert features.nbytes + per_row <= loop.scheduler.cache_bytes
+    answer = read(loop, loop.add(asked([number * 11 % 90 for number in range(900)])))
+    assert answer[1] == "length" and features.nbytes < 4 * each
+    assert loop._store.nbytes + features.nbytes <= loop.scheduler.cache_bytes

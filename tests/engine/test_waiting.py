@@ -51,7 +51,7 @@ class Course:
     def __init__(self, seed: int) -> None:
         self.chance = random.Random(seed)
         draw = self.chance.choice
-        chunk, rows = draw((16, 64, 200)), draw((None, 1.0, 2.0, 4.0))
+        chunk, rows = draw((16, 64, 200)), draw((None, 0.3, 0.6, 1.0, 3.0))
         most_bytes = None if rows is None else int(PER_ROW * (1 + rows) + PER_TOKEN * 400 * rows)
         scheduler = Scheduler(
             most_rows=draw((1, 2, 3, 8)),
@@ -179,4 +179,4 @@ def test_somebody_goes_on_in_any_course():
         except AssertionError as error:
             raise AssertionError(f"course {seed}") from error
         counts += course.counts
-    assert min(counts["put back"], counts["waiting for a prefix"]) > 30, counts
+    assert min(counts["put back"], counts["waiting for a prefix"]) > 20, counts
