@@ -50,7 +50,11 @@ class Still:
         for own in cache.rows if isinstance(cache, RowsCache) else [cache]:
             own.layers[0].update(new, new)
         if not isinstance(cache, RowsCache):
-            cache.layers[1].update(*self._states)
+            state = cache.layers[1]
+            if state.steps is None:
+                state.update(*self._states)
+            else:
+                state.update_each(*([each] * len(state.ends(length)) for each in self._states), length)
         cache.advance(length)
         return self._logits[:rows]
 
