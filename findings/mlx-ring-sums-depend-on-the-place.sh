@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Version: mlx 0.32.4, mx.distributed with the ring backend, three processes on one machine
-# One would guess: all_sum adds up what the ranks have at a place, as mx.sum over the ranks would: the same numbers give the same sum
-#   wherever in the array they lie, and 8-bit integers do not wrap. all_max of a NaN is NaN, as mx.max has it.
-# What happens: The ring cuts the array into as many pieces as there are ranks, and adds each in another order, rounding to the dtype
-#   between: in bfloat16 256 + 1 + 1 is 256 in one piece and 258 in the other. All ranks get the same. uint8 wraps, and all_max
-#   and all_min drop a NaN.
+# One would guess: all_sum adds up what the ranks have at a place, as mx.sum over the ranks would: the same numbers give the same
+#   sum wherever in the array they lie, and 8-bit integers do not wrap. all_max of a NaN is NaN, as mx.max has it.
+# What happens: The ring cuts the array into as many pieces as there are ranks, and adds each in another order, rounding to the
+#   dtype between: in bfloat16 256 + 1 + 1 is 256 in one piece and 258 in another. All ranks get the same. uint8 wraps, and
+#   all_max and all_min drop a NaN.
 # Seen (the ranks have 256, 1 and 1, in bfloat16, at each of 3,000 places):
 #     2000 places of 256, 1000 of 258; the same on all ranks: True
 #     uint8, 100 on each rank: all_sum 44, mx.sum 300

@@ -21,8 +21,9 @@ env/bin/python - <<'PYTHON'
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from transformers import Qwen3_5MoeForCausalLM, Qwen3_5MoeTextConfig
 
-sizes = dict(hidden_size=32, moe_intermediate_size=24, shared_expert_intermediate_size=24, num_experts=64, num_experts_per_tok=2,
-             num_hidden_layers=1, layer_types=["full_attention"], num_attention_heads=2, num_key_value_heads=1, head_dim=16, vocab_size=64)
+sizes = dict(hidden_size=32, moe_intermediate_size=24, shared_expert_intermediate_size=24, num_experts=64, vocab_size=64,
+             num_experts_per_tok=2, num_hidden_layers=1, layer_types=["full_attention"], num_attention_heads=2,
+             num_key_value_heads=1, head_dim=16)
 
 def trained(**how):
     model = Qwen3_5MoeForCausalLM(Qwen3_5MoeTextConfig(**sizes))
@@ -31,7 +32,8 @@ def trained(**how):
     return weights, {name.removeprefix("base_model.model.").split(".lora_")[0].removesuffix(".weight") for name in state}
 
 seen = []
-for said, targets in (("all-linear, in the MLP", "all-linear"), ("gate_proj, up_proj, down_proj", ["gate_proj", "up_proj", "down_proj"])):
+parts = ["gate_proj", "up_proj", "down_proj"]
+for said, targets in (("all-linear, in the MLP", "all-linear"), (", ".join(parts), parts)):
     weights, names = trained(target_modules=targets)
     seen.append(sorted({name.split(".mlp.")[1].split(".")[0] for name in names if ".mlp." in name}))
     print(f"{said}: {', '.join(seen[-1])}")

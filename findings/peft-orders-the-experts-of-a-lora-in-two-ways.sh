@@ -25,12 +25,14 @@ from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from transformers import Qwen3_5MoeForCausalLM, Qwen3_5MoeTextConfig
 
 EXPERTS, RANK, SCALE = 5, 3, 2
-sizes = dict(hidden_size=32, moe_intermediate_size=24, shared_expert_intermediate_size=16, num_experts=EXPERTS, num_experts_per_tok=2,
-             num_hidden_layers=1, layer_types=["full_attention"], num_attention_heads=2, num_key_value_heads=1, head_dim=16, vocab_size=64)
+sizes = dict(hidden_size=32, moe_intermediate_size=24, shared_expert_intermediate_size=16, num_experts=EXPERTS, vocab_size=64,
+             num_experts_per_tok=2, num_hidden_layers=1, layer_types=["full_attention"], num_attention_heads=2,
+             num_key_value_heads=1, head_dim=16)
 model = Qwen3_5MoeForCausalLM(Qwen3_5MoeTextConfig(**sizes))
 before = {name: value.clone() for name, value in model.model.layers[0].mlp.experts.named_parameters()}
 targets = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
-lora = get_peft_model(model, LoraConfig(r=RANK, lora_alpha=RANK * SCALE, target_modules=[], target_parameters=targets, init_lora_weights=False))
+how = LoraConfig(r=RANK, lora_alpha=RANK * SCALE, target_modules=[], target_parameters=targets, init_lora_weights=False)
+lora = get_peft_model(model, how)
 state = {name.split("mlp.")[1]: value.clone() for name, value in get_peft_model_state_dict(lora).items()}
 for name, value in state.items():
     print(name, tuple(value.shape))
