@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import codecs
 import re
+import threading
+from array import array
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +21,8 @@ if TYPE_CHECKING:
     import tokenizers
 
 TURN_END = "<|im_end|>"
+_LONG = 256  # characters of a stretch between control tokens whose ids are worth keeping
+_KEPT = 4_000_000  # characters whose ids are kept at the most
 _PROBE = "Hello, it's 12 o'clock:\n\n\tdéjà 日本 😀  ok"
 
 
@@ -35,6 +40,11 @@ class Tokenizer:
         self._special_ids = {i for i, token in added.items() if token.special}
         self.control_tokens = {token.content: i for i, token in added.items()}
         self.control_pattern = _pattern(added.values())
+        # Whether a text may be cut at control tokens: then none takes white space with it, or is looked for in words.
+        self._cuts = not any(t.lstrip or t.rstrip or t.single_word or t.normalized for t in added.values())
+        self._kept: OrderedDict[str, array[int]] = OrderedDict()  # ids of stretches, those used last at the end
+        self._kept_characters = 0
+        self._keeping = threading.Lock()
         self._token_bytes: dict[int, bytes] = {}
 
     @classmethod
@@ -65,8 +75,45 @@ class Tokenizer:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
             raise PromptError(f"the text holds a lone surrogate at character {error.start}; remove it") from None
-        encode = self._plain_ids if plain else lambda text: self._rust.encode(text, add_special_tokens=False).ids
+        encode = self._plain_ids if plain else self._ids_of_stretches if self._cuts else self._ids
         return _guard(lambda: encode(text), "tokenizer.json")
+
+    def _ids(self, text: str) -> list[int]:
+        return self._rust.encode(text, add_special_tokens=False).ids
+
+    def _ids_of_stretches(self, text: str) -> list[int]:
+        """What lies between two control tokens is encoded once: a conversation comes again with every turn, and nothing
+        in it has other ids for what follows."""
+        if len(text) < _LONG:
+            return self._ids(text)
+        ids: list[int] = []
+        start = at = 0  # what was encoded, and what was looked at
+        for match in self.control_pattern.finditer(text):
+            if match.start() - at >= _LONG:
+                ids += self._ids(text[start:at]) if start < at else ()
+                ids += self._kept_ids(text[at : match.start()])
+                start = match.start()
+            at = match.end()
+        if len(text) - at >= _LONG:
+            ids += self._ids(text[start:at]) if start < at else ()
+            return ids + self._kept_ids(text[at:]).tolist()
+        return ids + self._ids(text[start:])
+
+    def _kept_ids(self, stretch: str) -> array[int]:
+        with self._keeping:
+            ids = self._kept.get(stretch)
+            if ids is not None:
+                self._kept.move_to_end(stretch)
+                return ids
+        ids = array("I", self._ids(stretch))
+        with self._keeping:
+            if stretch not in self._kept:
+                self._kept[stretch] = ids
+                self._kept_characters += len(stretch)
+            while self._kept_characters > _KEPT:
+                old, _ = self._kept.popitem(last=False)
+                self._kept_characters -= len(old)
+        return ids
 
     def _plain_ids(self, text: str) -> list[int]:
         """The steps of the Rust library behind the one that looks for added tokens."""

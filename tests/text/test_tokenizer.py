@@ -176,3 +176,53 @@ def test_a_tokenizer_that_changes_the_text(tmp_path):
     json = folders.tokenizer_json()
     json["normalizer"] = {"type": "Lowercase"}
     refused(folders.write_text_files(tmp_path, tokenizer=json), "does not give a text back")
+
+
+PIECES = st.sampled_from(
+    [
+        *folders.SPECIAL,
+        *folders.PLAIN,
+        " ",
+        "\n\n",
+        "é",
+        "e\u0301",
+        "kite ",
+        "  x = 1\n" * 40,
+        "stone owl " * 60,
+        "日本" * 150,
+    ]
+)
+
+
+@hypothesis.given(st.lists(PIECES, max_size=12))
+def test_what_lies_between_control_tokens_is_encoded_once_and_alike(tokenizer, pieces):
+    text = "".join(pieces)
+    expected = tokenizer._rust.encode(text, add_special_tokens=False).ids
+    for _ in range(2):
+        assert tokenizer.encode(text) == expected
+
+
+def test_a_long_stretch_is_kept_and_the_oldest_goes(tokenizer, monkeypatch):
+    made = Tokenizer(tokenizer._rust, eos_token_ids=frozenset(), vocab_size=tokenizer.vocab_size)
+    monkeypatch.setattr("mlx_qwen35.text.tokenizer._KEPT", 2000)
+    first, second, third = ("kite " * 200, "stone " * 150, "owl " * 40)
+    asked = []
+    ids = made._ids
+    monkeypatch.setattr(made, "_ids", lambda text: asked.append(text) or ids(text))
+    mark = "<|im_end|>"
+    assert made.encode(first + mark + second + mark) == tokenizer.encode(first + mark + second + mark)
+    assert [*made._kept] == [first, second]
+    made.encode(first + mark + third)  # the third is short, and is not kept
+    assert asked.count(first) == 1 and asked.count(third) == 0 and [*made._kept] == [second, first]
+    made.encode("violin " * 100)
+    assert [*made._kept] == [first, "violin " * 100] and made._kept_characters == 1700
+
+
+def test_where_control_tokens_take_white_space_nothing_is_cut(tokenizer):
+    import tokenizers
+
+    rust = tokenizers.Tokenizer.from_str(tokenizer._rust.to_str())
+    rust.add_special_tokens([tokenizers.AddedToken("<|greedy|>", lstrip=True, rstrip=True, special=True)])
+    made = Tokenizer(rust, eos_token_ids=frozenset(), vocab_size=tokenizer.vocab_size)
+    text = "kite " * 100 + " <|greedy|>  " + "owl " * 100
+    assert made.encode(text) == rust.encode(text, add_special_tokens=False).ids and not made._kept
