@@ -1,4 +1,4 @@
-# make demo | test | bench | lint | clean. The first run makes .venv (a few minutes); later ones start at once.
+# make demo | test | soak | bench | lint | clean. The first run makes .venv (a few minutes); later ones start at once.
 # PYTHON=python3.12 chooses the interpreter, ARGS="-k cache" goes to pytest or to the benchmark. WORKERS=4 runs the
 # tests in so many processes (0: in one, for ARGS=--pdb); each takes up to 2 GB.
 
@@ -30,15 +30,21 @@ clang = $(shell command -v clang++-19)
 kernels = $(shell grep -qw avx512bw /proc/cpuinfo && echo SkylakeX || grep -qw avx2 /proc/cpuinfo && echo Haswell)
 coretype = $(or $(OPENBLAS_CORETYPE),$(firstword $(kernels)))
 run = $(if $(openblas),$(if $(coretype),OPENBLAS_CORETYPE=$(coretype)) LD_PRELOAD=$(openblas)) $(VENV)/bin/python
+# Each worker's products in one thread of its own: threads that wait for one another take more than they bring.
+pytest = OPENBLAS_NUM_THREADS=$(or $(OPENBLAS_NUM_THREADS),1) $(run) -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: demo test bench lint clean
+.PHONY: demo test soak bench lint clean
 
 demo: $(MADE)
 	@$(run) generate.py -p "What is 17 + 25?" --temperature 0 --stats
 
 test: $(MADE)
 	@$(if $(can_install),$(if $(clang),,$(call install,clang-19 libclang-rt-19-dev)))
-	@$(run) -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
+	@$(pytest) $(ARGS)
+
+# What is too long for every change (docs/TESTS.md): once a week.
+soak: $(MADE)
+	@$(pytest) -m "soak or not soak" --hypothesis-profile=soak $(ARGS)
 
 bench: $(PLOTS)
 	@$(run) benchmarks/bench.py $(ARGS)

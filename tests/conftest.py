@@ -4,6 +4,7 @@ Mac (`--as-mac`).
 Knows the place of the checkout. Knows nothing of the model.
 """
 
+import gc
 import signal
 import sys
 from pathlib import Path
@@ -27,8 +28,10 @@ mx.set_default_device(mx.cpu)
 # Started in the background of a script, this process and its children would ignore Ctrl-C, which the tests press.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-# Examples are drawn the same way in every run, so that a red test stays red until it is mended.
-hypothesis.settings.register_profile("project", deadline=None, derandomize=True, database=None)
+# Examples are drawn the same way in every run, so that a red test stays red until it is mended; `make soak` draws more,
+# and others each time (tests/soak.py).
+hypothesis.settings.register_profile("project", deadline=None, derandomize=True, database=None, max_examples=30)
+hypothesis.settings.register_profile("soak", deadline=None, database=None, max_examples=200, print_blob=True)
 hypothesis.settings.load_profile("project")
 
 
@@ -45,6 +48,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for name, reason in pretended.CANNOT.items():
             if item.nodeid.startswith(name):
                 item.add_marker(pytest.mark.skip(reason=f"cannot be pretended: {reason}"))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    """What was imported stays: a search for garbage, which many tests ask for, need not go through it each time."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

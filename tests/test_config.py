@@ -14,6 +14,7 @@ from mlx_qwen35.errors import CheckpointError
 
 from .checkpoints import tiny_config
 from .published import published_config
+from .soak import examples
 
 ROPE = {"mrope_interleaved": True, "mrope_section": [2, 1, 1], "partial_rotary_factor": 0.5, "rope_theta": 10000000}
 TEXT_SIZES = [
@@ -375,7 +376,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 @given(st.data())
 def test_any_value_anywhere_is_read_or_refused(data):
     """A config with values swapped for any JSON is a CheckpointError or a config; never another exception."""

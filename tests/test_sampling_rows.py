@@ -15,6 +15,7 @@ from mlx_qwen35.largest import BLOCK
 from mlx_qwen35.sampling import History, Sampler, Sampling
 from mlx_qwen35.sampling_rows import RowsSampler
 from mlx_qwen35.thinking import Tags, ThinkingBudget
+from tests.soak import examples
 
 SMALL = 70
 LARGE = 50 * BLOCK + 17  # so large that top_ids looks at blocks
@@ -125,7 +126,7 @@ def budgets() -> st.SearchStrategy[ThinkingBudget | None]:
     )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40))
 @given(
     st.lists(st.tuples(samplings(), st.lists(st.integers(0, SMALL - 1), max_size=4), budgets()), min_size=1, max_size=6)
 )

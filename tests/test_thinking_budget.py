@@ -228,19 +228,24 @@ def test_a_batch_is_its_rows_alone(model):
         assert list(answer.tokens) == alone == oracle(model, prompt, options["max_tokens"], 5)
 
 
+@pytest.fixture(scope="module")
+def answers(model):
+    """The oracle's, by their budget: the point falls at each place of a round."""
+    return {budget: oracle(model, PROMPT, budget + len(SHORT) + 5, budget) for budget in range(4, 8)}
+
+
 @pytest.mark.parametrize("drafts, amount", [(1, 0.02), (3, 0.02), (4, 0.0), (4, 1.0)])
 @pytest.mark.usefixtures("short")
-def test_drafts_change_nothing(monkeypatch, model, drafts, amount):
+def test_drafts_change_nothing(monkeypatch, model, answers, drafts, amount):
     """Whatever the drafter thinks, before, at and after the point; a round that goes over it is cut there."""
     always(monkeypatch, drafts)
     kind = "dense" if model.config.text.moe is None else "moe"
-    for budget in range(4, 8):  # the point falls at each place of a round
+    for budget, answer in answers.items():
         cache = model.make_cache()
-        count = budget + len(SHORT) + 5
-        options = {"thinking_budget": budget, "max_tokens": count, "sampling": Sampling(), "cache": cache}
+        options = {"thinking_budget": budget, "max_tokens": len(answer), "sampling": Sampling(), "cache": cache}
         drafting = {"draft_model": near(kind, amount), "num_draft_tokens": drafts}
         tokens = [part.token for part in stream_generate(model, EndlessThinker(), PROMPT, **options, **drafting)]
-        assert tokens == oracle(model, PROMPT, count, budget)
+        assert tokens == answer
         assert_covers(model, cache, [*PROMPT, *tokens])
 
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from mlx_qwen35.experts.residency import Residency
+from tests.soak import examples
 
 EXPERTS = 9
 subset = st.lists(st.integers(0, EXPERTS - 1), unique=True, max_size=EXPERTS)
@@ -148,7 +149,7 @@ class AgainstNaive(RuleBasedStateMachine):
         assert [e for e in self.real.hot() if e not in self.pinned] == last_first
 
 
-AgainstNaive.TestCase.settings = hypothesis.settings(max_examples=300, stateful_step_count=40)
+AgainstNaive.TestCase.settings = hypothesis.settings(max_examples=examples(300), stateful_step_count=40)
 TestAgainstNaive = AgainstNaive.TestCase
 
 

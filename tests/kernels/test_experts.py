@@ -57,7 +57,8 @@ def test_every_form(case, form):
 @CASES
 @pytest.mark.parametrize("form", [("affine", 5, 32), ("affine", 4, 64), ("mxfp4", 4, 32), None], ids=str)
 def test_float32(case, form):
-    check(**case(form, form, 1, 2, mx.float32), sanitize=True)
+    """Under the sanitizers, for which each form is compiled twice more: what spans words, and what has no scales."""
+    check(**case(form, form, 1, 2, mx.float32), sanitize=form in (("affine", 5, 32), None))
 
 
 @CASES

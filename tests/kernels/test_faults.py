@@ -217,7 +217,10 @@ def test_no_fault(name):
     check(**CASES[name][1]())
 
 
-@pytest.mark.parametrize("name, file, old, new", FAULTS)
+OFTEN, SELDOM = FAULTS[::2], [pytest.param(*fault, marks=pytest.mark.soak) for fault in FAULTS[1::2]]
+
+
+@pytest.mark.parametrize("name, file, old, new", [*OFTEN, *SELDOM])
 def test_a_fault_is_noticed(name, file, old, new, monkeypatch, tmp_path):
     operation, case = CASES[name]
     planted(monkeypatch, tmp_path, operation, file, old, new)

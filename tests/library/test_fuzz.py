@@ -17,6 +17,7 @@ from mlx_qwen35.library.listing import list_models, table
 from mlx_qwen35.library.stored import Stored
 from tests.checkpoints import tiny_config
 from tests.machine import Machine, checkpoint
+from tests.soak import examples
 
 ODD = st.recursive(
     st.none() | st.booleans() | st.integers(-3, 2**40) | st.floats(allow_nan=False) | st.text(max_size=8),
@@ -45,7 +46,7 @@ PIECES = (
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 @given(st.lists(st.sampled_from(PIECES), max_size=7).map("".join) | st.text(max_size=12))
 def test_any_text_is_a_model_a_hub_name_or_an_error(name: str) -> None:
     try:
@@ -85,7 +86,7 @@ def test_damaged_configurations_are_listed(machine: Machine) -> None:
             continue
 
 
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 @given(ODD)
 def test_any_json_in_lm_studios_files(value: Any) -> None:
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:

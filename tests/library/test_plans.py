@@ -23,6 +23,7 @@ from tests.checkpoints import tiny_config
 from tests.conftest import CHECKOUT
 from tests.library.test_holding import hollow
 from tests.machine import Machine
+from tests.soak import examples
 
 CONFIGS = CHECKOUT / "tests" / "facts" / "configs"
 MEMORIES = st.one_of(
@@ -72,7 +73,7 @@ def held_or_error(folder: Path, options: dict[str, Any]) -> Any:
 
 
 @pytest.mark.parametrize("kind", ["dense", "moe", "all", "fp8", "demo"])
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 @given(options=st.fixed_dictionaries(ASKED))
 @example(options={"memory": "200MB", "context_length": None, "yarn": False, "kv_bits": None, "kv_group_size": 64,
                   "quantized_kv_start": 0, "mtp": False})  # fmt: skip

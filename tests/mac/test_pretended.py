@@ -12,11 +12,11 @@ from tests.mac.pretended import CANNOT, GPU, environment
 
 pytestmark = pytest.mark.skipif(AS_MAC or sys.platform == "darwin", reason="this is a Mac, or pretends to be one")
 
-# What asks the system most; a minute of a slow machine.
-PART = (
-    "tests/mac", "tests/library/test_holding.py", "tests/library/test_hub.py", "tests/conversion/test_disk.py",
-    "tests/checkpoint/test_files.py", "tests/experts/test_handles.py", "tests/cli/test_experts.py",
-    "tests/benchmarks/test_mac.py",
+# What asks the system most, and what asks much of it through others; a minute of a slow machine.
+PART = ("tests/mac", "tests/conversion/test_disk.py", "tests/experts/test_handles.py")
+MORE = (
+    "tests/library/test_holding.py", "tests/library/test_hub.py", "tests/checkpoint/test_files.py",
+    "tests/cli/test_experts.py", "tests/benchmarks/test_mac.py",
 )  # fmt: skip
 
 ASKED = """
@@ -66,8 +66,9 @@ def test_what_cannot_be_pretended_is_little_and_there() -> None:
         assert (CHECKOUT / name.partition("::")[0]).exists(), name
 
 
-def test_a_part_of_the_suite() -> None:
-    command = [sys.executable, "-m", "pytest", "--as-mac", "-q", "-p", "no:cacheprovider", *PART]
+@pytest.mark.parametrize("part", [PART, pytest.param(MORE, marks=pytest.mark.soak)], ids=["part", "more"])
+def test_a_part_of_the_suite(part: tuple[str, ...]) -> None:
+    command = [sys.executable, "-m", "pytest", "--as-mac", "-q", "-p", "no:cacheprovider", *part]
     done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-1000:]
     assert " passed" in done.stdout

@@ -94,11 +94,11 @@ def _targets() -> dict[str, Target]:
 TARGETS = _targets()
 
 
-def some_pairs() -> list[tuple[str, str]]:
-    """A part of the product in which every source meets a sixth of the targets, and every target of the sources."""
+def some_pairs(part: int) -> list[tuple[str, str]]:
+    """A part of the product in which every source meets one of `part` targets, and every target of the sources."""
     pairs = product(enumerate(SOURCES), enumerate(TARGETS))
     wanted = {("fp8 experts", "affine 4 x 64"), ("gptq experts", "affine 4 x 64"), ("bf16 experts", "affine 4 x 64")}
-    return [(s, t) for (i, s), (j, t) in pairs if (i + j) % 6 == 0 or (s, t) in wanted]
+    return [(s, t) for (i, s), (j, t) in pairs if (i + j) % part == 0 or (s, t) in wanted]
 
 
 @dataclass

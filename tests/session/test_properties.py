@@ -18,6 +18,7 @@ from mlx_qwen35.session import Sessions, load_session
 from mlx_qwen35.speculative import Drafting
 from tests.drafted import random_head
 from tests.seeing_model import prompt_of, seeing_model, some_media
+from tests.soak import examples
 
 # With 1e-6, norms of what nearly cancels make float32's rounding many times larger: in float64 too, weights moved by
 # 6e-8 of themselves move logits by up to 3e-4 (docs/SESSIONS.md).
@@ -170,7 +171,7 @@ class DraftedTalk(Talk):
     drafts = True
 
 
-Talk.TestCase.settings = settings(max_examples=40, stateful_step_count=12, deadline=None)
+Talk.TestCase.settings = settings(max_examples=examples(40), stateful_step_count=12)
 DraftedTalk.TestCase.settings = Talk.TestCase.settings
 TestTalk, TestDraftedTalk = Talk.TestCase, DraftedTalk.TestCase
 

@@ -22,6 +22,7 @@ from mlx_qwen35.speculative import Drafting
 from tests.drafted import random_head
 from tests.seeing_model import prompt_of, seeing_model, some_media
 from tests.session.rows import Row
+from tests.soak import examples
 from tests.tiny_model import tiny_model
 
 PICTURES = [some_media("image", 4, 6, seed=1), some_media("image", 4, 6, seed=2), some_media("video", 2, 4, 4, seed=3)]
@@ -233,6 +234,6 @@ class ModelDrafts(Sharing):
 
 
 for kind in (Course, Sharing, Packed, PackedSharing, ModelDrafts):
-    kind.TestCase.settings = settings(max_examples=15, stateful_step_count=25, deadline=None)
+    kind.TestCase.settings = settings(max_examples=examples(30), stateful_step_count=25)
 TestCourse, TestSharing, TestPacked = Course.TestCase, Sharing.TestCase, Packed.TestCase
 TestPackedSharing, TestModelDrafts = PackedSharing.TestCase, ModelDrafts.TestCase

@@ -7,6 +7,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from mlx_qwen35.session.tree import Tree, common, key_of
 from tests.seeing_model import some_media
+from tests.soak import examples
 
 KEY = st.lists(st.integers(-2, 1), max_size=9)
 
@@ -53,7 +54,7 @@ class Course(RuleBasedStateMachine):
             nodes += node.children.items()
 
 
-Course.TestCase.settings = settings(max_examples=200, stateful_step_count=30, deadline=None)
+Course.TestCase.settings = settings(max_examples=examples(200), stateful_step_count=30)
 TestCourse = Course.TestCase
 
 

@@ -13,6 +13,7 @@ from mlx_qwen35.text.reply import (
     ToolCall,
     parse_reply,
 )
+from tests.soak import examples
 
 TOOLS = [
     {
@@ -287,7 +288,7 @@ def merged(events):
     return result
 
 
-@hypothesis.settings(max_examples=250)
+@hypothesis.settings(max_examples=examples(250))
 @hypothesis.given(TEXTS, st.booleans(), st.data())
 def test_any_cut_gives_the_same_events(text, thinking, data):
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=6)))
@@ -298,7 +299,7 @@ def test_any_cut_gives_the_same_events(text, thinking, data):
     assert Reply.from_events(whole) == parse_reply(text, thinking=thinking, tools=TOOLS)
 
 
-@hypothesis.settings(max_examples=250)
+@hypothesis.settings(max_examples=examples(250))
 @hypothesis.given(TEXTS, st.booleans())
 def test_nothing_is_lost_but_white_space_and_the_tags_of_thinking(text, thinking):
     def bare(text):

@@ -1,0 +1,11 @@
+"""How much is drawn: a part in every run, all of it in `make soak`.
+
+Knows the profiles of conftest.py. Knows no test.
+"""
+
+import hypothesis
+
+
+def examples(number: int, part: int = 4) -> int:
+    """How many a test draws that draws `number` in `make soak`: one of `part`, and ten at the least."""
+    return number if hypothesis.settings.get_current_profile_name() == "soak" else max(number // part, 10)
