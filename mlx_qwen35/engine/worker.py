@@ -7,6 +7,7 @@ or arguments, and nothing of the Engine, which may be lost without being closed.
 from __future__ import annotations
 
 import atexit
+import inspect
 import os
 import queue
 import threading
@@ -37,6 +38,8 @@ _RUNNING: weakref.WeakSet[Worker] = weakref.WeakSet()
 # takes the interpreter's lock: where that is gone, the process is aborted.
 _PARTING = 0.2
 _made: list[int] = []  # processes in which there was one
+_PACKAGES = (__name__.partition(".")[0], "mlx")  # whose functions hold caches and what is computed
+_WAITING = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 
 
 class Worker:
@@ -224,13 +227,22 @@ class Worker:
 
 
 def _frames_of(error: BaseException | None) -> list[FrameType]:
-    """All that an error was raised through, up to the beginning of the thread."""
-    found = []
-    while error is not None:
+    """What an error was raised through, and what had called that, but for what is not ours: the same error may end
+    several answers, and who read one of them may have raised it again, and go on."""
+    found, seen = [], set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
         for frame, _ in traceback.walk_tb(error.__traceback__):
-            found += [inner for inner, _ in traceback.walk_stack(frame)]
+            found += [inner for inner, _ in traceback.walk_stack(frame) if _is_ours(inner)]
         error = error.__cause__ or error.__context__
     return found
+
+
+def _is_ours(frame: FrameType) -> bool:
+    """Whether a frame is a function's of this package or of MLX. A generator's may be waiting to go on, and clearing it
+    would end it."""
+    package = str(frame.f_globals.get("__name__")).partition(".")[0]
+    return package in _PACKAGES and not frame.f_code.co_flags & _WAITING
 
 
 @atexit.register

@@ -2,6 +2,7 @@
 
 import gc
 import time
+import traceback
 
 import pytest
 
@@ -72,3 +73,32 @@ def test_a_caller_of_the_loop_lets_go_of_it(demo, uncollected):
         generate(*demo, "What is 3 + 4?", on_progress=fails, **SHORT)
     del raised
     assert alive(Row) == 0 and alive(Cache) == before
+
+
+def test_who_read_an_error_goes_on_though_it_ends_another_answer_too(demo):
+    """Only what computed is cleared of what it held, and none of those who read."""
+    failed = RuntimeError("the same each time")
+
+    def fails(done: int, total: int) -> None:
+        mine = "kept"  # noqa: F841
+        raise failed
+
+    def reading(engine: Engine):
+        notes = ["begun"]
+        try:
+            engine.submit("What is 3 + 4?", on_progress=fails, **SHORT).result(60)
+        except RuntimeError as error:
+            notes.append(str(error))
+            yield error
+        yield notes
+
+    with Engine(*demo) as engine:
+        readers = [reading(engine) for _ in range(3)]
+        errors = [next(reader) for reader in readers]
+        assert errors == [failed] * 3
+        until = time.monotonic() + 10
+        while alive(Row) and time.monotonic() < until:
+            time.sleep(0.01)
+        assert [next(reader) for reader in readers] == [["begun", "the same each time"]] * 3
+        frames = [frame for frame, _ in traceback.walk_tb(failed.__traceback__)]
+        assert [frame.f_locals for frame in frames if frame.f_code is fails.__code__][-1]["mine"] == "kept"
