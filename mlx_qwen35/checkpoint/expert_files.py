@@ -14,6 +14,8 @@ from typing import Any
 
 from mlx_qwen35.checkpoint import files
 from mlx_qwen35.checkpoint.files import Entry
+from mlx_qwen35.checkpoint.gguf.part import GgufPart
+from mlx_qwen35.checkpoint.gguf.unpacking import expert_tensor
 from mlx_qwen35.checkpoint.part import AnyPart, Part
 from mlx_qwen35.checkpoint.source import Source
 from mlx_qwen35.errors import CheckpointError
@@ -65,29 +67,33 @@ def _in_shards(layer: int, parts: list[AnyPart]) -> LayerLayout:
         if part.passing.fixed is not None
     )
     parts = [part for part in parts if part.passing.fixed is None]
-    tensors = tuple(
-        Tensor(
-            part.ours.removeprefix(stem), part.entries[0].dtype, part.shape[1:], part.passing.step, part.passing.exact
-        )
-        for part in parts
-    )
     if all(part.stacked for part in parts):  # a tensor for each expert
+        tensors = tuple(_tensor(part, stem) for part in parts)
         places = tuple(
             tuple(Extent(e.file, e.offset, e.nbytes) for e in (part.entries[expert] for part in parts))
             for expert in range(count)
         )
         return LayerLayout(layer, count, tensors, places, fixed=fixed)
-    # gate and up of an expert may be two halves of one row: [gate 0 | up 0 | gate 1 | up 1 ...]
-    first = tuple(
-        Extent(part.entries[0].file, part.entries[0].offset + _half(part) * tensor.nbytes, tensor.nbytes)
-        for part, tensor in zip(parts, tensors, strict=True)
-    )
-    steps = tuple(part.entries[0].nbytes // count for part in parts)
-    return LayerLayout(layer, count, tensors, (first,), steps)
+    placed = [found for part in parts if (found := _in_one(part, stem)) is not None]
+    tensors, first, steps = zip(*placed, strict=True)
+    return LayerLayout(layer, count, tensors, (first,), steps, fixed)
 
 
-def _half(part: AnyPart) -> int:
-    return (part.half or 0) if isinstance(part, Part) else 0
+def _tensor(part: AnyPart, stem: str) -> Tensor:
+    name, passing = part.ours.removeprefix(stem), part.passing
+    return Tensor(name, part.entries[0].dtype, part.shape[1:], passing.step, passing.exact)
+
+
+def _in_one(part: AnyPart, stem: str) -> tuple[Tensor, Extent, int] | None:
+    """(a tensor of one expert, where expert 0 has it, bytes to the next) of what all experts lie in one tensor of.
+
+    None: another part brings it along. Gate and up of an expert may be two halves: [gate 0 | up 0 | gate 1 | up 1 ...]
+    """
+    if isinstance(part, GgufPart):
+        return expert_tensor(part, part.ours.removeprefix(stem))
+    entry, tensor = part.entries[0], _tensor(part, stem)
+    half = (part.half or 0) if isinstance(part, Part) else 0
+    return tensor, Extent(entry.file, entry.offset + half * tensor.nbytes, tensor.nbytes), entry.nbytes // part.shape[0]
 
 
 def _packed(folder: Path, shards: LayerLayout) -> LayerLayout | None:

@@ -17,6 +17,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol
+
+import numpy as np
 
 from .cast import Step
 
@@ -25,12 +28,28 @@ _PAD = 64  # bytes between two parts of a record that are read along: fewer than
 _CUT = 4096  # pieces of one tensor begin at multiples of this
 
 
+class Unpacker(Protocol):
+    """What makes arrays of a tensor's bytes that no kernel reads as they lie. Two that are equal do the same.
+
+    unit: bytes that belong together. arrays: what the tensor of one expert becomes: (kind, dtype, shape) of each, kind
+    such as "weight"; as many bytes of each array come of any unit.
+    """
+
+    @property
+    def unit(self) -> int: ...
+    @property
+    def arrays(self) -> tuple[tuple[str, str, tuple[int, ...]], ...]: ...
+
+    def unpack(self, raw: memoryview) -> tuple[np.ndarray, ...]:
+        """The items of each array that some whole units make: packed ones as they are, floats as float32."""
+
+
 @dataclass(frozen=True)
 class Tensor:
     """One tensor of one expert. name: such as "gate_proj.weight"; dtype: as safetensors calls it; shape: of one.
 
     step: what becomes of its bytes on their way into memory beside a cast. exact: floats that stay as they are whatever
-    is computed in.
+    is computed in. made: what makes the arrays of a projection of it; None: it is one of them.
     """
 
     name: str
@@ -38,6 +57,12 @@ class Tensor:
     shape: tuple[int, ...]
     step: Step | None = None
     exact: bool = False
+    made: Unpacker | None = None
+
+    @property
+    def cut(self) -> int:
+        """It is read in pieces that begin at multiples of so many bytes."""
+        return _CUT if self.made is None else -(-_CUT // self.made.unit) * self.made.unit
 
     @property
     def nbytes(self) -> int:
@@ -167,15 +192,19 @@ class LayerLayout:
         """An expert's chunks, dealt out in jobs of about `size` bytes; to be read at chunk.offset + expert * step."""
         self._check(expert)
         if self.steps is None:
-            return deal(self._chunks(expert), size)
+            return deal(self._chunks(expert), size, self._cuts)
         made = self._dealt.get(size)
         if made is None:
-            made = self._dealt[size] = deal(self._chunks(0), size)
+            made = self._dealt[size] = deal(self._chunks(0), size, self._cuts)
         return made
 
     @cached_property
     def _dealt(self) -> dict[int, tuple[Job, ...]]:
         return {}
+
+    @cached_property
+    def _cuts(self) -> tuple[int, ...]:
+        return tuple(tensor.cut for tensor in self.tensors)
 
     def _chunks(self, number: int) -> list[Chunk]:
         return join(self.places[number], self.steps or (0,) * len(self.tensors))
@@ -206,13 +235,13 @@ def join(extents: Sequence[Extent], steps: Sequence[int]) -> list[Chunk]:
     return chunks
 
 
-def deal(chunks: Sequence[Chunk], size: int) -> tuple[Job, ...]:
+def deal(chunks: Sequence[Chunk], size: int, cuts: Sequence[int] = ()) -> tuple[Job, ...]:
     """Chunks in jobs of nearly the same size: as many as there are times `size` bytes in them, but at least one.
 
         chunks      aaaaaaaa bbb ccccc      with jobs of six:   aaaaaa | aa bbb c | cccc
 
-    A tensor is cut only at multiples of 4 KiB from its start, so that none of its items is; a job may be that much
-    larger.
+    A tensor is cut only at multiples of 4 KiB from its start, or of what `cuts` says of it, so that none of its items
+    is; a job may be that much larger.
     """
     total = sum(chunk.nbytes for chunk in chunks)
     share = math.ceil(total / max(1, total // size))
@@ -223,6 +252,7 @@ def deal(chunks: Sequence[Chunk], size: int) -> tuple[Job, ...]:
         pieces: list[Piece] = []
         for piece in chunk.pieces:
             start = piece.start
+            cut = _CUT if piece.tensor is None or not cuts else cuts[piece.tensor]
             while start < piece.stop:
                 if room <= 0:
                     if pieces:
@@ -230,8 +260,8 @@ def deal(chunks: Sequence[Chunk], size: int) -> tuple[Job, ...]:
                     begin, pieces = offset, []
                     jobs.append([])
                     room = share
-                stop = min(piece.stop, start + room + -(start + room) % _CUT)
-                if piece.stop - stop < _CUT:
+                stop = min(piece.stop, start + room + -(start + room) % cut)
+                if piece.stop - stop < cut:
                     stop = piece.stop
                 pieces.append(Piece(piece.tensor, start, stop))
                 room -= stop - start

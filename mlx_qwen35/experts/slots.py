@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
 
 from ..config import QuantSpec
-from .cast import converter
-from .layout import LayerLayout
+from .cast import Convert, converter
+from .layout import LayerLayout, Tensor
 from .linear import ExpertLinear, QuantizedExpertLinear
 from .reader import Target
 from .resident import Experts
@@ -32,19 +33,24 @@ class Slots:
     def __init__(self, layout: LayerLayout, specs: Mapping[str, QuantSpec], count: int, dtype: mx.Dtype):
         """specs: "gate_proj" .. -> its quantization, where it has one. dtype: of floats in memory."""
         self.count = count
-        self._bytes: list[tuple[memoryview, int]] = []  # of each tensor: all slots, and bytes of one
-        self._converters = []
+        self._tensors = layout.tensors
+        self._memory: list[list[_Array]] = []  # of each tensor, as many as it becomes
         arrays: dict[str, dict[str, mx.array]] = {}
         for tensor in layout.tensors:
-            to = mx.float32 if tensor.exact else _PACKED.get(tensor.dtype, dtype)
-            store = mx.zeros((count, *tensor.shape), _BITS[to.size])
-            array = store.view(to)
-            mx.eval(store, array)
-            self._bytes.append((_buffer(store, array), math.prod(tensor.shape) * to.size))
-            same = tensor.dtype in _PACKED and tensor.step is None
-            self._converters.append(None if same else converter(tensor.dtype, _name(to), tensor.step))
             projection, kind = tensor.name.rsplit(".", 1)
-            arrays.setdefault(projection, {})[kind] = array
+            made = ((kind, tensor.dtype, tensor.shape),) if tensor.made is None else tensor.made.arrays
+            self._memory.append([])
+            for kind, tag, shape in made:
+                to = mx.float32 if tensor.exact else _PACKED.get(tag, dtype)
+                store = mx.zeros((count, *shape), _BITS[to.size])
+                array = store.view(to)
+                mx.eval(store, array)
+                # What is made of a tensor comes as float32, whatever its numbers had been.
+                tag = tag if tensor.made is None or tag in _PACKED else "F32"
+                same = tag in _PACKED and tensor.step is None
+                convert = None if same else converter(tag, _name(to), tensor.step)
+                self._memory[-1].append(_Array(_buffer(store, array), math.prod(shape) * to.size, convert))
+                arrays.setdefault(projection, {})[kind] = array
         for fixed in layout.fixed:
             projection, kind = fixed.name.rsplit(".", 1)
             own = _PACKED.get(fixed.dtype, dtype)
@@ -54,8 +60,56 @@ class Slots:
 
     def targets(self, slot: int) -> list[Target]:
         """Where the tensors of one expert are read to, in the order of the layout."""
-        pairs = zip(self._bytes, self._converters, strict=True)
-        return [Target(view[slot * size : (slot + 1) * size], convert) for (view, size), convert in pairs]
+        found = []
+        for tensor, memory in zip(self._tensors, self._memory, strict=True):
+            if tensor.made is None:
+                found.append(Target(memory[0].of(slot), memory[0].convert))
+            else:
+                found.append(Target(Spread(tensor, tuple(memory), slot), _unpack))
+        return found
+
+
+@dataclass(frozen=True)
+class _Array:
+    """All slots of an array. view: its bytes; size: bytes of a slot; convert: floats on their way into it."""
+
+    view: memoryview
+    size: int
+    convert: Convert | None
+
+    def of(self, slot: int) -> memoryview:
+        return self.view[slot * self.size : (slot + 1) * self.size]
+
+
+class Spread:
+    """The memory of one expert's arrays that are made of one tensor: as long as it is in the file, and cut like it."""
+
+    def __init__(self, tensor: Tensor, memory: tuple[_Array, ...], slot: int, start: int = 0, stop: int | None = None):
+        self._tensor, self._memory, self._slot = tensor, memory, slot
+        self._start, self._stop = start, tensor.nbytes if stop is None else stop
+
+    @property
+    def nbytes(self) -> int:
+        return self._stop - self._start
+
+    def __getitem__(self, part: slice) -> Spread:
+        start, stop, _ = part.indices(self.nbytes)
+        return Spread(self._tensor, self._memory, self._slot, self._start + start, self._start + stop)
+
+    def fill(self, raw: memoryview) -> None:
+        """Unpack the file's bytes of this stretch."""
+        whole = self._tensor.nbytes
+        for array, items in zip(self._memory, self._tensor.made.unpack(raw), strict=True):
+            out = array.of(self._slot)[self._start * array.size // whole : self._stop * array.size // whole]
+            data = memoryview(np.ascontiguousarray(items).reshape(-1).view(np.uint8))
+            if array.convert is None:
+                np.copyto(np.asarray(out), np.asarray(data))
+            else:
+                array.convert(data, out)
+
+
+def _unpack(raw: memoryview, out: Spread) -> None:
+    out.fill(raw)
 
 
 def _buffer(store: mx.array, array: mx.array) -> memoryview:

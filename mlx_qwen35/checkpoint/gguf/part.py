@@ -19,7 +19,7 @@ from mlx_qwen35.checkpoint.gguf.decode import decode
 from mlx_qwen35.checkpoint.gguf.grids import SIXTEEN, SPECS, scales_of, words_of
 from mlx_qwen35.checkpoint.gguf.origins import Origin, Runs, tiled
 from mlx_qwen35.checkpoint.inventory import Shape
-from mlx_qwen35.checkpoint.part import DTYPES, FLOATS, as_array
+from mlx_qwen35.checkpoint.part import DTYPES, FLOATS, Passing, as_array
 from mlx_qwen35.config import QuantSpec
 from mlx_qwen35.errors import CheckpointError
 
@@ -41,7 +41,11 @@ class GgufPart:
     stacked = False
     shifted = False
     cuts = True
-    passing = None  # its blocks are taken apart first
+
+    @property
+    def passing(self) -> Passing | None:
+        """Experts are read past it where their bytes are all there is to their values (unpacking.py)."""
+        return Passing() if self.origin.scale is None and self.origin.heads is None else None
 
     @property
     def kind(self) -> str:

@@ -28,7 +28,7 @@ class FramesPart:
     shifted = False
     computed = False
     cuts = True
-    passing = None  # its blocks are taken apart first
+    passing = None
     growth = 1
 
     @property
