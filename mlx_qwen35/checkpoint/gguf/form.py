@@ -13,7 +13,7 @@ from mlx_qwen35.checkpoint.forms.face import Made, Published
 from mlx_qwen35.checkpoint.gguf.container import GgufTensor
 from mlx_qwen35.checkpoint.gguf.decode import can_decode
 from mlx_qwen35.checkpoint.gguf.origins import Origin
-from mlx_qwen35.checkpoint.gguf.part import BIASES, SCALES, VALUES, WORDS, GgufPart, packing
+from mlx_qwen35.checkpoint.gguf.part import BIASES, SCALES, VALUES, WORDS, GgufPart, factors_of, packing
 from mlx_qwen35.checkpoint.gguf.patches import FramesPart
 from mlx_qwen35.checkpoint.inventory import PATCH_EMBEDDING, Shape, is_linear
 from mlx_qwen35.checkpoint.names import TARGET
@@ -79,7 +79,12 @@ class GgufForm:
         if not can_decode(tensor.kind.name) or (len(shape) < 2 and tensor.kind.values > 1):
             return [f"{tensor} is {tensor.kind.name} {list(tensor.shape)}, which no {ours} of this family is"]
         entries = (found.entries[TARGET.source(ours).names[0]],)
-        spec = packing(origin) if is_linear(ours, shape) else None
+        spec, factors = packing(origin) if is_linear(ours, shape) else None, None
+        if origin.scale is not None and is_linear(ours, shape):
+            factors = factors_of(ours.removesuffix(".weight"), shape, origin.scale)
+            bare = replace(origin, scale=None)
+            if factors is not None and packing(bare):
+                spec, origin = packing(bare), bare
         if spec is None:
             return Made({ours: GgufPart(ours, entries, origin, shape, VALUES)}, None)
         stem = ours.removesuffix(".weight")
@@ -87,7 +92,7 @@ class GgufForm:
             f"{stem}.{kind}": GgufPart(f"{stem}.{kind}", entries, origin, inner, _KINDS[kind])
             for kind, (inner, _) in packed(shape, spec).items()
         }
-        return Made(parts, spec)
+        return Made(parts if factors is None else {**parts, factors.ours: factors}, spec)
 
     def _patches(self, ours: str, shape: Shape, found: Published) -> Made | list[str]:
         name = TARGET.source(ours).names[0]

@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import mlx.core as mx
 import numpy as np
 
 from mlx_qwen35.checkpoint import files
 from mlx_qwen35.checkpoint.files import Entry
+from mlx_qwen35.checkpoint.forms.grids import Factors
 from mlx_qwen35.checkpoint.gguf.container import GgufTensor
 from mlx_qwen35.checkpoint.gguf.decode import decode
 from mlx_qwen35.checkpoint.gguf.grids import SIXTEEN, SPECS, scales_of, words_of
 from mlx_qwen35.checkpoint.gguf.origins import Origin, Runs, tiled
-from mlx_qwen35.checkpoint.inventory import Shape
-from mlx_qwen35.checkpoint.part import DTYPES, FLOATS, Passing, as_array
+from mlx_qwen35.checkpoint.inventory import FACTORS, Shape
+from mlx_qwen35.checkpoint.part import DTYPES, FLOATS, Part, Passing, as_array
 from mlx_qwen35.config import QuantSpec
 from mlx_qwen35.errors import CheckpointError
 
@@ -187,6 +189,25 @@ def packing(origin: Origin) -> QuantSpec | None:
     if origin.heads is not None and origin.heads[2] % spec.group_size:
         return None  # groups would lie across two value heads that are not neighbours
     return spec
+
+
+@dataclass(frozen=True)
+class FactorPart(Part):
+    """What the values of each expert are multiplied by: [E, 1], float32 whatever is computed in."""
+
+    passing: ClassVar[Passing] = Passing(exact=True)
+
+
+def factors_of(module: str, shape: Shape, scale: GgufTensor) -> FactorPart | Factors | None:
+    """The factors of a packed module, one for all of it or one an expert; None: they are neither."""
+    if scale.kind.name != "F32":
+        return None
+    entry = Entry(scale.name, scale.file, "F32", (1,), scale.offset, scale.nbytes)
+    if len(shape) == 2 and scale.shape in ((), (1,)):
+        return Factors(f"{module}{FACTORS}", (entry,), (1,), stacked=False)
+    if len(shape) == 3 and scale.shape == shape[:1]:
+        return FactorPart(f"{module}{FACTORS}", (replace(entry, shape=(shape[0], 1)),), (shape[0], 1))
+    return None
 
 
 def log_of_minus(values: np.ndarray) -> np.ndarray:

@@ -63,5 +63,5 @@ def expert_tensor(part: GgufPart, name: str) -> tuple[Tensor, Extent, int] | Non
     shape = (origin.inner, origin.row_bytes)
     stem = name.rpartition(".")[0]
     place = Extent(tensor.file, tensor.offset + first * origin.row_bytes, size)
-    return Tensor(f"{stem}.blocks", "U8", shape, made), place, step
+    return Tensor(f"{stem}.blocks", "U8", shape, made=made), place, step
 

@@ -16,6 +16,7 @@ from mlx_qwen35.checkpoint.mtp import load_mtp
 from mlx_qwen35.checkpoint.source import open_source
 from mlx_qwen35.config import ModelConfig
 from mlx_qwen35.errors import CheckpointError, Qwen35Warning
+from mlx_qwen35.experts.budget import StreamPlan
 from tests.checkpoint.gguf.building import config_of, finish, matrices, tiny_tokenizer, write_gguf, write_projector
 from tests.checkpoints import random_tensors, tiny_config, write_checkpoint
 from tests.tiny_model import some_tokens
@@ -39,12 +40,12 @@ def plain_weights(path) -> dict[str, np.ndarray]:
     source, made = open_source(path), {}
     for name, part in source.parts.items():
         module, _, kind = name.rpartition(".")
-        if kind in ("scales", "biases"):
+        if kind in ("scales", "biases", "factors"):
             continue
         found = part.finish(part.fetch(), None)
         spec = source.specs.get(module)
         if spec:
-            beside = (f"{module}.{k}" for k in ("scales", "biases"))
+            beside = (f"{module}.{k}" for k in ("scales", "biases", "factors"))
             parts = {n.rpartition(".")[2]: source.parts[n] for n in beside if n in source.parts}
             found = unpack({"weight": found} | {k: p.finish(p.fetch(), None) for k, p in parts.items()}, spec)
         made[name] = np.array(found.astype(mx.float32))
@@ -135,7 +136,10 @@ def test_an_nvfp4_file_with_factors(tmp_path):
     plain = write_checkpoint(tmp_path / "plain", config, meant)
     same(plain_weights(tmp_path / "a.gguf"), plain_weights(plain))
     specs = open_source(tmp_path / "a.gguf").specs
-    assert "layers.0.mlp.experts.up_proj" not in specs and specs["layers.0.mlp.experts.gate_proj"].mode == "nvfp4"
+    assert specs["layers.0.mlp.experts.up_proj"].mode == specs["layers.1.self_attn.q_proj"].mode == "nvfp4"
+    np.testing.assert_allclose(logits(tmp_path / "a.gguf"), logits(plain), atol=2e-3, rtol=0)
+    stream = StreamPlan(slots=(3, 3), group=2, chunk=64, tile=64, cache_limit=1 << 24, memory=1 << 30)
+    np.testing.assert_array_equal(logits(tmp_path / "a.gguf", stream=stream), logits(tmp_path / "a.gguf"))
 
 
 def test_files_of_a_split_model(tmp_path):
