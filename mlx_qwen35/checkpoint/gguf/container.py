@@ -79,7 +79,7 @@ class Array:
     where: str
 
     def values(self) -> list[Any]:
-        """The items; raises CheckpointError for text that is not UTF-8, and for more of them than any vocabulary has."""
+        """The items; raises CheckpointError for text that is not UTF-8, and for more than any vocabulary has."""
         if self.count > _MOST_TEXTS:
             raise CheckpointError(f"{self.where} has {self.count} items, and at most {_MOST_TEXTS} are read: {_AGAIN}")
         if self.kind != STRING:
