@@ -29,6 +29,7 @@ from tests.tiny_model import run, some_tokens
 SIZES = {
     "hidden_size": 256, "head_dim": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 270,
     "linear_key_head_dim": 128, "linear_value_head_dim": 128, "mtp_num_hidden_layers": 1,
+    "rope_parameters": {"partial_rotary_factor": 0.25, "mrope_section": [3, 3, 2]},
 }  # fmt: skip
 FFN = {
     "dense": {"intermediate_size": 352},
@@ -141,8 +142,9 @@ def test_in(probe: Probe, source: Path, tmp_path: Path, number: int) -> None:
 def test_vocabulary(probe: Probe, tmp_path: Path, shared_dir: Path) -> None:
     """The published vocabulary through our file: its ids are tokenizer.json's, of texts that are composed (NFC)."""
     config = tiny_config("dense", **SIZES | {"hidden_size": 32, "vocab_size": 248320}, **FFN["dense"])
-    write_checkpoint(tmp_path / "a", config, random_tensors(config, 5), dtype="bfloat16")
+    (tmp_path / "a").mkdir()
     write_published_files(shared_dir / "model_data", tmp_path / "a")
+    write_checkpoint(tmp_path / "a", config, random_tensors(config, 5), dtype="bfloat16")
     out = convert(tmp_path / "a", tmp_path / "a.gguf")
     tokenizer = Tokenizer.from_folder(tmp_path / "a")
     texts = [path.read_text(encoding="utf-8") for path in sorted((shared_dir / "model_data/kitoken").glob("*_input.txt"))]
