@@ -147,7 +147,8 @@ def test_vocabulary(probe: Probe, tmp_path: Path, shared_dir: Path) -> None:
     write_checkpoint(tmp_path / "a", config, random_tensors(config, 5), dtype="bfloat16")
     out = convert(tmp_path / "a", tmp_path / "a.gguf")
     tokenizer = Tokenizer.from_folder(tmp_path / "a")
-    texts = [path.read_text(encoding="utf-8") for path in sorted((shared_dir / "model_data/kitoken").glob("*_input.txt"))]
+    paths = sorted((shared_dir / "model_data/kitoken").glob("*_input.txt"))
+    texts = [path.read_text(encoding="utf-8") for path in paths]
     for text in [*texts, "<|im_start|>user\nIt's 2 o'clock<think>\n\n</think>déjà 日本 😀 <|fim_pad|><tts_pad>"]:
         text = unicodedata.normalize("NFC", text)
         assert probe.ids(out, text) == tokenizer.encode(text)

@@ -36,7 +36,8 @@ def built(folder: Path, seconds: float = 3600) -> Path:
     source = _source(folder)
     _run(
         "c++", "-std=c++17", "-O1", _HERE / "probe.cpp", "-o", program, f"-I{source}/include",
-        f"-I{source}/ggml/include", f"-L{library}", "-lllama", "-lggml", "-lggml-base", f"-Wl,-rpath,{library}", seconds=seconds,
+        f"-I{source}/ggml/include", f"-L{library}", "-lllama", "-lggml", "-lggml-base", f"-Wl,-rpath,{library}",
+        seconds=seconds,
     )  # fmt: skip
     return program
 
