@@ -44,10 +44,10 @@ def test_a_row_has_the_same_bits_among_any_others(outputs, inputs, bits, group_s
 def test_outputs_in_blocks_and_parts_have_the_bits_of_the_whole(bits, group_size, monkeypatch):
     parts, x = packed(1000, 512, bits, group_size), rows(3, 512)
     how = {"group_size": group_size, "bits": bits}
-    monkeypatch.setattr(few_rows, "_BLOCK", 2**30)
+    monkeypatch.setattr(few_rows, "_BLOCK", {True: 2**30})
     monkeypatch.setattr(lanes, "_OTHERS", [])
     whole = np.array(few_rows.quantized(x, *parts, **how))
-    monkeypatch.setattr(few_rows, "_BLOCK", 512 * few_rows.ALIGNED)
+    monkeypatch.setattr(few_rows, "_BLOCK", {True: 512 * few_rows.ALIGNED})
     monkeypatch.setattr(lanes, "_OTHERS", [mx.new_thread_local_stream(mx.cpu) for _ in range(2)])
     np.testing.assert_array_equal(np.array(few_rows.quantized(x, *parts, **how)), whole)
     for start, stop in [(0, 64), (64, 1000), (192, 640)]:
@@ -59,7 +59,7 @@ def test_outputs_in_blocks_and_parts_have_the_bits_of_the_whole(bits, group_size
 def test_plain_weights_in_blocks_and_lanes(outputs, inputs, monkeypatch):
     weight, x = rows(outputs, inputs), rows(5, inputs)
     whole = np.array(matmul(x, weight))
-    monkeypatch.setattr(few_rows, "_BLOCK", inputs * few_rows.ALIGNED)
+    monkeypatch.setattr(few_rows, "_BLOCK", {False: inputs * few_rows.ALIGNED})
     monkeypatch.setattr(few_rows, "_LEAST_SHARED", {True: 1, False: 1})
     monkeypatch.setattr(lanes, "_OTHERS", [mx.new_thread_local_stream(mx.cpu) for _ in range(2)])
     np.testing.assert_array_equal(np.array(matmul(x, weight)), whole)

@@ -1,14 +1,14 @@
 """Products of a few rows on a CPU, in which each row has the bits that it has alone, and weights are read once.
 
 Knows which calls of MLX give every row the same sums. Knows no layers.
-Weights are taken in blocks that stay in a core's cache, and every row meets a block while it is there. A row meets it
-in a product of its own, matrix times vector, so that its sums do not hang on the other rows. Quantized weights are
-unpacked block by block for that:
+Rows are the columns of one product, weight times x, as far as the BLAS gives each of so many columns the bits that it
+has alone (alike.py tries it). Quantized weights are unpacked for that in blocks that stay in a core's cache, and
+not scaled: sums over the inputs of a group are, which are few:
 
     weight    w[o, i] = scale[o, g] code[o, i] + bias[o, g]        g: the group of input i
-    product   y[o] = sum over i of (scale code)[o, i] x[i]  +  sum over g of bias[o, g] (sum of x over g)
+    product   y[o] = sum over g of  scale[o, g] (sum over g of code[o, i] x[i])  +  bias[o, g] (sum of x over g)
 
-MLX's own kernel takes as long for one row of a large matrix, and again for every further one; unpacking is done
+MLX's own kernel takes about as long for one row of a large matrix, and again for every further one; unpacking is done
 once (docs/SPEED.md). With the BLAS of MLX's Linux wheel the kernel is the faster form for one row, so quantized weights
 are unpacked only where OpenBLAS is.
 """
@@ -23,16 +23,21 @@ from collections.abc import Callable
 from functools import cache
 
 import mlx.core as mx
+import numpy as np
 
+from ...machine.allocator import keep_freed_memory
 from ...machine.system import is_mac
 from ..lanes import in_turning_lanes, lane_count
 from ..once import cut, once
+from .alike import width_of
 
 MOST_ROWS = 16  # from there on one product of all rows costs less
 # Outputs: cuts lie between as many, so that a BLAS takes those of a part as it takes them of the whole (OpenBLAS with
 # several threads does where the inputs are even, as those of all models are).
 ALIGNED = 64
-_BLOCK = 2**19  # values of a block: their unpacked halves go into a second-level cache
+# Values of a block. Smaller ones stay in a second-level cache, but each costs a dozen operations, whatever its size.
+_BLOCK = {True: 2**20, False: 2**19}  # unpacked, or plain
+_MOST_UNPACKED = 1024  # outputs of a block that is unpacked: more are worth OpenBLAS's threads, which lanes would wait for
 _LEAST_UNPACKED = 2**15  # values of a matrix; MLX's kernel has a smaller one done before the operations here are begun
 _LEAST_SHARED = {True: 2**18, False: 2**20}  # values that are worth a lane of their own, unpacked or plain
 _LAST = threading.local()  # made: what `_prepared` gave last
@@ -68,15 +73,18 @@ def by_bytes(bits: int, mode: str) -> bool:
 
 def matmul(x: mx.array, weight: mx.array) -> mx.array:
     """x [.., in], weight [out, in] -> [.., out]."""
-    if weight.size <= _BLOCK:  # one block: most matrices of a small model, whose time is that of the calls
-        return x @ weight.T if plain_blas() else (weight @ x.reshape(*x.shape, 1)).squeeze(-1)
+    outputs, inputs = weight.shape
     if plain_blas():
-        rows = x.reshape(-1, 1, x.shape[-1])
-        y = _by_blocks(x, weight.shape[0], lambda taken: (rows @ cut(weight, taken).T).swapaxes(-1, -2), unpacked=False)
-    else:
-        columns = x.reshape(-1, x.shape[-1], 1) if rows_of(x) > 1 else x.reshape(-1, 1)
-        y = _by_blocks(x, weight.shape[0], lambda taken: cut(weight, taken) @ columns, unpacked=False)
-    return y.reshape(*x.shape[:-1], -1)
+        if weight.size <= _BLOCK[False]:  # one block: most matrices of a small model, whose time is that of the calls
+            return x @ weight.T
+        rows = x.reshape(-1, 1, inputs)
+        made = in_turning_lanes(
+            lambda taken: (rows @ cut(weight, taken).T).swapaxes(-1, -2), _blocks(outputs, inputs, unpacked=False)
+        )
+        return _joined(made).reshape(*x.shape[:-1], -1)
+    blocks = _blocks(outputs, inputs, unpacked=False)
+    columns = _columns(x, width_of(_forms(blocks, inputs), rows_of(x)))
+    return _rows(_joined(in_turning_lanes(lambda taken: cut(weight, taken) @ columns, blocks)), x)
 
 
 def quantized(
@@ -93,43 +101,60 @@ def quantized(
 
     kept: whether later calls have these arrays, and not others.
     """
-    columns, sums = _once_for_all_products(x, group_size, bits)
+    keep_freed_memory()
+    group_bytes, groups = group_size * bits // 8, scales.shape[1]
+    blocks = _blocks(weight.shape[0], x.shape[-1], unpacked=True)
+    width = width_of(_forms(blocks, group_bytes, groups), rows_of(x))
+    columns, sums = _once_for_all_products(x, group_size, bits, width)
     before = mx.stop_gradient(x)  # it is no gradient of the weights that x has
 
     def block(taken: slice) -> mx.array:
-        part, scale = _parts(weight, scales, taken, kept)
+        words, scale, bias = _parts(weight, scales, biases, taken, group_bytes, kept)
         # Only once x is there: lanes would run ahead and hold the weights of many layers unpacked.
-        (packed,) = mx.depends([part], [before])
+        (words,) = mx.depends([words], [before])
+        packed = mx.contiguous(words)
         y = None
         for place, column in enumerate(columns):
-            masked = packed & _mask(bits * (place + 1)) if place < len(columns) - 1 else packed
-            values = masked.view(mx.uint8).astype(mx.float32).reshape(*scale.shape[:-1], -1)
-            values = (values * scale).flatten(-2)
+            masked = packed & _mask(bits * (place + 1), packed.dtype) if place < len(columns) - 1 else packed
+            values = masked.view(mx.uint8).astype(mx.float32)  # [groups, o, bytes of a group]
             y = values @ column if y is None else mx.addmm(y, values, column)
-        return y
+        return mx.addmm((y * scale).sum(axis=-3, keepdims=True), bias, sums)
 
-    y = _by_blocks(x, weight.shape[0], block, unpacked=True)
-    return mx.addmm(y, biases.astype(mx.float32), sums).reshape(*x.shape[:-1], -1)
-
-
-def _parts(weight: mx.array, scales: mx.array, taken: slice, kept: bool) -> tuple[mx.array, mx.array]:
-    """weight[taken], and the scales of these outputs [o, groups, 1]."""
-    if not kept or scales.dtype != mx.float32:
-        return weight[taken], scales[taken].astype(mx.float32)[..., None]
-    return cut(weight, taken), once(scales, ("tall", taken.start, taken.stop), lambda a: a[taken][..., None])
+    return _rows(_joined(in_turning_lanes(block, blocks)), x)
 
 
-def _once_for_all_products(x: mx.array, group_size: int, bits: int) -> tuple[list[mx.array], mx.array]:
-    """_prepared(x), remembered for the products that meet the same x one after the other."""
+def _parts(
+    weight: mx.array, scales: mx.array, biases: mx.array, taken: slice, group_bytes: int, kept: bool
+) -> tuple[mx.array, mx.array, mx.array]:
+    """Of the outputs taken: words [groups, o, group_bytes / 8 or 4], the scales [groups, o, 1], the biases [o, groups]."""
+
+    def by_group(weight: mx.array) -> mx.array:
+        part = weight[taken]
+        words = part if group_bytes % 8 else part.view(mx.uint64)
+        return words.reshape(len(part), scales.shape[1], -1).swapaxes(0, 1)
+
+    def first(scales: mx.array) -> mx.array:
+        return scales[taken].T[..., None]
+
+    if not kept:
+        words, scale, bias = by_group(weight), first(scales), biases[taken]
+    else:
+        key = ("groups first", taken.start, taken.stop)
+        words, scale, bias = once(weight, key, by_group), once(scales, key, first), cut(biases, taken)
+    return words, scale.astype(mx.float32), bias.astype(mx.float32)
+
+
+def _once_for_all_products(x: mx.array, *how: int) -> tuple[list[mx.array], mx.array]:
+    """_prepared(x, *how), remembered for the products that meet the same x one after the other."""
     held = getattr(_LAST, "made", None)
-    if held is None or held[0]() is not x or held[1] != (group_size, bits):
-        held = _LAST.made = weakref.ref(x), (group_size, bits), _prepared(x, group_size, bits)
+    if held is None or held[0]() is not x or held[1] != how:
+        held = _LAST.made = weakref.ref(x), how, _prepared(x, *how)
     return held[2]
 
 
-def _prepared(x: mx.array, group_size: int, bits: int) -> tuple[list[mx.array], mx.array]:
-    """x [.., in] -> what meets the values at each place of all bytes, [rows, in * bits / 8, 1] each, and the sums over
-    groups [rows, in / group_size, 1].
+def _prepared(x: mx.array, group_size: int, bits: int, width: int) -> tuple[list[mx.array], mx.array]:
+    """x [.., in] -> what meets the values at each place of all bytes, [groups, bytes of a group, width] each, and the
+    sums over groups [1, groups, width]; before that an axis of parts, if it takes several of `width` rows.
 
     A byte b of two codes, and x for both: code 0 is b & 15, and 16 code 1 is b - (b & 15), so that
 
@@ -137,19 +162,21 @@ def _prepared(x: mx.array, group_size: int, bits: int) -> tuple[list[mx.array], 
 
     which takes one operation for each weight less than shifting; so with more codes a byte.
     """
-    flat = x.reshape(-1, x.shape[-1])
+    columns = _columns(x, width)  # [.., in, width]
+    columns = columns.reshape(*columns.shape[:-2], -1, group_size, width)
+    sums = columns.sum(axis=-2)[..., None, :, :]
     places = 8 // bits
-    sums = flat.reshape(len(flat), -1, group_size).sum(axis=-1)[..., None]
     if places == 1:
-        return [flat[..., None]], sums
-    own = [flat[:, place::places] * 2.0 ** (-bits * place) for place in range(places)]
+        return [columns], sums
+    own = [columns[..., place::places, :] * 2.0 ** (-bits * place) for place in range(places)]
     pairs = zip(own, [*own[1:], None], strict=True)
-    return [(one if after is None else one - after)[..., None] for one, after in pairs], sums
+    return [mx.contiguous(one) if after is None else one - after for one, after in pairs], sums
 
 
-def _mask(bits: int) -> int:
-    """The lowest bits of each byte of 32 bits."""
-    return (2**bits - 1) * 0x01010101
+@cache
+def _mask(bits: int, dtype: mx.Dtype) -> mx.array:
+    """The lowest bits of each byte of a word."""
+    return mx.array(np.full(dtype.size, 2**bits - 1, np.uint8)).view(dtype)
 
 
 def codes(weight: mx.array, place: int, bits: int) -> mx.array:
@@ -162,13 +189,47 @@ def codes(weight: mx.array, place: int, bits: int) -> mx.array:
     return weight.view(mx.uint8).astype(mx.float32)
 
 
-def _by_blocks(x: mx.array, outputs: int, block: Callable[[slice], mx.array], *, unpacked: bool) -> mx.array:
-    """block(taken) [.., o, 1] of all outputs, one after the other in turning lanes -> [.., outputs, 1]."""
-    inputs = x.shape[-1]
+def _blocks(outputs: int, inputs: int, *, unpacked: bool) -> list[slice]:
+    """How outputs are cut, which does not hang on how many rows there are."""
+    most = _BLOCK[unpacked] // inputs
+    if unpacked:
+        most = min(most, _MOST_UNPACKED)
+    elif outputs <= most:
+        return [slice(0, outputs)]
     lanes = max(1, min(lane_count(), outputs * inputs // _LEAST_SHARED[unpacked]))
-    step = min(_BLOCK // inputs // ALIGNED, -(-outputs // lanes // ALIGNED)) * ALIGNED or ALIGNED
-    made = in_turning_lanes(block, [slice(start, min(start + step, outputs)) for start in range(0, outputs, step)])
-    return made[0] if len(made) == 1 else mx.concatenate(made, axis=-2)
+    step = min(most // ALIGNED, -(-outputs // lanes // ALIGNED)) * ALIGNED or ALIGNED
+    return [slice(start, min(start + step, outputs)) for start in range(0, outputs, step)]
+
+
+def _forms(blocks: list[slice], *inputs: int) -> frozenset[tuple[int, int]]:
+    """(outputs, inputs) of the products that blocks have."""
+    return frozenset((taken.stop - taken.start, each) for taken in blocks for each in inputs)
+
+
+def _columns(x: mx.array, width: int) -> mx.array:
+    """x [.., in] -> [in, rows], or of more rows than `width` [parts, in, width], filled up with zeros."""
+    flat = x.reshape(-1, x.shape[-1])
+    parts = -(-len(flat) // width)
+    if parts == 1:
+        return flat.T
+    missing = parts * width - len(flat)
+    if missing:
+        flat = mx.concatenate([flat, mx.zeros((missing, flat.shape[1]), flat.dtype)])
+    return flat.reshape(parts, width, -1).swapaxes(-1, -2)
+
+
+def _joined(blocks: list[mx.array]) -> mx.array:
+    """[.., o, rows] of all outputs."""
+    return blocks[0] if len(blocks) == 1 else mx.concatenate(blocks, axis=-2)
+
+
+def _rows(y: mx.array, x: mx.array) -> mx.array:
+    """y [.., out, width], one part after the other -> [.., out], the rows as in x [.., in]."""
+    rows = rows_of(x)
+    if rows > 1:
+        y = y.swapaxes(-1, -2).reshape(-1, y.shape[-2])
+        y = y if len(y) == rows else y[:rows]
+    return y.reshape(*x.shape[:-1], -1)
 
 
 def rows_of(x: mx.array) -> int:
