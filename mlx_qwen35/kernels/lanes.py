@@ -21,6 +21,7 @@ import mlx.core as mx
 from mlx_qwen35.machine.system import processors
 
 Made = TypeVar("Made")
+Part = TypeVar("Part")
 
 # Quantized weights, times rows, that are worth a lane of their own: 0.2 ms, where handing over takes 0.02 ms.
 LEAST_SHARED = 2**18
@@ -60,8 +61,9 @@ def in_lanes(compute: Callable[[slice], Made], count: int, *, least: int = 1, al
     return made
 
 
-def in_turning_lanes(compute: Callable[[slice], Made], parts: Sequence[slice]) -> list[Made]:
-    """compute(part) for each, in the first lane, the second and so on, and in the first again.
+def in_turning_lanes(compute: Callable[[Part], Made], parts: Sequence[Part]) -> list[Made]:
+    """compute(part) for each, in the second lane and so on, then in the first, which has what is not shared out to do
+    as well, and in the second again.
 
     For parts of many operations: MLX takes up only some hundred at a time, in the order of the results, so that of
     longer shares (`in_lanes`) one lane's would be done before another's begin.
@@ -72,7 +74,7 @@ def in_turning_lanes(compute: Callable[[slice], Made], parts: Sequence[slice]) -
     _NOW.shared = True
     try:
         for number, part in enumerate(parts):
-            lane = number % lane_count()
+            lane = (number + 1) % lane_count()
             with mx.stream(_OTHERS[lane - 1]) if lane else nullcontext():
                 made.append(compute(part))
     finally:

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Hashable
+from typing import Any, TypeVar
 
 import mlx.core as mx
 
-_MADE: dict[int, tuple[weakref.ref[mx.array], dict[Hashable, mx.array]]] = {}  # by id of a living array
+Made = TypeVar("Made")
+
+_MADE: dict[int, tuple[weakref.ref[mx.array], dict[Hashable, Any]]] = {}  # by id of a living array
 
 
-def once(array: mx.array, key: Hashable, make: Callable[[mx.array], mx.array]) -> mx.array:
-    """make(array), remembered under `key` as long as the array lives; evaluated, so that any thread may use it.
+def once(array: mx.array, key: Hashable, make: Callable[[mx.array], Made]) -> Made:
+    """make(array), an array or several, remembered under `key` as long as the array lives; evaluated, so that any thread may use it.
 
     Inside a transformation whose argument the array is, make(array) and no more.
     """

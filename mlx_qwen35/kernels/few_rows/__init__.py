@@ -106,13 +106,14 @@ def quantized(
     blocks = _blocks(weight.shape[0], x.shape[-1], unpacked=True)
     width = width_of(_forms(blocks, group_bytes, groups), rows_of(x))
     columns, sums = _once_for_all_products(x, group_size, bits, width)
-    before = mx.stop_gradient(x)  # it is no gradient of the weights that x has
+    parts = _parts(weight, scales, biases, blocks, group_bytes, kept)
+    # Only once x is there: lanes would run ahead and hold the weights of many layers unpacked. (It is no gradient of the
+    # weights that x has.)
+    words = mx.depends([words for words, _, _ in parts], [mx.stop_gradient(x)])
 
-    def block(taken: slice) -> mx.array:
-        words, scale, bias = _parts(weight, scales, biases, taken, group_bytes, kept)
-        # Only once x is there: lanes would run ahead and hold the weights of many layers unpacked.
-        (words,) = mx.depends([words], [before])
-        packed = mx.contiguous(words)
+    def block(number: int) -> mx.array:
+        _, scale, bias = parts[number]
+        packed = mx.contiguous(words[number])
         y = None
         for place, column in enumerate(columns):
             masked = packed & _mask(bits * (place + 1), packed.dtype) if place < len(columns) - 1 else packed
@@ -120,28 +121,30 @@ def quantized(
             y = values @ column if y is None else mx.addmm(y, values, column)
         return mx.addmm((y * scale).sum(axis=-3, keepdims=True), bias, sums)
 
-    return _rows(_joined(in_turning_lanes(block, blocks)), x)
+    return _rows(_joined(in_turning_lanes(block, range(len(blocks)))), x)
 
 
 def _parts(
-    weight: mx.array, scales: mx.array, biases: mx.array, taken: slice, group_bytes: int, kept: bool
-) -> tuple[mx.array, mx.array, mx.array]:
-    """Of the outputs taken: words [groups, o, group_bytes / 8 or 4], the scales [groups, o, 1], the biases [o, groups]."""
+    weight: mx.array, scales: mx.array, biases: mx.array, blocks: list[slice], group_bytes: int, kept: bool
+) -> list[list[mx.array]]:
+    """Of each block: words [groups, o, group_bytes / 8 or 4], the scales [groups, o, 1], the biases [o, groups]."""
 
-    def by_group(weight: mx.array) -> mx.array:
-        part = weight[taken]
-        words = part if group_bytes % 8 else part.view(mx.uint64)
-        return words.reshape(len(part), scales.shape[1], -1).swapaxes(0, 1)
+    def by_group(weight: mx.array) -> list[mx.array]:
+        words = weight if group_bytes % 8 else weight.view(mx.uint64)
+        words = words.reshape(len(words), scales.shape[1], -1).swapaxes(0, 1)
+        return [words[:, taken] for taken in blocks]
 
-    def first(scales: mx.array) -> mx.array:
-        return scales[taken].T[..., None]
+    def groups_first(scales: mx.array) -> list[mx.array]:
+        return [scales[taken].T[..., None] for taken in blocks]
 
-    if not kept:
-        words, scale, bias = by_group(weight), first(scales), biases[taken]
-    else:
-        key = ("groups first", taken.start, taken.stop)
-        words, scale, bias = once(weight, key, by_group), once(scales, key, first), cut(biases, taken)
-    return words, scale.astype(mx.float32), bias.astype(mx.float32)
+    def cut(biases: mx.array) -> list[mx.array]:
+        return [biases[taken] for taken in blocks]
+
+    made = []
+    for array, make in ((weight, by_group), (scales, groups_first), (biases, cut)):
+        made.append(once(array, (make.__name__, len(blocks)), make) if kept else make(array))
+    floats = ([each.astype(mx.float32) for each in parts] for parts in made[1:])
+    return [*map(list, zip(made[0], *floats, strict=True))]
 
 
 def _once_for_all_products(x: mx.array, *how: int) -> tuple[list[mx.array], mx.array]:
