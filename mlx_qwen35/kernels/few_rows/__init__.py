@@ -38,6 +38,7 @@ ALIGNED = 64
 # Values of a block. Smaller ones stay in a second-level cache, but each costs a dozen operations, whatever its size.
 _BLOCK = {True: 2**20, False: 2**19}  # unpacked, or plain
 _MOST_UNPACKED = 1024  # outputs of a block that is unpacked: more are worth OpenBLAS's threads, which lanes would wait for
+_SMALL = 2**17  # values of a plain matrix whose rows are each a product of their own
 _LEAST_UNPACKED = 2**15  # values of a matrix; MLX's kernel has a smaller one done before the operations here are begun
 _LEAST_SHARED = {True: 2**18, False: 2**20}  # values that are worth a lane of their own, unpacked or plain
 _LAST = threading.local()  # made: what `_prepared` gave last
@@ -73,18 +74,16 @@ def by_bytes(bits: int, mode: str) -> bool:
 
 def matmul(x: mx.array, weight: mx.array) -> mx.array:
     """x [.., in], weight [out, in] -> [.., out]."""
-    outputs, inputs = weight.shape
-    if plain_blas():
-        if weight.size <= _BLOCK[False]:  # one block: most matrices of a small model, whose time is that of the calls
-            return x @ weight.T
-        rows = x.reshape(-1, 1, inputs)
-        made = in_turning_lanes(
-            lambda taken: (rows @ cut(weight, taken).T).swapaxes(-1, -2), _blocks(outputs, inputs, unpacked=False)
-        )
-        return _joined(made).reshape(*x.shape[:-1], -1)
+    (outputs, inputs), fast = weight.shape, not plain_blas()
+    if weight.size <= (_SMALL if fast else _BLOCK[False]):  # the time of a small matrix is that of the calls
+        return (weight @ x.reshape(*x.shape, 1)).squeeze(-1) if fast else x @ weight.T
     blocks = _blocks(outputs, inputs, unpacked=False)
-    columns = _columns(x, width_of(_forms(blocks, inputs), rows_of(x)))
-    return _rows(_joined(in_turning_lanes(lambda taken: cut(weight, taken) @ columns, blocks)), x)
+    if fast:
+        columns = _columns(x, width_of(_forms(blocks, inputs), rows_of(x)))
+        return _rows(_joined(in_turning_lanes(lambda taken: cut(weight, taken) @ columns, blocks)), x)
+    rows = x.reshape(-1, 1, inputs)
+    made = in_turning_lanes(lambda taken: (rows @ cut(weight, taken).T).swapaxes(-1, -2), blocks)
+    return _joined(made).reshape(*x.shape[:-1], -1)
 
 
 def quantized(
@@ -137,12 +136,12 @@ def _parts(
     def groups_first(scales: mx.array) -> list[mx.array]:
         return [scales[taken].T[..., None] for taken in blocks]
 
-    def cut(biases: mx.array) -> list[mx.array]:
+    def by_output(biases: mx.array) -> list[mx.array]:
         return [biases[taken] for taken in blocks]
 
-    made = []
-    for array, make in ((weight, by_group), (scales, groups_first), (biases, cut)):
-        made.append(once(array, (make.__name__, len(blocks)), make) if kept else make(array))
+    made, step = [], blocks[0].stop
+    for array, make in ((weight, by_group), (scales, groups_first), (biases, by_output)):
+        made.append(once(array, (make.__name__, step), make) if kept else make(array))
     floats = ([each.astype(mx.float32) for each in parts] for parts in made[1:])
     return [*map(list, zip(made[0], *floats, strict=True))]
 

@@ -12,16 +12,25 @@ from functools import cache
 import mlx.core as mx
 import numpy as np
 
+# Multiplications of a product up to which OpenBLAS computes it on the thread that asks. Its own threads look for more
+# work, for milliseconds, with a core each, which those that hand out small products and compute them then lack.
+_ON_ONE_THREAD = 2**18
+
 
 @cache
 def width_of(forms: frozenset[tuple[int, int]], columns: int) -> int:
-    """Into how many columns each, so that they are few, `columns` are parted: weights of the forms [outputs, inputs]
-    give each the bits that it has alone."""
+    """How many columns go together, if there are so many: weights of the forms [outputs, inputs] give each the bits that
+    it has alone."""
     for parts in range(1, columns):
         width = -(-columns // parts)
-        if all(alike(*form, width) for form in forms):
+        if not any(_wakes_others(*form, width) for form in forms) and all(alike(*form, width) for form in forms):
             return width
     return 1
+
+
+def _wakes_others(outputs: int, inputs: int, columns: int) -> bool:
+    """Whether so many columns go to other threads of OpenBLAS where one would not."""
+    return outputs * inputs <= _ON_ONE_THREAD < outputs * inputs * columns
 
 
 @cache
