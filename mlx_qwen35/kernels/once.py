@@ -18,7 +18,8 @@ _MADE: dict[int, tuple[weakref.ref[mx.array], dict[Hashable, Any]]] = {}  # by i
 
 
 def once(array: mx.array, key: Hashable, make: Callable[[mx.array], Made]) -> Made:
-    """make(array), an array or several, remembered under `key` as long as the array lives; evaluated, so that any thread may use it.
+    """make(array), an array or several, remembered under `key` as long as the array lives; evaluated, so that any
+    thread may use it.
 
     Inside a transformation whose argument the array is, make(array) and no more.
     """

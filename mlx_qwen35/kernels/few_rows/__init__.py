@@ -19,7 +19,6 @@ import ctypes
 import math
 import threading
 import weakref
-from collections.abc import Callable
 from functools import cache
 
 import mlx.core as mx
@@ -37,7 +36,7 @@ MOST_ROWS = 16  # from there on one product of all rows costs less
 ALIGNED = 64
 # Values of a block. Smaller ones stay in a second-level cache, but each costs a dozen operations, whatever its size.
 _BLOCK = {True: 2**20, False: 2**19}  # unpacked, or plain
-_MOST_UNPACKED = 1024  # outputs of a block that is unpacked: more are worth OpenBLAS's threads, which lanes would wait for
+_MOST_UNPACKED = 1024  # outputs of such a block: more would wake OpenBLAS's threads (alike.py)
 _SMALL = 2**17  # values of a plain matrix whose rows are each a product of their own
 _LEAST_UNPACKED = 2**15  # values of a matrix; MLX's kernel has a smaller one done before the operations here are begun
 _LEAST_SHARED = {True: 2**18, False: 2**20}  # values that are worth a lane of their own, unpacked or plain
@@ -106,8 +105,8 @@ def quantized(
     width = width_of(_forms(blocks, group_bytes, groups), rows_of(x))
     columns, sums = _once_for_all_products(x, group_size, bits, width)
     parts = _parts(weight, scales, biases, blocks, group_bytes, kept)
-    # Only once x is there: lanes would run ahead and hold the weights of many layers unpacked. (It is no gradient of the
-    # weights that x has.)
+    # Only once x is there: lanes would run ahead and hold the weights of many layers unpacked. (It is no gradient of
+    # theirs that x has.)
     words = mx.depends([words for words, _, _ in parts], [mx.stop_gradient(x)])
 
     def block(number: int) -> mx.array:

@@ -19,8 +19,8 @@ _ON_ONE_THREAD = 2**18
 
 @cache
 def width_of(forms: frozenset[tuple[int, int]], columns: int) -> int:
-    """How many columns go together, if there are so many: weights of the forms [outputs, inputs] give each the bits that
-    it has alone."""
+    """How many of so many columns go together: weights of the forms [outputs, inputs] give each the bits that it has
+    alone."""
     for parts in range(1, columns):
         width = -(-columns // parts)
         if not any(_wakes_others(*form, width) for form in forms) and all(alike(*form, width) for form in forms):

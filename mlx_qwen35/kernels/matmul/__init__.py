@@ -3,8 +3,8 @@
 Knows which form to run. Knows no layers.
 A BLAS adds up the products of a single row in another order than those of several: OpenBLAS on x86 differs from one row
 to two, others do not. What verifies drafted tokens has to say of each what decoding says of it alone, and so has a
-batch, so on the CPU each of a few rows is a product of its own: kernels/few_rows. A GPU joins rows unless exactness is
-asked for: kernels/one_row.
+batch, so on the CPU a few rows go together as far as each has its own bits: kernels/few_rows. A GPU joins rows unless
+exactness is asked for: kernels/one_row.
 """
 
 from __future__ import annotations
