@@ -68,8 +68,7 @@ class ExpertLinear(_Expert):
         kernels.matmul has for each row."""
         if plain_blas():
             return self(rows[:, None], expert_ids, sorted_indices=False).squeeze(-2)
-        own = _rows(expert_ids.shape, expert_ids.shape)
-        return mx.gather_mm(self.weight, rows[..., None], lhs_indices=expert_ids, rhs_indices=own).squeeze(-1)
+        return mx.gather_mm(self.weight, rows[..., None], lhs_indices=expert_ids).squeeze(-1)
 
     def to_quantized(
         self, group_size: int | None = None, bits: int | None = None, mode: str = "affine"
