@@ -15,19 +15,24 @@ from mlx_qwen35.engine.drafted import Drafted
 from mlx_qwen35.engine.group import Group
 from mlx_qwen35.engine.row import Phase, Row
 from mlx_qwen35.engine.scheduler import Load, Scheduler, Turn
+from mlx_qwen35.session.reading import Reading
 
 if TYPE_CHECKING:
     from mlx_qwen35.engine.request import Request
     from mlx_qwen35.model import Model
+    from mlx_qwen35.session import Session
     from mlx_qwen35.session.store import Store
     from mlx_qwen35.vision.features import FeatureStore
 
+_GOING = (Phase.PROMPT, Phase.ANSWER)
+_LOOK = 0.01  # seconds between two looks at what was asked for, while all wait for the disk
 _PATIENCE = 16  # turns in which nothing is computed; the scheduler lets a few pass between pieces
 
 
 class Loop:
     """Answers requests, several at once. store: of what was computed; None: nothing is kept between requests.
-    features: of pictures, where they are kept within the bytes that the scheduler plans.
+    features: of pictures, where they are kept within the bytes that the scheduler plans. behind: large files of the
+    store are read while others compute.
 
     A turn hands nothing out: `Row.take` does, and a row of which something can be taken waits with its next step.
     """
@@ -39,6 +44,7 @@ class Loop:
         store: Store | None = None,
         features: FeatureStore | None = None,
         scheduler: Scheduler | None = None,
+        behind: bool = False,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.computed_tokens = 0  # of prompts, so far
@@ -52,6 +58,7 @@ class Loop:
         self._drafted: dict[int, Drafted] = {}
         self._keys = count()
         self._blocked: list[Row] = []  # another row computes their beginning
+        self._behind, self._reading = behind, {}  # row: Reading of its beginning
         self._step_seconds = 0.0  # of a step of the group, as it was last
         self._idle = 0  # turns in a row in which nothing was computed
 
@@ -73,6 +80,7 @@ class Loop:
     def turn(self) -> None:
         """What is due now. An interrupt leaves every cache as it was before what it broke off; an error ends the rows
         that it concerns, whose `take` raises it."""
+        self._look_at_disk()
         only = self._only()
         if only is not None:
             self._step_only(only)
@@ -102,9 +110,17 @@ class Loop:
             self._step_seconds = seconds
             self.scheduler.measured_decode(stepped, seconds)
         self._idle = 0 if stepped or self.computed_tokens > computed else self._idle + 1
-        if self._idle >= _PATIENCE:
+        if self._idle and self._reading and not any(row.phase in _GOING for row in self._living()):
+            self._idle = 0
+            next(iter(self._reading.values())).wait(_LOOK)  # there is nothing to compute
+        elif self._idle >= _PATIENCE:
             self._go_on()
         self._sweep()
+
+    def _look_at_disk(self) -> None:
+        for row, reading in list(self._reading.items()):
+            if reading.done and row.phase is Phase.WAITING:
+                self._begin(row)
 
     def _go_on(self) -> None:
         """Whoever can go on does, whatever the scheduler says, and waits for nobody: so that no two can wait for each
@@ -114,7 +130,7 @@ class Loop:
             if row.phase is Phase.PROMPT:
                 self._piece(row, row.prefill.chunk, beside=False)
                 return
-        for row in [*self._blocked]:
+        for row in [*self._blocked, *self._reading]:
             if row.phase is Phase.WAITING:
                 self._begin(row, wait=False)
                 return
@@ -157,6 +173,9 @@ class Loop:
             self._drafted.pop(key, None)
             self.scheduler.ended(key)
         self._blocked = [row for row in self._blocked if row.key in self.rows]
+        if self._behind:
+            self._reading = {row: reading for row, reading in self._reading.items() if row.key in self.rows}
+            self._store.keep_readings(self._reading.values())
         if self._store is not None and self.scheduler.cache_bytes is not None:
             self._tell_of_store()
 
@@ -191,27 +210,31 @@ class Loop:
 
     def _begin(self, row: Row, *, wait: bool = True) -> None:
         try:
-            begun = row.begin(self._store, wait=wait)
+            begun = row.begin(self._store, wait=wait, behind=self._behind)
         except Exception as error:
             row.fail(error)
             return
+        self._wait_no_more(row)
+        self.scheduler.waits_for_prefix(row.key, None)
+        self.scheduler.waits_for_disk(row.key, False)
         if begun:
             self.scheduler.covered(row.key, row.prefill.covered)
-            self.scheduler.waits_for_prefix(row.key, None)
-            self._blocked = [other for other in self._blocked if other is not row]
-            return
-        leader = self._leader()
-        if leader is None:  # it would wait for ever: of this loop nobody computes that
-            self._begin(row, wait=False)
-            return
-        self.scheduler.waits_for_prefix(row.key, leader.key)
-        if row not in self._blocked:
+        elif isinstance(awaited := self._store.awaited, Reading):
+            self.scheduler.waits_for_disk(row.key, True)
+            self._reading[row] = awaited
+        elif (leader := self._leader(awaited)) is not None:
+            self.scheduler.waits_for_prefix(row.key, leader.key)
             self._blocked.append(row)
+        else:  # it would wait for ever: of this loop nobody computes that
+            self._begin(row, wait=False)
 
-    def _leader(self) -> Row | None:
-        """The row for whose prompt the store said last to wait. It has begun, and so waits for nobody: a chain of those
-        who wait is never longer than one, and no ring."""
-        awaited = self._store.awaited
+    def _wait_no_more(self, row: Row) -> None:
+        self._blocked = [other for other in self._blocked if other is not row]
+        self._reading.pop(row, None)
+
+    def _leader(self, awaited: Session | None) -> Row | None:
+        """The row that computes on a session for which another is to wait. It has begun, and so waits for nobody: a
+        chain of those who wait is never longer than one, and no ring."""
         prompts = (row for row in self.rows.values() if row.phase is Phase.PROMPT)
         return next((row for row in prompts if row.session is awaited), None)
 
@@ -219,7 +242,7 @@ class Loop:
         if row.cache is not None:  # one that waits for another's prompt has none yet
             self._sit_out(row)
             row.put_back()
-        self._blocked = [other for other in self._blocked if other is not row]
+        self._wait_no_more(row)
 
     def _sit_out(self, row: Row) -> None:
         """Out of what takes its steps, with everything back."""

@@ -87,9 +87,9 @@ class Row:
         """Whether `take` has something."""
         return bool(self.pending or self._closing or self.error)
 
-    def begin(self, store: Store | None, *, wait: bool = True) -> bool:
-        """Finds what of its prompt is computed already; False: another row (whose session is `store.awaited`) is
-        computing its beginning, ask again, or with wait=False, which begins in any case."""
+    def begin(self, store: Store | None, *, wait: bool = True, behind: bool = False) -> bool:
+        """Finds what of its prompt is computed already; False: another row is computing its beginning, or a file is
+        read (`store.awaited`), ask again, or with wait=False, which begins in any case. behind: as in `Store.begin`."""
         request, prompt = self.request, self.prompt
         session, covered = request.session, request.covered
         if session is not None:
@@ -98,10 +98,10 @@ class Row:
                 self.session = session
             if store is not None:
                 self._store = store
-                if not store.seed(session, prompt, wait=wait):
+                if not store.seed(session, prompt, wait=wait, behind=behind):
                     return False
         elif request.cache is None and store is not None:
-            session = store.begin(prompt, wait=wait)
+            session = store.begin(prompt, wait=wait, behind=behind)
             if session is None:
                 return False
             self._stack.enter_context(session.answering())

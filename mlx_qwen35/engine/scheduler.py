@@ -88,6 +88,7 @@ class _Job:
         self.computed = self.answer = 0
         self.reserved = 0  # tokens; 0: it waits
         self.behind: Hashable | None = None  # who computes what it begins with
+        self.reading = False  # that is read from a disk
         self.passed = 0  # tokens of prompts that it let go before its own
         self.overtaken = 0
         self.seen = self.again = False  # a turn left it waiting; it was put back
@@ -108,7 +109,7 @@ class _Job:
     def put_back(self) -> None:
         self.need = self.load.prompt_tokens + self.answer
         self.computed = self.reserved = self.passed = 0
-        self.behind, self.seen, self.again = None, True, True
+        self.behind, self.reading, self.seen, self.again = None, False, True, True
 
 
 class Scheduler:
@@ -207,6 +208,10 @@ class Scheduler:
         compute any more."""
         self._jobs[key].behind = on
 
+    def waits_for_disk(self, key: Hashable, waits: bool) -> None:
+        """What it begins with is being read: nothing of its prompt is computed meanwhile."""
+        self._jobs[key].reading = waits
+
     def generated(self, key: Hashable, tokens: int) -> None:
         """So many tokens of its answer there are so far."""
         self._jobs[key].answer = tokens
@@ -247,7 +252,7 @@ class Scheduler:
         running = [job for job in rows if job not in admit]
         decoding = [job for job in running if job.done]
         self._beside = bool(decoding) and not self.rows_first
-        prompts = [job for job in running if not job.done]
+        prompts = [job for job in running if not job.done and not job.reading]
         self._pieces.crowd(len(prompts), len(decoding))
         prefill = self._prefill(prompts)
         waits = self.rows_first and prefill is not None and self._went_on

@@ -56,7 +56,7 @@ class Worker:
     ) -> None:
         self.open, self.closing = 0, False
         self.failed: BaseException | None = None
-        self.loop = Loop(model, store=store, features=features, scheduler=scheduler)
+        self.loop = Loop(model, store=store, features=features, scheduler=scheduler, behind=True)
         self._model, self._store, self._features = model, store, features
         self._most_rows, self._most_waiting = scheduler.most_rows, most_waiting
         self._incoming: queue.SimpleQueue[tuple[Request, Channel] | None] = queue.SimpleQueue()  # None: look up

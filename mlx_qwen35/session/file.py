@@ -158,11 +158,25 @@ def read_beginning(path: Path) -> Beginning:
 Part = Callable[[str, np.ndarray], "np.ndarray | None"]  # of an array by its name; None: nothing
 
 
+Loaded = tuple[str, mx.array]  # dtype as safetensors calls it, and values, bfloat16 as uint16
+
+
 def read_all(path: Path, part: Part | None = None) -> tuple[dict[str, Any], dict[str, mx.array]]:
     """(description with its Media, arrays); raises SessionError where a byte is not what was written.
 
     part: what to keep of each array; the rest is read, checked and let go, one array at a time.
     """
+    description, loaded = read_values(path, part)
+    return description, as_arrays(loaded)
+
+
+def as_arrays(loaded: Mapping[str, Loaded]) -> dict[str, mx.array]:
+    """What was read, on the thread that computes with it."""
+    return {name: values.view(mx.bfloat16) if tag == "BF16" else values for name, (tag, values) in loaded.items()}
+
+
+def read_values(path: Path, part: Part | None = None) -> tuple[dict[str, Any], dict[str, Loaded]]:
+    """As `read_all`, on any thread: nothing in it has to be evaluated."""
     with _refusing(path):
         entries, metadata = read_header(path)
         with open(path, "rb") as file:
@@ -179,8 +193,7 @@ def read_all(path: Path, part: Part | None = None) -> tuple[dict[str, Any], dict
                 if name.startswith("media."):
                     pixels[name.removeprefix("media.")] = values
                 elif part is None or (values := part(name, values)) is not None:
-                    array = mx.array(values)
-                    arrays[name] = array.view(mx.bfloat16) if entry.dtype == "BF16" else array
+                    arrays[name] = entry.dtype, mx.array(values)
         if _CHECKSUM not in entries:
             raise SessionError(f"{path} is damaged: it has no checksum. Delete it")
         about = json.loads(metadata["media"])

@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mlx_qwen35.errors import Qwen35Error, Qwen35Warning
-from mlx_qwen35.session import file
+from mlx_qwen35.session import file, reading
 from mlx_qwen35.session.behind import SUFFIX, Behind, Job, names_of
 from mlx_qwen35.session.fingerprint import fingerprint, hash_of
-from mlx_qwen35.session.saving import check_fit, cut_to, form_of, packed, part_of, unpack
+from mlx_qwen35.session.reading import Reading
+from mlx_qwen35.session.saving import check_fit, cut_to, form_of, packed, unpack
 from mlx_qwen35.session.timeline import Session
 from mlx_qwen35.session.tree import Tree, key_of
 
@@ -109,11 +110,12 @@ class Shelf:
                 best, furthest = filed, point
         return best, furthest
 
-    def read(self, filed: Filed, point: int, session: Session) -> bool:
-        """Give a new session the past of a file up to one of its points, or all of it; whether that could be done."""
+    def read(self, filed: Filed, point: int, session: Session, ahead: Reading | None = None) -> bool:
+        """Give a new session the past of a file up to one of its points, or all of it; whether that could be done.
+        ahead: where it was read before."""
         try:
-            part = part_of(file.read_description(filed.path), point)
-            description, arrays = file.read_all(filed.path, part)
+            found = reading.read(filed.path, point) if ahead is None else ahead.result()
+            description, arrays, part = found[0], file.as_arrays(found[1]), found[2]
             check_fit(filed.path, description, self._whose, self._model)
             if part is not None:
                 cut_to(description, arrays, point)

@@ -14,7 +14,7 @@ that more of the prompt has in common, the prompt waits for it, and the row take
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import count
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING
@@ -23,6 +23,7 @@ from mlx_qwen35 import checks
 from mlx_qwen35.session.asked import Asked, Prompts
 from mlx_qwen35.session.held import Held, Total, union
 from mlx_qwen35.session.paths import SHARE_FROM, Path
+from mlx_qwen35.session.reading import Reading
 from mlx_qwen35.session.shelf import Filed, Shelf
 from mlx_qwen35.session.timeline import Session
 from mlx_qwen35.session.tree import Tree, common, key_of
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 WORTH = 64  # tokens, fewer of which are sooner computed than waited for, copied or read
 _WAIT = 4  # times as many tokens may be waited for as there are to gain
 _READ = 16  # tokens, fewer of which are sooner computed than written and read
+AT_ONCE = 8 << 20  # bytes of a file, fewer of which are read without a thread
+_PARTING = 1.0  # seconds that `close` waits for a thread that reads for nobody
 DISK_BYTES = 32 << 30
 
 
@@ -74,20 +77,22 @@ class Store:
         self._total = Total()
         self._clock = count(1)
         self._prompts = Prompts(model)
-        self._awaited: weakref.ref[Session] | None = None
+        self._awaited: weakref.ref[Session] | weakref.ref[Reading] | None = None
+        self._readings: dict[tuple[FilePath, int], Reading] = {}  # files, and up to where
         self._shelf = None if directory is None else Shelf(directory, model, processor, most_disk_bytes)
 
     def __len__(self) -> int:
         """How many paths there are."""
         return len(self._tree)
 
-    def begin(self, prompt: Prompt, *, wait: bool = True) -> Session | None:
+    def begin(self, prompt: Prompt, *, wait: bool = True, behind: bool = False) -> Session | None:
         """A session of the store whose past begins as `prompt`, as far as there is such a past. `answering` and
         `go_on(prompt)` are called on it as on any, and `settled` or `drop` at the end.
 
         None: a row that is computing its prompt will soon have more of this one's beginning, and takes a snapshot there
         (`session.meetings` has the place; `awaited` is the session). Go on computing, and ask again. wait=False: it is
-        not waited for, which is right where nobody is going to compute it.
+        not waited for, which is right where nobody is going to compute it. behind: None, too, while a large file is
+        read on another thread (`awaited` is the Reading); with wait=False it is then computed again.
         """
         self._catch_up()
         asked = self._prompts.of(prompt)
@@ -95,10 +100,14 @@ class Store:
         filed, further = self._on_disk(asked, point)
         if wait and self._is_coming(asked, max(point, further)):
             return None
+        if filed is not None and behind and not self._is_read(filed, further, wait):
+            if wait:
+                return None
+            filed = None
         if filed is not None:
             session = self._read(filed, further)
             if session is None:
-                return self.begin(prompt, wait=wait)
+                return self.begin(prompt, wait=wait, behind=behind)
             path = Path(session)
             path.filed = filed
         elif path is not None and self._may_be_taken(path, point):
@@ -116,7 +125,7 @@ class Store:
         self._make_room()
         return session
 
-    def seed(self, session: Session, prompt: Prompt, *, wait: bool = True) -> bool:
+    def seed(self, session: Session, prompt: Prompt, *, wait: bool = True, behind: bool = False) -> bool:
         """Give a caller's own session the store's beginning of `prompt`, if it has less of it. It is in use from then
         on, as one that `begin` gave, and goes its own way after `settled` or `drop`. Nobody else may be answering with
         it. False: as None of `begin`."""
@@ -130,10 +139,14 @@ class Store:
         filed, further = self._on_disk(asked, max(own, point))
         if wait and self._is_coming(asked, max(own, point, further)):
             return False
+        if filed is not None and behind and not self._is_read(filed, further, wait):
+            if wait:
+                return False
+            filed = None
         if filed is not None:
             read = self._read(filed, further)
             if read is None:
-                return self.seed(session, prompt, wait=wait)
+                return self.seed(session, prompt, wait=wait, behind=behind)
             session.begin_with(read.tokens, read.shown, read.cache, read.marks)
         elif path is not None and path.session is not session and point - own >= WORTH:
             self._give(path, point, session, asked)
@@ -141,9 +154,16 @@ class Store:
         return True
 
     @property
-    def awaited(self) -> Session | None:
-        """For whose prompt `begin` or `seed` said last to wait."""
+    def awaited(self) -> Session | Reading | None:
+        """For whose prompt, or for which file, `begin` or `seed` said last to wait."""
         return None if self._awaited is None else self._awaited()
+
+    def keep_readings(self, wanted: Collection[Reading]) -> None:
+        """Files that are read for others than these are read no further."""
+        for key, reading in list(self._readings.items()):
+            if reading not in wanted:
+                reading.drop()
+                del self._readings[key]
 
     def settled(self, session: Session) -> None:
         """The answer of a session has ended: it is a path of the tree from now on, and others make room for it."""
@@ -194,7 +214,7 @@ class Store:
         """Bytes held by all paths, those in use included: what several share once, snapshots, free room and the pixels
         of what was shown; and by what is being written. What callers' own sessions hold is theirs."""
         written = sum(job.nbytes for job in self._waiting_for_disk())
-        return self._held() + written
+        return self._held() + written + self._being_read
 
     @property
     def pinned_bytes(self) -> int:
@@ -202,13 +222,23 @@ class Store:
         return self.in_use()[0]
 
     def in_use(self) -> tuple[int, dict[int, int]]:
-        """Bytes of paths in use, what several share once; and those of each, by the id of its session."""
+        """Bytes of paths in use, what several share once, and of what is being read; and those of each path, by the id
+        of its session."""
         used = [path for path in self._lent.values() if path.asked is not None and not path.guest]
         buffers = {id(path.session): path.buffers() for path in used}
-        return sum(union(buffers.values()).values()), {key: sum(held.values()) for key, held in buffers.items()}
+        each = {key: sum(held.values()) for key, held in buffers.items()}
+        return sum(union(buffers.values()).values()) + self._being_read, each
+
+    @property
+    def _being_read(self) -> int:
+        return sum(reading.nbytes for reading in self._readings.values())
 
     def close(self) -> None:
-        """Waits for what is being written."""
+        """Waits for what is being written; what is being read nobody waits for any more."""
+        left = list(self._readings.values())
+        self.keep_readings(())
+        for reading in left:
+            reading.wait(_PARTING)
         if self._shelf is not None:
             self._shelf.close()
             self._catch_up()
@@ -270,11 +300,28 @@ class Store:
         filed, point = self._shelf.best(asked.key, len(asked.key) - 1)
         return (filed, point) if filed is not None and point - held >= _READ else (None, 0)
 
+    def _is_read(self, filed: Filed, point: int, wait: bool) -> bool:
+        """Whether a file can be had without waiting for the disk; if not, it is being read from now on. wait: whether
+        it will be waited for."""
+        nbytes = filed.nbytes * point // len(filed.key)
+        if nbytes < AT_ONCE:
+            return True
+        reading = self._readings.get((filed.path, point))
+        if reading is None and not wait:
+            return False
+        if reading is None:
+            self._make_room(nbytes)
+            reading = self._readings[filed.path, point] = Reading(filed.path, point, nbytes)
+        self._awaited = weakref.ref(reading)
+        return reading.done
+
     def _read(self, filed: Filed, point: int) -> Session | None:
         """A session with the past of a file, no shorter than up to a point; None: it cannot be had."""
-        self._make_room(filed.nbytes * point // len(filed.key))
+        ahead = self._readings.pop((filed.path, point), None)
+        if ahead is None:
+            self._make_room(filed.nbytes * point // len(filed.key))
         session = Session(self.model, self._processor, snapshot_bytes=self._snapshot_bytes)
-        return session if self._shelf.read(filed, point, session) else None
+        return session if self._shelf.read(filed, point, session, ahead) else None
 
     def _put_down(self, path: Path) -> None:
         """Have a path written that has just been settled, if the disk has less of it."""
