@@ -71,7 +71,8 @@ def test_a_dense_model_of_every_type(tmp_path, kind):
     same(plain_weights(tmp_path / "a.gguf"), plain_weights(plain))
     specs = open_source(tmp_path / "a.gguf").specs
     assert bool(specs) == (kind in EXACT[1:])
-    np.testing.assert_allclose(logits(tmp_path / "a.gguf"), logits(plain), atol=2e-3, rtol=0)
+    if kind in ("Q8_0", "Q4_K", "NVFP4", "Q6_K", "IQ2_XS"):  # one of each way to compute; the weights are the same
+        np.testing.assert_allclose(logits(tmp_path / "a.gguf"), logits(plain), atol=2e-3, rtol=0)
 
 
 @pytest.mark.parametrize("kinds", ["Q8_0", "MXFP4", "mixed"])
