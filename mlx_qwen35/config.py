@@ -25,6 +25,7 @@ from .quantization import QuantSpec as QuantSpec
 
 DENSE_TYPES = ("qwen3_5", "qwen3_5_text")
 MOE_TYPES = ("qwen3_5_moe", "qwen3_5_moe_text")
+HADAMARD = "prism_hadamard_qwen35"  # Ternary-Bonsai: the dense model, whose packed products are given rotated inputs
 # Flash-Next, under its own name and under that of the first files.
 _FLASH_NEXT = ("qwen4_exp", "qwen4_exp_text", "qwen3_8_flash_next", "qwen3_8_flash_next_text")
 LAYER_KINDS = ("linear_attention", "full_attention")
@@ -195,6 +196,8 @@ def _model_type(top: Fields) -> str:
             f"is {model_type!r}: this is a head that drafts for a model. Give that model, and this as draft_model "
             "(--draft-model)",
         )
+    if model_type == HADAMARD:
+        return DENSE_TYPES[0]
     if model_type not in DENSE_TYPES + MOE_TYPES:
         raise top.fail(
             "model_type",
@@ -207,7 +210,7 @@ def _model_type(top: Fields) -> str:
 def _is_moe(model_type: str, text: Fields) -> bool:
     inner = text.values.get("model_type", model_type)
     same_family = MOE_TYPES if model_type in MOE_TYPES else DENSE_TYPES
-    if inner is not None and inner not in same_family:
+    if inner is not None and inner not in (*same_family, HADAMARD):
         raise text.fail("model_type", f"is {inner!r:.80}, but the checkpoint's model_type is {model_type!r}")
     return model_type in MOE_TYPES
 

@@ -1,7 +1,7 @@
-"""LoRA adapters: a folder as mlx-lm's trainer writes it, put on a model, merged into its weights, or written.
+"""LoRA adapters: a folder as mlx-lm, mlx-vlm or PEFT writes it, put on a model, merged into its weights, or written.
 
 Knows adapter_config.json, the names in adapters.safetensors and the arithmetic of low-rank updates. Knows nothing of
-training: that is mlx-lm's.
+training. What PEFT writes, peft.py puts into these terms.
 
     lora    y = W x + scale * B A x
     dora    the same, each row of the sum brought to a learned length m
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
+from mlx_qwen35.checkpoint import peft
 from mlx_qwen35.checkpoint.inventory import Shape, is_linear, text_tensors
 from mlx_qwen35.checkpoint.names import TARGET
 from mlx_qwen35.checkpoint.quantize import pack, unpack
@@ -33,6 +34,8 @@ from mlx_qwen35.experts.linear import ExpertLinear, QuantizedExpertLinear
 from mlx_qwen35.model import Model
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapters.safetensors"
+_FILES = (WEIGHTS, "weights.safetensors")  # mlx-vlm writes the second too
+_PEFT = "adapter_model.safetensors"
 KINDS = ("lora", "dora", "full")
 EMBEDDING = "embed_tokens"
 _LEAVES = ("lora_a", "lora_b", "m")
@@ -45,7 +48,9 @@ class Adapter:
     """What a folder holds.
 
     tensors: by our module, then by leaf (lora_a, lora_b, m); of kind "full": by our weight, {"": whole}.
-    rank, scale, dropout: as trained; rank is None for "full".
+    rank, scale, dropout: as trained; rank is None for "full", and where modules have ranks of their own.
+    scales: of modules that have their own; whole: our weights that are replaced besides. files: that it lies in.
+    peft: adapter_config.json and tensors of PEFT's, which fitted() puts into these terms.
     """
 
     folder: Path
@@ -54,40 +59,83 @@ class Adapter:
     rank: int | None = None
     scale: float = 1.0
     dropout: float = 0.0
+    scales: Mapping[str, float] = field(default_factory=dict)
+    whole: Mapping[str, mx.array] = field(default_factory=dict)
+    files: tuple[Path, ...] = ()
+    peft: tuple[Mapping[str, Any], Mapping[str, mx.array]] | None = None
+
+    def scale_of(self, module: str) -> float:
+        """By which a module's update is multiplied."""
+        return self.scales.get(module, self.scale)
 
 
 def read_adapter(folder: str | Path) -> Adapter:
-    """Raises CheckpointError if a file is missing or damaged, or is no adapter that mlx-lm writes."""
+    """Raises CheckpointError if a file is missing or damaged, or is no adapter of mlx-lm's, mlx-vlm's or PEFT's."""
     folder = Path(folder).expanduser()
     config = _config(folder)
+    if (folder / _PEFT).is_file() and not (folder / WEIGHTS).is_file():
+        values = _values(folder / _PEFT)
+        return Adapter(folder, "lora", {}, files=(folder / CONFIG, folder / _PEFT), peft=(config, values))
+    if "alpha" in config and "lora_parameters" not in config:
+        config = _of_mlx_vlm(config, folder)
     kind = config.get("fine_tune_type", "lora")
     if kind not in KINDS:
         raise CheckpointError(f"{folder / CONFIG}: fine_tune_type is {kind!r}; it must be one of {', '.join(KINDS)}")
-    path = folder / WEIGHTS
-    if not path.is_file():
-        raise CheckpointError(f"{folder} has no {WEIGHTS}: give the folder that mlx-lm's trainer wrote")
-    try:
-        values = mx.load(str(path))
-        mx.eval(values)
-    except (RuntimeError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}); copy the adapter again") from error
+    path = next((folder / name for name in _FILES if (folder / name).is_file()), None)
+    if path is None:
+        raise CheckpointError(f"{folder} has no {WEIGHTS}: give the folder that the trainer wrote")
+    values, files = _values(path), (folder / CONFIG, path)
     tensors: dict[str, dict[str, mx.array]] = {}
     for name, value in values.items():
-        if not mx.all(mx.isfinite(value)).item():
-            raise CheckpointError(f"{path}: {name} holds NaN or infinite values; train the adapter again")
         module, leaf = _ours(name, kind)
         tensors.setdefault(module, {})[leaf] = value
     if not tensors:
         raise CheckpointError(f"{path} is empty: train the adapter again")
     if kind == "full":
-        return Adapter(folder, kind, tensors)
+        return Adapter(folder, kind, tensors, files=files)
     for module, leaves in tensors.items():
         due = _LEAVES if kind == "dora" else _LEAVES[:2]
         wrong = sorted({*due} ^ {*leaves})
         if wrong:
             state = "is missing" if wrong[0] in due else f"is nothing that a {kind} adapter has"
             raise CheckpointError(f"{path}: {module}.{wrong[0]} {state}; train or copy the adapter again")
-    return Adapter(folder, kind, tensors, *_parameters(config, folder))
+    return Adapter(folder, kind, tensors, *_parameters(config, folder), files=files)
+
+
+def fitted(adapter: Adapter, config: ModelConfig) -> Adapter:
+    """The adapter of a model of this config, in our terms; raises CheckpointError where one of PEFT's is not of it, or
+    is not read."""
+    if adapter.peft is None:
+        return adapter
+    try:
+        found = peft.translate(*adapter.peft, text_tensors(config))
+    except ValueError as problem:
+        raise CheckpointError(
+            f"the adapter {adapter.folder} (PEFT): {problem}. Give it with the model that its adapter_config.json names"
+        ) from None
+    mx.eval(found.tensors, found.whole)  # threads go on with them, and MLX's streams are each thread's own
+    return replace(adapter, tensors=found.tensors, scales=found.scales, whole=found.whole, rank=None, peft=None)
+
+
+def _values(path: Path) -> dict[str, mx.array]:
+    try:
+        values = mx.load(str(path))
+        mx.eval(values)
+    except (RuntimeError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); copy the adapter again") from error
+    for name, value in values.items():
+        if not mx.all(mx.isfinite(value)).item():
+            raise CheckpointError(f"{path}: {name} holds NaN or infinite values; train the adapter again")
+    return values
+
+
+def _of_mlx_vlm(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """mlx-vlm's older configuration, in which rank, alpha and dropout stand by themselves."""
+    rank, alpha = config.get("rank"), config.get("alpha")
+    if type(rank) is not int or rank < 1 or isinstance(alpha, bool) or not isinstance(alpha, (int, float)):
+        raise CheckpointError(f"{folder / CONFIG}: rank is {rank!r:.40} and alpha {alpha!r:.40}; write what they were")
+    parameters = {"rank": rank, "scale": alpha / rank, "dropout": config.get("dropout", 0.0)}
+    return {**config, "lora_parameters": parameters}
 
 
 def load_adapter(model: Model, adapter: str | Path | Adapter) -> Model:
@@ -98,9 +146,12 @@ def load_adapter(model: Model, adapter: str | Path | Adapter) -> Model:
     adapter = adapter if isinstance(adapter, Adapter) else read_adapter(adapter)
     if any(hasattr(module, "lora_a") for module in model.modules()):
         raise CheckpointError("the model has an adapter already; fuse it, or load the model again")
+    adapter = fitted(adapter, model.config)
     check_fit(adapter, model.config)
     if adapter.kind == "full":
-        return _replace_weights(model, adapter)
+        return _replace_weights(model, adapter, {name: leaves[""] for name, leaves in adapter.tensors.items()})
+    if adapter.whole:
+        _replace_weights(model, adapter, adapter.whole)
     modules = dict(model.named_modules())
     adapted = [(name, _adapted(modules[name], adapter, name)) for name in adapter.tensors]
     model.update_modules(tree_unflatten(adapted))
@@ -112,21 +163,23 @@ def updates(adapter: Adapter, config: ModelConfig) -> dict[str, Update]:
 
     Raises CheckpointError if the adapter does not fit a model of this config.
     """
+    adapter = fitted(adapter, config)
     check_fit(adapter, config)
     if adapter.kind == "full":
         return {name: partial(_replaced, leaves[""]) for name, leaves in adapter.tensors.items()}
-    return {
-        f"{module}.weight": partial(_updated, leaves, adapter.scale, module == EMBEDDING)
+    whole = {name: partial(_replaced, value) for name, value in adapter.whole.items()}
+    return whole | {
+        f"{module}.weight": partial(_updated, leaves, adapter.scale_of(module), module == EMBEDDING)
         for module, leaves in adapter.tensors.items()
     }
 
 
 def check_fit(adapter: Adapter, config: ModelConfig) -> None:
     """Raises CheckpointError that names the first tensors which do not fit a model of this config."""
-    shapes = text_tensors(config)
+    adapter, shapes = fitted(adapter, config), text_tensors(config)
     wrong = []
     for name, leaves in adapter.tensors.items():
-        due = _due(name, shapes, adapter)
+        due = _due(name, shapes, adapter, leaves)
         if due is None:
             what = "weight" if adapter.kind == "full" else "linear map that takes one"
             wrong.append(f"{name}: the model has no {what} of this name")
@@ -155,6 +208,11 @@ def fuse(model: Model) -> Model:
         if not hasattr(module, "lora_a"):
             continue
         base = module.embedding if hasattr(module, "embedding") else module.linear
+        if "factors" in base or "signs" in base:
+            raise CheckpointError(
+                f"{name} is packed in a form into which MLX cannot pack a merged weight: convert the checkpoint with "
+                "the adapter (adapter_path=), which starts from exact values"
+            )
         spec = QuantSpec(base.bits, base.group_size, base.mode) if hasattr(base, "bits") else None
         held = {kind: base[kind] for kind in ("weight", "scales", "biases") if base.get(kind) is not None}
         weight = unpack(held, spec) if spec else base.weight.astype(mx.float32)
@@ -223,12 +281,10 @@ def save_adapter(model: Model, folder: str | Path, *, base: str | Path = "") -> 
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    if (folder / "adapter_model.safetensors").exists():
-        raise CheckpointError(f"{folder} is an adapter of PEFT; only those of mlx-lm's trainer are read")
     try:
         config = json.loads((folder / CONFIG).read_bytes())
     except FileNotFoundError:
-        raise CheckpointError(f"{folder} has no {CONFIG}: give the folder that mlx-lm's trainer wrote") from None
+        raise CheckpointError(f"{folder} has no {CONFIG}: give the folder that the trainer wrote") from None
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{folder / CONFIG} cannot be read ({error}); copy the adapter again") from error
     if not isinstance(config, dict):
@@ -254,7 +310,7 @@ def _ours(name: str, kind: str) -> tuple[str, str]:
     if kind == "full":
         return ours, ""
     module, _, leaf = ours.rpartition(".")
-    return module, leaf
+    return module, {"A": "lora_a", "B": "lora_b"}.get(leaf, leaf)  # mlx-vlm's older names
 
 
 def _published(module: str) -> str:
@@ -268,15 +324,17 @@ def _key(published: str) -> str:
     return rest.partition(".")[2] if layers else head
 
 
-def _due(name: str, shapes: Mapping[str, Shape], adapter: Adapter) -> dict[str, Shape] | None:
+def _due(
+    name: str, shapes: Mapping[str, Shape], adapter: Adapter, leaves: Mapping[str, mx.array]
+) -> dict[str, Shape] | None:
     """What each leaf of an adapter's entry has to be; None where there can be no such entry."""
     if adapter.kind == "full":
         return {"": shapes[name]} if name in shapes else None
-    weight, rank = f"{name}.weight", adapter.rank
+    weight, rank = f"{name}.weight", adapter.rank or leaves["lora_a"].shape[1]
     if weight not in shapes or not is_linear(weight, shapes[weight]):
         return None
     *experts, outer, inner = shapes[weight]
-    if experts and adapter.kind == "dora":  # mlx-lm has none for them
+    if experts and (adapter.kind == "dora" or "m" in leaves):  # mlx-lm has none for them
         return None
     if experts:
         return {"lora_a": (*experts, rank, inner), "lora_b": (*experts, outer, rank)}
@@ -303,8 +361,10 @@ def _replaced(whole: mx.array, weight: mx.array, start: int, stop: int) -> mx.ar
 
 def _adapted(base: nn.Module, adapter: Adapter, name: str) -> nn.Module:
     """mlx-lm's layer around ours, with the adapter's tensors in it."""
-    layer = _wrapper(base, adapter.kind)(base, r=adapter.rank, dropout=adapter.dropout, scale=adapter.scale)
-    for leaf, value in adapter.tensors[name].items():
+    leaves = adapter.tensors[name]
+    made = _wrapper(base, "dora" if "m" in leaves else "lora")
+    layer = made(base, r=leaves["lora_a"].shape[1], dropout=adapter.dropout, scale=adapter.scale_of(name))
+    for leaf, value in leaves.items():
         layer[leaf] = value
     layer.eval()
     return layer
@@ -321,14 +381,13 @@ def _wrapper(base: nn.Module, kind: str) -> Callable[..., nn.Module]:
     return DoRALinear.from_base if kind == "dora" else LoRALinear.from_base
 
 
-def _replace_weights(model: Model, adapter: Adapter) -> Model:
+def _replace_weights(model: Model, adapter: Adapter, new: Mapping[str, mx.array]) -> Model:
     own = dict(tree_flatten(model.parameters()))
-    new = {name: leaves[""] for name, leaves in adapter.tensors.items()}
     packed = next((name for name in new if not mx.issubdtype(own[name].dtype, mx.floating)), None)
     if packed:
         raise CheckpointError(
             f"the adapter {adapter.folder} holds all of {packed}, which is quantized in this model: load the "
-            "unquantized model"
+            "unquantized model, or convert it with the adapter (adapter_path=)"
         )
     model.load_weights([(name, value.astype(own[name].dtype)) for name, value in new.items()], strict=False)
     return model

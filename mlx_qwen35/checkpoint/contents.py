@@ -11,6 +11,7 @@ from pathlib import Path
 from mlx_qwen35.checkpoint import files
 from mlx_qwen35.checkpoint.beside import with_tower
 from mlx_qwen35.checkpoint.files import TensorFiles
+from mlx_qwen35.checkpoint.forms import hadamard
 from mlx_qwen35.checkpoint.forms.face import Form
 from mlx_qwen35.checkpoint.forms.table import find_form, form_beside
 from mlx_qwen35.checkpoint.gguf.choosing import is_gguf
@@ -48,11 +49,11 @@ def open_contents(path: str | Path, config: ModelConfig | None = None) -> Conten
         opened = open_model(path)
         found = TensorFiles(opened.gguf.path.parent, opened.form.entries(), {})
         return Contents(path, config, found, TARGET, opened.form)
-    form = find_form(config, str(path / "config.json"))
+    form = hadamard.read_config(config.raw, str(path / "config.json")) or find_form(config, str(path / "config.json"))
     found = with_tower(files.open_folder(path), config.raw)
     form = form or form_beside(path, config, found.entries)
     layout = _layout(found, form)
-    if form and (layout.kind == MLX or layout.packed):
+    if form and form.endings and (layout.kind == MLX or layout.packed):  # without endings, names are MLX's
         said = (config.source_quantization or {}).get("quant_method", form.name)
         raise CheckpointError(
             f"{path / 'config.json'} says quant_method {said!r:.40}, but the files "

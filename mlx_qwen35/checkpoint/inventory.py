@@ -17,7 +17,8 @@ PATCH_EMBEDDING = "vision.patch_embed.proj.weight"
 
 # Stay float32 where the file has them so: exp() of one and the decay of a whole context hang on them.
 FACTORS = ".factors"  # of a packed module: what its product is multiplied by, one for all outputs or one for each
-KEPT_FLOAT32 = ("linear_attn.A_log", "linear_attn.dt_bias", FACTORS)
+SIGNS = ".signs"  # of a packed module: those of the rotation before its product, one for each input
+KEPT_FLOAT32 = ("linear_attn.A_log", "linear_attn.dt_bias", FACTORS, SIGNS)
 
 
 def text_tensors(config: ModelConfig) -> dict[str, Shape]:

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
 from mlx_qwen35.checkpoint import contents
 from mlx_qwen35.checkpoint.context import with_context
 from mlx_qwen35.checkpoint.gguf.form import GgufForm
-from mlx_qwen35.checkpoint.inventory import FACTORS, KEPT_FLOAT32, PATCH_EMBEDDING
+from mlx_qwen35.checkpoint.inventory import FACTORS, KEPT_FLOAT32, PATCH_EMBEDDING, SIGNS
 from mlx_qwen35.checkpoint.part import FLOATS, AnyPart
 from mlx_qwen35.checkpoint.source import Source, open_source, read_parts
 from mlx_qwen35.config import ModelConfig, QuantSpec
@@ -82,6 +83,7 @@ def load_model(
         read_weights(parts, compute, on_progress, weights)
         model.load_weights(weights)
         weights.clear()
+        share_signs(model)
         model.join()
         if stream is not None:
             stream_experts(model, source, stream, streamed, compute, hot_lists)
@@ -96,13 +98,30 @@ def load_model(
 
 
 def pack_modules(model: Model, source: Source) -> None:
-    """Make those of a model's modules quantized that are so in a source, with factors where it has them."""
+    """Make those of a model's modules quantized that are so in a source, with factors and signs where it has them."""
     if source.specs:
         nn.quantize(model, class_predicate=specs_of(source.specs))
     modules = dict(model.named_modules())
     for name, part in source.parts.items():
         if name.endswith(FACTORS):
             modules[name.removesuffix(FACTORS)].factors = mx.ones(part.shape)
+        elif name.endswith(SIGNS):
+            module = name.removesuffix(SIGNS)
+            modules[module].signs, modules[module].block = mx.ones(part.shape), source.form.blocks[module]
+
+
+def share_signs(model: nn.Module) -> None:
+    """Let maps that have the same signs have the same array, so that they can be joined; raises CheckpointError where a
+    sign is none."""
+    known: dict[bytes, mx.array] = {}
+    for name, module in model.named_modules():
+        signs = module.get("signs")
+        if signs is None:
+            continue
+        values = np.array(signs)
+        if not (np.abs(values) == 1).all():
+            raise CheckpointError(f"{name}.signs holds other values than -1 and 1: download the checkpoint again")
+        module.signs = known.setdefault(values.tobytes(), signs)
 
 
 def specs_of(specs: Mapping[str, QuantSpec]) -> Callable[[str, nn.Module], dict[str, int | str] | bool]:

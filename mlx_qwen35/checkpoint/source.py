@@ -17,9 +17,10 @@ from mlx_qwen35.checkpoint import files
 from mlx_qwen35.checkpoint.contents import Contents, open_contents
 from mlx_qwen35.checkpoint.files import Entry, TensorFiles
 from mlx_qwen35.checkpoint.fitting import misfit, missing
-from mlx_qwen35.checkpoint.forms.face import Form, Published
+from mlx_qwen35.checkpoint.forms.face import Form, Published, named_dtype
 from mlx_qwen35.checkpoint.forms.table import READ_TODAY
-from mlx_qwen35.checkpoint.inventory import FACTORS, is_linear, text_tensors, vision_tensors
+from mlx_qwen35.checkpoint.forms.values import Values
+from mlx_qwen35.checkpoint.inventory import FACTORS, SIGNS, Shape, is_linear, text_tensors, vision_tensors
 from mlx_qwen35.checkpoint.names import Layout
 from mlx_qwen35.checkpoint.norms import check_norms
 from mlx_qwen35.checkpoint.packing import Told, check_version
@@ -55,7 +56,22 @@ class Source:
 
     def carried(self, module: str) -> QuantSpec | None:
         """The quantization under which one of our modules can go over into another checkpoint as it is."""
-        return None if f"{module}{FACTORS}" in self.parts else self.specs.get(module)
+        more = f"{module}{FACTORS}" in self.parts or f"{module}{SIGNS}" in self.parts
+        return None if more else self.specs.get(module)
+
+    def held(self, module: str, shape: Shape) -> tuple[QuantSpec | None, dict[str, AnyPart]]:
+        """How one of our modules, of unquantized `shape`, can go over, and what holds it; None: as floats."""
+        spec, carried = self.specs.get(module), self.carried(module)
+        if spec is None:
+            return None, {"weight": self.parts[f"{module}.weight"]}
+        kinds = ("weight", "scales", "biases", FACTORS[1:])
+        found = {kind: part for kind in kinds if (part := self.parts.get(f"{module}.{kind}"))}
+        if carried is not None:
+            return carried, found
+        signs = self.parts.get(f"{module}{SIGNS}")
+        block = self.form.blocks[module] if signs is not None else 0
+        dtype = named_dtype(self.config.raw)
+        return None, {"weight": Values(f"{module}.weight", found, spec, shape, dtype, signs, block)}
 
     def check_norms(self) -> None:
         """Raises CheckpointError where norms are not as the layout has them; to be called before weights are read."""

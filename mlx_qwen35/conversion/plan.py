@@ -18,12 +18,13 @@ import mlx.core as mx
 from mlx_qwen35.checkpoint import files
 from mlx_qwen35.checkpoint.beside import KEYS, MTP_FILE
 from mlx_qwen35.checkpoint.files import Entry
+from mlx_qwen35.checkpoint.forms import hadamard
 from mlx_qwen35.checkpoint.inventory import KEPT_FLOAT32, Shape, is_linear, mtp_tensors, text_tensors, vision_tensors
 from mlx_qwen35.checkpoint.mtp import MtpTensors, find_mtp
 from mlx_qwen35.checkpoint.names import MLX, TARGET
 from mlx_qwen35.checkpoint.part import AnyPart
 from mlx_qwen35.checkpoint.source import Source
-from mlx_qwen35.config import QuantSpec
+from mlx_qwen35.config import HADAMARD, QuantSpec
 from mlx_qwen35.conversion.task import Task, Update
 from mlx_qwen35.conversion.write import TensorSpec, plan_shards
 from mlx_qwen35.errors import CheckpointError
@@ -84,6 +85,10 @@ class Plan:
                 for key in ("dtype", "torch_dtype"):
                     if key in section:
                         section[key] = str(self.dtype).removeprefix("mlx.core.")
+        if config.get("model_type") == HADAMARD:
+            config["model_type"] = self.origin.config.model_type
+            for key in hadamard.KEYS:
+                config.pop(key, None)
         # mlx-lm reads this in text_config only.
         inner["tie_word_embeddings"] = self.origin.config.text.tie_word_embeddings
         if not self.vision:
@@ -154,7 +159,7 @@ def _text_task(
     search: bool,
 ) -> Task:
     module = name.removesuffix(".weight")
-    had, parts = _parts_of(origin, name)
+    had, parts = _parts_of(origin, name, shape)
     has = assignment[module] if assignment is not None and is_linear(name, shape) else None
     own = _own_dtype(parts, had)
     kept = name.endswith(KEPT_FLOAT32) and own == mx.float32
@@ -165,18 +170,15 @@ def _vision_task(
     origin: Source, name: str, shape: Shape, default: QuantSpec | None, wanted: mx.Dtype | None
 ) -> Task:
     """The tower stays as it is; only a conversion that leaves nothing quantized dequantizes it too."""
-    had, parts = _parts_of(origin, name)
+    had, parts = _parts_of(origin, name, shape)
     return Task(name, parts, shape, had, had if default else None, wanted or _own_dtype(parts, had))
 
 
-def _parts_of(origin: Source, name: str) -> tuple[QuantSpec | None, dict[str, AnyPart]]:
+def _parts_of(origin: Source, name: str, shape: Shape) -> tuple[QuantSpec | None, dict[str, AnyPart]]:
     """How one of our tensors is quantized in the source, and what holds it there."""
-    module = name.removesuffix(".weight")
-    had = origin.specs.get(module) if name.endswith(".weight") else None
-    if had is None:
-        return None, {"weight": origin.parts[name]}
-    kinds = [kind for kind in ("weight", "scales", "biases", "factors") if f"{module}.{kind}" in origin.parts]
-    return had, {kind: origin.parts[f"{module}.{kind}"] for kind in kinds}
+    if name.endswith(".weight"):
+        return origin.held(name.removesuffix(".weight"), shape)
+    return None, {"weight": origin.parts[name]}
 
 
 def _own_dtype(parts: Mapping[str, AnyPart], had: QuantSpec | None) -> mx.Dtype:

@@ -83,7 +83,7 @@ def digest(origin: Source, adapter: adapters.Adapter | None) -> str:
     paths = {entry.file for entry in origin.files.entries.values()}
     paths |= {path for path in [origin.folder / "config.json"] if path.exists()}  # a GGUF has none
     paths = sorted(paths | set(find_mtp(origin).paths))
-    paths += [] if adapter is None else [adapter.folder / adapters.CONFIG, adapter.folder / adapters.WEIGHTS]
+    paths += [] if adapter is None else [*adapter.files]
     found = [(path.name, path.stat().st_mtime_ns, fingerprint(path)) for path in paths]
     device = mx.default_device().type
     text = json.dumps([str(origin.folder.resolve()), found, mx.__version__, str(device), __version__])

@@ -17,9 +17,7 @@ _SAMPLE = 1 << 16  # values of a sample
 
 def sample_rows(origin: Source, module: str, shape: Shape) -> mx.array:
     """Rows [N, in] of a weight, in the dtype that it has."""
-    had = origin.specs.get(module)
-    kinds = ("weight", "scales", "biases", "factors") if had else ("weight",)
-    parts = {kind: origin.parts[f"{module}.{kind}"] for kind in kinds if f"{module}.{kind}" in origin.parts}
+    had, parts = origin.held(module, shape)
     rows, stacked = shape[0], len(shape) == 3
     if not parts["weight"].cuts:
         stretches = [(0, rows)]

@@ -57,8 +57,8 @@ class Task:
 
     @property
     def carried(self) -> bool:
-        """Whether nothing but the dtype of floats changes. Factors are no part of what MLX writes."""
-        return self.had == self.has and self.update is None and "factors" not in self.parts
+        """Whether nothing but the dtype of floats changes."""
+        return self.had == self.has and self.update is None
 
     @property
     def is_same(self) -> bool:

@@ -96,7 +96,7 @@ class Readable:
 
     def weights(self) -> Weights | None:
         """None for a form that kernels do not know, or where more than a matrix is to be computed."""
-        if "bias" in self or "factors" in self:
+        if "bias" in self or "factors" in self or "signs" in self:
             return None
         weight, scales, biases = self["weight"], self.get("scales"), self.get("biases")
         found = self._found

@@ -11,6 +11,7 @@ import mlx.nn as nn
 from ..kernels import one_row
 from ..kernels.matmul import matmul
 from ..kernels.quantized_matmul import quantized_matmul
+from .rotation import rotated, unrotated
 
 
 class Embedding(nn.Embedding):
@@ -36,7 +37,10 @@ class Embedding(nn.Embedding):
 
 
 class QuantizedEmbedding(nn.QuantizedEmbedding):
-    """nn.QuantizedEmbedding whose `as_linear` goes through kernels.quantized_matmul. factors: as in QuantizedLinear."""
+    """nn.QuantizedEmbedding whose `as_linear` goes through kernels.quantized_matmul. factors, signs, block: as
+    in QuantizedLinear."""
+
+    block = 0
 
     _multiply = staticmethod(quantized_matmul)
 
@@ -47,12 +51,15 @@ class QuantizedEmbedding(nn.QuantizedEmbedding):
     def as_linear(self, x: mx.array) -> mx.array:
         """x [.., H] -> [.., vocab]."""
         how = {"group_size": self.group_size, "bits": self.bits, "mode": self.mode}
+        x = rotated(x, self.signs, self.block) if "signs" in self else x
         y = self._multiply(x, self.weight, self.scales, self.get("biases"), **how)
         return (y * self.factors).astype(y.dtype) if "factors" in self else y
 
     def __call__(self, x: mx.array) -> mx.array:
         """x [..] int -> [.., H]."""
         found = super().__call__(x)
+        if "signs" in self:
+            found = unrotated(found, self.signs, self.block)
         if "factors" not in self:
             return found
         factors = self.factors if self.factors.size == 1 else self.factors[x][..., None]

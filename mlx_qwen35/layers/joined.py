@@ -64,7 +64,7 @@ class Joined:
             if run is None:
                 found.append((maps[len(found)](x), 0))
                 continue
-            product = maps[run.first].product(x, *run.arrays)
+            product = maps[run.first].product(maps[run.first].turned(x), *run.arrays)
             column = 0
             for width in run.widths:
                 found.append((product, column))
@@ -137,7 +137,9 @@ def _alike_on_cpu(x: mx.array, run: Run, first: nn.Module) -> bool:
 def _alike(one: nn.Module, other: nn.Module) -> bool:
     def form(module: nn.Module) -> tuple[object, ...]:
         leaves = [module.get(leaf) for leaf in _LEAVES]
-        return module.bits, module.group_size, module.mode, *(a is not None and (a.dtype, a.shape[1:]) for a in leaves)
+        turned = module.block, id(module.get("signs"))
+        packed = (a is not None and (a.dtype, a.shape[1:]) for a in leaves)
+        return module.bits, module.group_size, module.mode, turned, *packed
 
     return is_bare(one) and is_bare(other) and form(one) == form(other)
 

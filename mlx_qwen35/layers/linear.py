@@ -14,6 +14,7 @@ from ..kernels.matmul import matmul
 from ..kernels.once import cut
 from ..kernels.quantized_matmul import quantized_matmul
 from ..kernels.weights import Readable
+from .rotation import rotated
 
 
 class Linear(Readable, nn.Linear):
@@ -43,8 +44,11 @@ class QuantizedLinear(Readable, nn.QuantizedLinear):
     """nn.QuantizedLinear through kernels.quantized_matmul.
 
     factors: float32 [1] or [out], where a checkpoint has a scale for the whole tensor or each row beside those of
-    groups: the product is multiplied by it in float32.
+    groups: the product is multiplied by it in float32. signs: [in], where its weights are behind a rotation of their
+    input, in blocks of `block` columns (rotation.py).
     """
+
+    block = 0
 
     _multiply = staticmethod(quantized_matmul)
 
@@ -54,10 +58,14 @@ class QuantizedLinear(Readable, nn.QuantizedLinear):
 
     def __call__(self, x: mx.array) -> mx.array:
         """x [.., in] -> [.., out]."""
-        y = self.product(x, self.weight, self.scales, self.get("biases"))
+        y = self.product(self.turned(x), self.weight, self.scales, self.get("biases"))
         if "factors" in self:
             y = (y * self.factors).astype(y.dtype)
         return y + self.bias if "bias" in self else y
+
+    def turned(self, x: mx.array) -> mx.array:
+        """x [.., in] as product() needs it."""
+        return rotated(x, self.signs, self.block) if "signs" in self else x
 
     def product(self, x: mx.array, weight: mx.array, scales: mx.array, biases: mx.array | None = None) -> mx.array:
         """x [.., in] with other weights [any, in] of the same quantization -> [.., any]."""
@@ -71,7 +79,7 @@ class QuantizedLinear(Readable, nn.QuantizedLinear):
 
 
 def is_bare(module: nn.Module) -> bool:
-    """Whether a map is quantized and nothing but its product: no bias, no factors, no adapter."""
+    """Whether a map is quantized and its product is all that comes out: no bias, no factors, no adapter."""
     return type(module) is QuantizedLinear and "bias" not in module and "factors" not in module
 
 
@@ -79,7 +87,7 @@ def worth_lanes(x: mx.array, *maps: nn.Module) -> bool:
     """Whether a CPU's lanes may each take some outputs of these maps: quantized, x [.., in] of a few rows, and none of
     the products is one that shares itself out (kernels/few_rows)."""
     few = x.size // x.shape[-1] <= MOST_ROWS and mx.default_device().type == mx.cpu
-    if not few or lane_count() == 1 or not all(map(is_bare, maps)):
+    if not few or lane_count() == 1 or not all(is_bare(m) and "signs" not in m for m in maps):
         return False
     sizes = ((m, m.weight.shape[0], m.scales.shape[1] * m.group_size) for m in maps)
     return not any(unpacks(x, outputs, inputs=inputs, bits=m.bits, mode=m.mode) for m, outputs, inputs in sizes)

@@ -25,7 +25,7 @@ from mlx_qwen35.checkpoint.gguf.opened import open_model
 from mlx_qwen35.checkpoint.inventory import text_tensors, vision_tensors
 from mlx_qwen35.checkpoint.mtp import mtp_bytes
 from mlx_qwen35.checkpoint.source import Source, open_source
-from mlx_qwen35.config import DENSE_TYPES, MOE_TYPES, ModelConfig, QuantSpec
+from mlx_qwen35.config import DENSE_TYPES, HADAMARD, MOE_TYPES, ModelConfig, QuantSpec
 from mlx_qwen35.errors import CheckpointError
 from mlx_qwen35.library.stored import read_json
 from mlx_qwen35.machine.files import listed
@@ -147,7 +147,7 @@ def is_ours(folder: Path, name: str) -> bool:
         return bool(named & {DENSE, MOE}) if named else bool(_FAMILY.search(name))
     model_type = read_json(folder / "config.json").get("model_type")
     if isinstance(model_type, str):
-        return model_type in DENSE_TYPES + MOE_TYPES
+        return model_type in (*DENSE_TYPES, *MOE_TYPES, HADAMARD)
     return bool(_FAMILY.search(name))
 
 

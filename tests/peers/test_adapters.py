@@ -314,8 +314,9 @@ class TestErrors:
         self.refused(dense, adapter, "has no adapters.safetensors")
         (adapter / "adapter_config.json").write_text("{")
         self.refused(dense, adapter, "adapter_config.json cannot be read")
+        (adapter / "adapter_config.json").write_text("{}")
         (adapter / "adapter_model.safetensors").touch()
-        self.refused(dense, adapter, "PEFT")
+        self.refused(dense, adapter, "adapter_model.safetensors cannot be read")
 
     def test_twice(self, dense: Path, adapter: Path) -> None:
         model = load_adapter(mlx_qwen35.load_model(dense), adapter)

@@ -12,9 +12,8 @@ E4M3 with one scale for a tensor, or for a row, is mxfp8 whose own scales are 1.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import mlx.core as mx
 import numpy as np
@@ -25,9 +24,9 @@ from mlx_qwen35.checkpoint.forms import integers
 from mlx_qwen35.checkpoint.forms.blocks import CODES, Block, Fp8Part, blocks
 from mlx_qwen35.checkpoint.forms.face import Made, Published, Taken
 from mlx_qwen35.checkpoint.forms.integers import Integers
+from mlx_qwen35.checkpoint.forms.values import as_floats
 from mlx_qwen35.checkpoint.inventory import FACTORS, Shape
 from mlx_qwen35.checkpoint.part import FLOATS, AnyPart, Part, Passing, as_array
-from mlx_qwen35.checkpoint.quantize import unpack
 from mlx_qwen35.config import GROUP_SIZES, QuantSpec
 from mlx_qwen35.errors import CheckpointError
 from mlx_qwen35.experts.cast import Step
@@ -159,63 +158,6 @@ class Same:
         x = mx.full((raw, *self.shape[1:]), self.value, own)
         mx.eval(x)
         return x
-
-
-@dataclass(frozen=True)
-class Values:
-    """The values that packed parts stand for, where nothing computes with those as they are.
-
-    packed: "weight", "scales", .. and perhaps "factors"; spec: of them; dtype: of the model that was quantized.
-    """
-
-    ours: str
-    packed: Mapping[str, AnyPart]
-    spec: QuantSpec
-    shape: Shape
-    dtype: str
-    computed: ClassVar[bool] = True
-    passing: ClassVar[None] = None
-
-    @property
-    def entries(self) -> tuple[Entry, ...]:
-        return tuple(dict.fromkeys(entry for part in self.packed.values() for entry in part.entries))
-
-    @property
-    def nbytes(self) -> int:
-        return sum(part.nbytes for part in self.packed.values())
-
-    @property
-    def rows(self) -> int:
-        return self.shape[0]
-
-    @property
-    def stacked(self) -> bool:
-        return self.packed["weight"].stacked
-
-    @property
-    def cuts(self) -> bool:
-        return all(part.cuts for part in self.packed.values())
-
-    @property
-    def growth(self) -> int:
-        return 32 // self.spec.bits
-
-    def fetch(self, start: int = 0, stop: int | None = None) -> dict[str, Any]:
-        return {kind: part.fetch(start, stop) for kind, part in self.packed.items()}
-
-    def finish(self, raw: dict[str, Any], dtype: mx.Dtype | None) -> mx.array:
-        made = {kind: part.finish(raw[kind], None) for kind, part in self.packed.items()}
-        x = unpack(made, self.spec).astype(dtype or mx.float32)
-        mx.eval(x)
-        return x
-
-
-def as_floats(ours: str, shape: Shape, made: Made, dtype: str) -> Made:
-    """The same values, dequantized."""
-    if made.spec is None:
-        return made
-    packed = {name.rpartition(".")[2]: part for name, part in made.parts.items()}
-    return Made({ours: Values(ours, packed, made.spec, shape, dtype)})
 
 
 def by_tensors(
