@@ -26,6 +26,8 @@ install = for step in install update install; do \
 	done >/dev/null 2>&1 || true
 # The tests emulate Metal's kernels with it; without, they skip that.
 clang = $(shell command -v clang++-19)
+# They drive the page in it, and skip that without. (Ubuntu's is a snap.)
+chromium = $(shell command -v chromium || grep -qs '^ID=debian' /etc/os-release || echo none)
 # A processor that is newer than OpenBLAS gets its kernels of 2004, with which prompts take twice as long.
 kernels = $(shell grep -qw avx512bw /proc/cpuinfo && echo SkylakeX || grep -qw avx2 /proc/cpuinfo && echo Haswell)
 coretype = $(or $(OPENBLAS_CORETYPE),$(firstword $(kernels)))
@@ -40,6 +42,7 @@ demo: $(MADE)
 
 test: $(MADE)
 	@$(if $(can_install),$(if $(clang),,$(call install,clang-19 libclang-rt-19-dev)))
+	@$(if $(can_install),$(if $(chromium),,$(call install,--no-install-recommends chromium)))
 	@$(pytest) $(ARGS)
 
 # What is too long for every change (docs/TESTS.md): once a week.

@@ -48,8 +48,6 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         help="a folder, or a name as LM Studio or the Hugging Face Hub has it (default: the demo inside the package)",
     )
     group.add_argument("--adapter-path", metavar="FOLDER", help="a LoRA adapter, as mlx-lm's trainer writes it")
-    group.add_argument("--dtype", choices=DTYPES, help="compute in it (default: float32 on a CPU, bfloat16 on a GPU)")
-    group.add_argument("--context-length", type=int, metavar="N", help="the most tokens of prompt and answer together")
     group.add_argument(
         "--memory",
         metavar="SIZE",
@@ -68,13 +66,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         help="give drafted tokens the bits that they have alone, and streamed experts those of resident ones, on a GPU "
         "too; slower",
     )
-    group.add_argument(
-        "--kernels",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="on a GPU, take this package's kernels where they stand a short test, or MLX's operations alone",
-    )
-    add_kv_arguments(group)
+    add_computing_arguments(group)
     drafts = parser.add_argument_group("drafts (how fast tokens come, not which; see --exact)")
     drafts.add_argument(
         "--mtp",
@@ -84,6 +76,19 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
     drafts.add_argument("--draft-model", metavar="NAME", help="let a small model draft, or a head split off by mlx-vlm")
     drafts.add_argument("--num-draft-tokens", type=int, metavar="N", help="at most N at a time, 1 to 4 (default: 3)")
+
+
+def add_computing_arguments(group: argparse._ActionsContainer) -> None:
+    """How a model computes, of all commands that load one."""
+    group.add_argument("--dtype", choices=DTYPES, help="compute in it (default: float32 on a CPU, bfloat16 on a GPU)")
+    group.add_argument("--context-length", type=int, metavar="N", help="the most tokens of prompt and answer together")
+    group.add_argument(
+        "--kernels",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="on a GPU, take this package's kernels where they stand a short test, or MLX's operations alone",
+    )
+    add_kv_arguments(group)
 
 
 def add_kv_arguments(parser: argparse._ActionsContainer) -> None:

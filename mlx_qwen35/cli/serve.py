@@ -10,7 +10,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from mlx_qwen35.cli.demo import DEMO_HINT
-from mlx_qwen35.cli.options import DTYPES, OptionError, add_kv_arguments, kv_options
+from mlx_qwen35.cli.options import OptionError, add_computing_arguments, kv_options
 from mlx_qwen35.cli.progress import Progress
 from mlx_qwen35.screen import note
 
@@ -40,17 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     models.add_argument(
         "--ttl", type=float, default=3600, metavar="S", help="unload one after S idle seconds, 0: never (default: 3600)"
     )
-    models.add_argument("--context-length", type=int, metavar="N", help="the most tokens of prompt and answer together")
-    models.add_argument("--dtype", choices=DTYPES, help="compute in it (default: float32 on a CPU, bfloat16 on a GPU)")
     models.add_argument("--mtp", action="store_true", help="let a model's own multi-token-prediction head draft")
     models.add_argument("--exact", action="store_true", help="the same bits whoever else asks, on a GPU too; slower")
-    models.add_argument(
-        "--kernels",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="on a GPU, take this package's kernels where they stand a short test, or MLX's operations alone",
-    )
-    add_kv_arguments(models)
+    add_computing_arguments(models)
     answers = parser.add_argument_group("answers")
     answers.add_argument(
         "--parallel", type=int, default=4, metavar="N", help="compute N at once for a model (default: 4)"

@@ -6,9 +6,9 @@ Knows Playwright. Without it, or without Chromium, tests that ask for a browser 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +17,7 @@ from mlx_qwen35.serving.exchange import Ask
 from mlx_qwen35.serving.pool import Pool
 from tests.serving.fake import Fake
 
-CHROMIUM = Path("/usr/bin/chromium")
+NAMES = ("chromium", "chromium-browser", "google-chrome")
 PATIENCE = 15_000  # ms that anything may take
 
 
@@ -25,12 +25,13 @@ PATIENCE = 15_000  # ms that anything may take
 def browser() -> Iterator[Any]:
     """Chromium, as Playwright has it."""
     api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
-    if not CHROMIUM.exists():
-        pytest.skip(f"there is no {CHROMIUM}: apt-get install chromium")
+    chromium = next(filter(None, map(shutil.which, NAMES)), None)
+    if chromium is None:
+        pytest.skip(f"there is no {' or '.join(NAMES)}: apt-get install chromium")
     environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
     with api.sync_playwright() as playwright:
         made = playwright.chromium.launch(
-            executable_path=str(CHROMIUM), args=["--no-sandbox", "--disable-gpu"], env=environment
+            executable_path=chromium, args=["--no-sandbox", "--disable-gpu"], env=environment
         )
         try:
             yield made
