@@ -16,7 +16,7 @@ from ..kernels.activation import swiglu
 from ..kernels.expert_down import down
 from ..kernels.expert_gate_up import gate_up
 from ..kernels.few_rows import MOST_ROWS
-from ..kernels.lanes import LEAST_SHARED, in_lanes, on_all_cores, together
+from ..kernels.lanes import LEAST_SHARED, in_lanes, on_all_cores, on_one_core, together
 from ..kernels.one_row import ROWS
 from ..kernels.weights import Projections
 from .linear import ExpertLinear, QuantizedExpertLinear
@@ -125,8 +125,10 @@ class Experts(nn.Module):
             return self.down_proj.of(experts[number], hidden)
 
         work = rows.size * self.gate_proj.output_dims
-        on_cores = _on_cpu() and work >= _LEAST_ON_CORES
-        made = on_all_cores(through, len(experts)) if on_cores else [*map(through, range(len(experts)))]
+        if not _on_cpu():
+            made = [*map(through, range(len(experts)))]
+        else:
+            made = (on_all_cores if work >= _LEAST_ON_CORES else on_one_core)(through, len(experts))
         return mx.concatenate(made)
 
     def _gathered(self, x: mx.array, expert_ids: mx.array, *, sorted_indices: bool) -> mx.array:

@@ -118,6 +118,15 @@ def on_all_cores(compute: Callable[[int], mx.array], count: int) -> list[mx.arra
             wait(shares)
 
 
+def on_one_core(compute: Callable[[int], mx.array], count: int) -> list[mx.array]:
+    """compute(number) for each of `count` numbers, evaluated one after the other, for products of 10 to 20 us: BLAS
+    would share each out, and hand over and wait for longer than that."""
+    with _ONE_THREAD_OF_BLAS:
+        made = [compute(number) for number in range(count)]
+        mx.eval(made)
+    return made
+
+
 @cache
 def _pool(size: int) -> ThreadPoolExecutor:
     # Kept for the whole process: MLX gives every thread streams of its own, and never takes their threads back.
