@@ -237,3 +237,17 @@ def test_experts_on_threads_have_the_bits_of_one_core(cores, monkeypatch):
     alone = np.array(bank.runs(rows, [0, 1, 2, 4], counts))
     monkeypatch.setattr(resident, "_LEAST_ON_CORES", 1)
     np.testing.assert_array_equal(np.array(bank.runs(rows, [0, 1, 2, 4], counts)), alone)
+
+
+def test_on_one_core_gives_what_many_give_and_puts_blas_back():
+    import ctypes
+
+    a = [mx.random.normal((25, 192)) for _ in range(5)]
+    b = mx.random.normal((64, 192))
+    mx.eval(a, b)
+    blas = ctypes.CDLL(None)
+    before = blas.openblas_get_num_threads() if hasattr(blas, "openblas_get_num_threads") else None
+    made = lanes.on_one_core(lambda number: a[number] @ b.T, 5)
+    for number, one in enumerate(made):
+        assert mx.allclose(one, a[number] @ b.T, rtol=1e-5, atol=1e-5)
+    assert before is None or blas.openblas_get_num_threads() == before
