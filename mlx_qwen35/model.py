@@ -7,7 +7,7 @@ Knows no files, no strings and no sampling.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import mlx.core as mx
@@ -183,11 +183,13 @@ class Model(nn.Module):
         media: Sight | AnyMedia | None = None,
         *,
         more: bool = False,
+        between: Callable[[mx.array], None] | None = None,
     ) -> mx.array:
         """tokens [B, T] int -> hidden states after the final norm [B, T, H].
 
         cache: as in a call, or a RowsCache, whose rows take one token each [B, 1].
         more: further tokens of the same prompt follow; streamed experts then keep their memory for the end of it.
+        between: called with what came out of each layer, [B, T, H], before the next; what it raises is raised.
         """
         cache = CacheList(cache) if isinstance(cache, list) else cache
         if tokens.ndim != 2 or tokens.shape[1] == 0:
@@ -208,7 +210,7 @@ class Model(nn.Module):
         x = self.embed_tokens(tokens).astype(self.norm.weight.dtype)
         if sight is not None:
             x = sight.written_into(x)
-        x = self._through_layers(x, rope, cache, readable, present, more)
+        x = self._through_layers(x, rope, cache, readable, present, more, between)
         if cache is not None:
             cache.advance(length)
             if sight is not None:
@@ -223,8 +225,9 @@ class Model(nn.Module):
         readable: mx.array | None,
         present: mx.array | None,
         more: bool,
+        between: Callable[[mx.array], None] | None,
     ) -> mx.array:
-        """Arguments as in DecoderLayer, but the cache of all layers."""
+        """Arguments as in DecoderLayer, but the cache of all layers, and as in `hidden`."""
         pool, length = self._pool, x.shape[1]
         if cache is None and pool is not None and length > pool.plan.tile:
             cache = self.make_cache(x.shape[0])  # which joins the tiles
@@ -232,6 +235,8 @@ class Model(nn.Module):
         if pool is None:
             for layer, state in zip(self.layers, states, strict=True):
                 x = layer(x, rope, state, readable, present)
+                if between is not None:
+                    between(x)
             return x
         with pool.one_at_a_time, pool.turn(more):
             for layer, state in zip(self.layers, states, strict=True):
@@ -239,6 +244,8 @@ class Model(nn.Module):
                     x = layer.feed(mix_in_tiles(layer.mix, pool.plan.tile, x, rope, state, readable, present))
                 else:
                     x = layer(x, rope, state, readable, present)
+                if between is not None:
+                    between(x)
         return x
 
     def see(

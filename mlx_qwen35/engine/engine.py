@@ -114,8 +114,9 @@ class Engine:
         length = len(first.prompt.tokens)
         self._scheduler.check(Load(prompt_tokens=length, most_tokens=length + first.limit))
         channel = Channel(length, len(wanted), self._worker.ident)
+        worker = self._worker
         for each in wanted:
-            each.cancelled = lambda: channel.wish.cancelled
+            each.cancelled = lambda: channel.wish.cancelled or worker.closing
             each.on_progress = each.on_progress and _guarded(each.on_progress)
         self._worker.put(wanted, channel)
         return Answer(channel, self)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
@@ -23,13 +23,38 @@ if TYPE_CHECKING:
     from mlx_qwen35.vision.media import Media
 
 
+LONG = 256  # tokens of a piece that can be left between layers
+
+
+class Left(Exception):
+    """A piece was left: the cache is as it was before."""
+
+
+class _Between:
+    """Looks between layers whether to leave. The layer before is waited for, so that a look is of that moment, while
+    the newest is queued: what computes never waits for a look."""
+
+    def __init__(self, leaves: Callable[[], bool]) -> None:
+        self._leaves = leaves
+        self._before: mx.array | None = None
+
+    def __call__(self, x: mx.array) -> None:
+        mx.async_eval(x)
+        if self._before is not None:
+            mx.eval(self._before)
+        self._before = x
+        if self._leaves():
+            raise Left
+
+
 class Prefill:
     """tokens [T] or [B, T], of which the cache holds the first `covered`; the rest is fed, chunk by chunk.
 
     media, features, chunk_size, on_progress: as in `generation.prefill`. stops: after how many fed tokens a piece ends,
     asked before each. places: after how many a snapshot is wanted, of one sequence without padding, asked before each
-    too: a piece that goes on behind one leaves it, detached, with `on_place`. Raises ArgumentError or PromptError where
-    the cache does not hold what is said.
+    too: a piece that goes on behind one leaves it, detached, with `on_place`. leaves: whether all is to end, asked
+    between the layers of a long piece, which then raises Left. Raises ArgumentError or PromptError where the cache does
+    not hold what is said.
     """
 
     def __init__(
@@ -46,6 +71,7 @@ class Prefill:
         places: Callable[[], Iterable[int]] = tuple,
         on_place: Callable[[Snapshot], None] | None = None,
         on_progress: Callable[[int, int], None] | None = None,
+        leaves: Callable[[], bool] | None = None,
     ) -> None:
         self.chunk = model.prefill_chunk if chunk_size is None else chunk_size
         if self.chunk < 1:
@@ -59,6 +85,7 @@ class Prefill:
         self._tokens, self._media, self._features = tokens, media, features
         self._stops, self._places = stops, places
         self._on_place, self._on_progress = on_place, on_progress
+        self._leaves = leaves
 
     def begin(self) -> None:
         """Makes room, and tells of the beginning."""
@@ -107,15 +134,17 @@ class Prefill:
     def _through(self, tokens: mx.array, sight: Sight | tuple, places: list[int]) -> tuple[mx.array, list[Snapshot]]:
         """The next tokens [B, piece] through the model and what drafts -> hidden states, a snapshot at each place."""
         cache, start, length = self._cache, self.done, tokens.shape[1]
-        more = start + length < self.total
+        how: dict[str, Any] = {"more": start + length < self.total}
+        if self._leaves is not None and length >= LONG:
+            how["between"] = _Between(self._leaves)
         if not places:
-            hidden = self._model.hidden(tokens, cache, sight, more=more)
+            hidden = self._model.hidden(tokens, cache, sight, **how)
             if cache.draft is not None:
                 cache.draft.prime(tokens, hidden, sight.positions if sight else None)
             return hidden, []
         held = cache.offset
         with cache.each_step([held + place - start for place in places]) as kept:
-            hidden = self._model.hidden(tokens, cache, sight, more=more)
+            hidden = self._model.hidden(tokens, cache, sight, **how)
         found = []
         # cut at each place: what drafts goes back to where it was there
         for at, (begin, end) in enumerate(pairwise([0, *(place - start for place in places), length])):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 
 from mlx_qwen35.engine.group import Group, Seat
-from mlx_qwen35.engine.prefill import Prefill
+from mlx_qwen35.engine.prefill import Left, Prefill
 from mlx_qwen35.parts import Clock, Part
 
 if TYPE_CHECKING:
@@ -126,6 +126,7 @@ class Row:
             places=lambda: [place - covered for place in self._meetings()],
             on_place=self._met,
             on_progress=self._progress,
+            leaves=request.cancelled,
         )
         self.phase = Phase.PROMPT
         return True
@@ -154,7 +155,8 @@ class Row:
 
     def piece(self, most: int | None, *, pausing: bool = False) -> bool:
         """Computes the next piece of its prompt, of `most` tokens at the most; -> whether that was the last. A row that
-        was cancelled meanwhile ends. pausing: the piece goes no further than to the next place where prompts meet."""
+        was cancelled meanwhile ends, without the piece. pausing: the piece goes no further than to the next place where
+        prompts meet."""
         prefill = self.prefill
         if not prefill.begun:
             prefill.begin()
@@ -162,10 +164,15 @@ class Row:
                 self._clock.prompt_done(self.cache.offset)
                 self.end("cancelled")
                 return False
+        left = False
         try:
             logits = prefill.piece(most, pausing=pausing)
+        except Left:
+            logits, left = None, True
         finally:
             self._clock.prompt_done(self.cache.offset)
+        if left:
+            self.end("cancelled")
         if logits is None:
             return False
         self.prefill, self.phase = None, Phase.ANSWER
