@@ -6,12 +6,15 @@ is experts/budget.py's, and what there is memory.py's. Reads headers only.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import mlx.core as mx
 
+from mlx_qwen35.checkpoint.gguf.choosing import is_gguf
+from mlx_qwen35.checkpoint.gguf.opened import open_model
 from mlx_qwen35.checkpoint.load import check_kv_form, compute_dtype, read_config
 from mlx_qwen35.checkpoint.part import DTYPES, AnyPart
 from mlx_qwen35.checkpoint.source import Source, open_source
@@ -260,14 +263,19 @@ def of_source(source: Source, compute: mx.Dtype) -> Demand:
 
 def process_bytes(folder: Path | None) -> int:
     """What the process takes beside its arrays, with the tokenizer in `folder`."""
+    if folder and is_gguf(folder):
+        return _PROCESS + _TOKENIZER_FACTOR * open_model(folder).tokenizer_bytes
     tokenizer = folder / "tokenizer.json" if folder else None
     return _PROCESS + (_TOKENIZER_FACTOR * tokenizer.stat().st_size if tokenizer and tokenizer.exists() else 0)
 
 
 def _loading(parts: list[AnyPart], compute: mx.Dtype) -> int:
-    """Two tensors on their way as the file has them, and one more where they are cast."""
+    """Two tensors on their way as the file has them, and one more where they are cast; of floats that are made of
+    codes the pieces too, which are as large as what they become."""
     cast = any(part.dtype not in ("U32", "U8") and DTYPES.get(part.dtype) != compute for part in parts)
-    return max((part.nbytes for part in parts), default=0) * (3 if cast else 2)
+    plain = max((part.nbytes for part in parts), default=0) * (3 if cast else 2)
+    made = (2 * part.nbytes + math.prod(part.shape) * compute.size for part in parts if part.computed)
+    return max(plain, *made, 0)
 
 
 def _longest(needed: Callable[[int], int], memory: int, most: int) -> int:

@@ -13,7 +13,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 
 from mlx_qwen35.checkpoint.gguf.choosing import heads_beside, model_at, projectors_beside
-from mlx_qwen35.checkpoint.gguf.container import Gguf, GgufTensor, read_gguf
+from mlx_qwen35.checkpoint.gguf.container import Array, Gguf, GgufTensor, read_gguf
 from mlx_qwen35.checkpoint.gguf.form import GgufForm
 from mlx_qwen35.checkpoint.gguf.metadata import (
     PROJECTOR,
@@ -88,6 +88,12 @@ class Opened:
     def _tensors(self) -> list[GgufTensor]:
         beside = [] if self.projector is None else list(self.projector.tensors.values())
         return [*self.gguf.tensors.values(), *beside]
+
+    @property
+    def tokenizer_bytes(self) -> int:
+        """About what tokenizer.json will have: each token there takes its text and as much again."""
+        arrays = (self.gguf.metadata.get(f"tokenizer.ggml.{key}") for key in ("tokens", "merges"))
+        return 2 * sum(len(array.data) for array in arrays if isinstance(array, Array))
 
     def companions(self) -> dict[str, bytes]:
         """The small files that a folder of this model would have, made from the metadata."""
