@@ -18,6 +18,7 @@ from mlx_qwen35.checkpoint.contents import Contents, open_contents
 from mlx_qwen35.checkpoint.files import Entry, TensorFiles
 from mlx_qwen35.checkpoint.fitting import misfit, missing
 from mlx_qwen35.checkpoint.forms.face import Form, Published, named_dtype
+from mlx_qwen35.checkpoint.forms.grids import global_scale
 from mlx_qwen35.checkpoint.forms.table import READ_TODAY
 from mlx_qwen35.checkpoint.forms.values import Values
 from mlx_qwen35.checkpoint.inventory import FACTORS, SIGNS, Shape, is_linear, text_tensors, vision_tensors
@@ -161,6 +162,13 @@ def _plan(contents: Contents) -> tuple[dict[str, AnyPart], dict[str, QuantSpec],
                 )
                 continue
             wanted = {f"{module}.{kind}": rest for kind, rest in packed(shape, spec).items()}
+            beside = entries.get(f"{path}.global_scale") if spec.mode == "nvfp4" else None
+            if beside is not None:
+                scale = global_scale(module, shape, beside)
+                if isinstance(scale, str):
+                    problems.append(scale)
+                    continue
+                parts[scale.ours] = scale
         for ours, (ours_shape, dtypes) in wanted.items():
             part = make_part(ours, entries, layout, published.experts)
             if isinstance(part, str):

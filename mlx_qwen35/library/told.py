@@ -55,7 +55,8 @@ def told_demand(config: ModelConfig, specs: Specs, compute: mx.Dtype, folder: Pa
             loading = max(loading, taken)
     gpu = mx.default_device().type == mx.gpu
     demand = Demand(config, specs, compute.size, loading, loading_layer, process_bytes(folder), gpu)
-    return replace(demand, streamable=config.source_quantization is None or bool(config.quantization))
+    form = find_form(config, "config.json")
+    return replace(demand, streamable=form is None or form.streams)
 
 
 def told_head(config: ModelConfig, compute: mx.Dtype, where: str) -> Callable[[int], int]:

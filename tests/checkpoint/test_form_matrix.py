@@ -13,10 +13,10 @@ from mlx_qwen35.checkpoint.source import Source, open_source
 from mlx_qwen35.conversion.convert import convert
 from mlx_qwen35.errors import CheckpointError
 from mlx_qwen35.experts.budget import StreamPlan
-from tests.checkpoint.published import FORMS, Published, write
+from tests.checkpoint.published import FFN, FORMS, SIZES, Published, write
 from tests.checkpoint.test_fp8 import fused
 from tests.checkpoint.test_fp8 import published as ours
-from tests.checkpoints import Tensors, write_checkpoint
+from tests.checkpoints import Tensors, random_tensors, tiny_config, write_checkpoint
 
 TOKENS = mx.array([[3, 8, 1, 60, 22, 7, 19]])
 kinds = pytest.mark.parametrize("kind", ["dense", "moe"])
@@ -95,3 +95,27 @@ def test_stream(tmp_path: Path, form: str) -> None:
     resident, streamed = load_model(tmp_path / "a"), load_model(tmp_path / "a", stream=plan)
     for tokens in (TOKENS, TOKENS[:, :1]):
         assert mx.array_equal(streamed(tokens), resident(tokens))
+
+
+def test_one_scale_a_tensor_of_mlx_lm(tmp_path: Path) -> None:
+    """nvfp4 with `global_scale`, [E] for the experts: as MLX has it, times scale / (6 * 448); resident and streamed."""
+    config = tiny_config("moe", **SIZES | FFN["moe"])
+    write_checkpoint(tmp_path / "a", config, random_tensors(config, 3))
+    folder = convert(tmp_path / "a", tmp_path / "b", mode="nvfp4", recipe="uniform", dtype="float32")
+    before, tensors = open_source(folder), mx.load(str(folder / "model.safetensors"))
+    modules = [name for name in before.specs if ".mlp.experts." in name and before.specs[name].mode == "nvfp4"]
+    assert len(modules) == 6
+    for number, module in enumerate(modules):
+        path = f"language_model.model.{module.replace('experts', 'switch_mlp')}"
+        tensors[f"{path}.global_scale"] = mx.arange(1.0, 5.0) * (1000 + 100 * number)
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c/config.json").write_bytes((folder / "config.json").read_bytes())
+    mx.save_safetensors(str(tmp_path / "c/model.safetensors"), tensors, {"format": "mlx"})
+    after = open_source(tmp_path / "c")
+    for number, module in enumerate(modules):
+        factors = np.arange(1, 5, dtype=np.float32) * (1000 + 100 * number) * np.float32(1 / 2688)
+        assert np.allclose(values(after, module), values(before, module) * factors[:, None, None], rtol=1e-6, atol=0)
+    plan = StreamPlan((3, 3), group=2, chunk=64, tile=64, cache_limit=1 << 24, memory=1 << 30)
+    found = load_model(tmp_path / "c")(TOKENS)
+    assert mx.array_equal(load_model(tmp_path / "c", stream=plan)(TOKENS), found)
+    assert mx.abs(found - load_model(folder)(TOKENS)).max().item() > 0.1

@@ -35,6 +35,7 @@ class Awq:
     dtype: str
     name: ClassVar[str] = "AWQ"
     endings: ClassVar[tuple[str, ...]] = (".qweight", ".qzeros", ".scales")
+    streams: ClassVar[bool] = False
     unused: ClassVar[tuple[str, ...]] = ()
 
     @property

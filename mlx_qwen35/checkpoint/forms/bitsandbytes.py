@@ -42,6 +42,7 @@ class BitsAndBytes:
     dtype: str
     name: ClassVar[str] = "bitsandbytes"
     endings: ClassVar[tuple[str, ...]] = tuple(f".{kind}" for kind in _KINDS)
+    streams: ClassVar[bool] = False
     unused: ClassVar[tuple[str, ...]] = (".weight_format",)
     spec: ClassVar[None] = None
 

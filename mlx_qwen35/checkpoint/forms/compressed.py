@@ -45,6 +45,10 @@ class Compressed:
     endings: ClassVar[tuple[str, ...]] = grids.ENDINGS
     unused: ClassVar[tuple[str, ...]] = grids.UNUSED
 
+    @property
+    def streams(self) -> bool:
+        return self.spec is not None
+
     def make(self, ours: str, shape: Shape, found: Published) -> Made | list[str] | None:
         """A linear map, by the tensors that it has."""
         return grids.by_tensors(ours, shape, found, self.block, self.dtype) if is_linear(ours, shape) else None

@@ -57,7 +57,8 @@ class Form(Protocol):
 
     name: as people call it. endings: what its tensors' names have in place of ".weight", or behind the whole name.
     unused: endings of tensors that say nothing of weights, such as scales of activations; nobody reads them. spec: what
-    most of its modules are in MLX's terms; None: floats.
+    most of its modules are in MLX's terms; None: floats. streams: whether experts are read from where they lie, as far
+    as that can be told before the files are there.
     """
 
     @property
@@ -68,6 +69,8 @@ class Form(Protocol):
     def unused(self) -> tuple[str, ...]: ...
     @property
     def spec(self) -> QuantSpec | None: ...
+    @property
+    def streams(self) -> bool: ...
 
     def make(self, ours: str, shape: Shape, found: Published) -> Made | list[str] | None:
         """How one of our tensors of unquantized `shape` is made. None: it is not of this form, but plain.

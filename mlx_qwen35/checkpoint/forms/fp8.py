@@ -40,6 +40,10 @@ class Fp8:
     unused: ClassVar[tuple[str, ...]] = grids.UNUSED
     spec: ClassVar[None] = None
 
+    @property
+    def streams(self) -> bool:
+        return self.block is None
+
     def make(self, ours: str, shape: Shape, found: Published) -> Made | list[str] | None:
         """A linear map that holds codes: dequantized, or packed as MLX has it where scales are not of blocks."""
         if not is_linear(ours, shape):

@@ -67,6 +67,7 @@ class Gptq:
     rules: tuple[tuple[re.Pattern[str], Grid | None], ...] = ()
     name: ClassVar[str] = "GPTQ"
     endings: ClassVar[tuple[str, ...]] = tuple(f".{kind}" for kind in KINDS)
+    streams: ClassVar[bool] = False
     unused: ClassVar[tuple[str, ...]] = ()
 
     @property

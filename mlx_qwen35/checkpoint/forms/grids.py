@@ -32,6 +32,7 @@ from mlx_qwen35.errors import CheckpointError
 from mlx_qwen35.experts.cast import Step
 
 _ONE = 127  # 2^0, as E8M0
+_LARGEST = 6 * 448  # of E2M1, times that of E4M3
 _NVFP4, _MXFP4, _MXFP8 = QuantSpec(4, 16, "nvfp4"), QuantSpec(4, 32, "mxfp4"), QuantSpec(8, 32, "mxfp8")
 _WHOLE = ((), (1,), (1, 1))  # shapes of one scale for a tensor
 # What names of their tensors have in place of ".weight"; and those that say nothing of weights.
@@ -49,8 +50,8 @@ UNUSED = (
 class Factors:
     """One float32 a tensor, [1], or a row, [out]; for experts [E, 1] or [E, out].
 
-    entries: of one value or a column, one for each expert. inverse: whether the files have what values are divided by;
-    over: what these are divided by.
+    entries: of one value or a column, one for each expert, or a list of all experts'. inverse: whether the files have
+    what values are divided by; over: what these are divided by.
     """
 
     ours: str
@@ -85,7 +86,9 @@ class Factors:
         if self.stacked:
             return files.read_stacked(self.entries[which]).reshape(-1, *self.shape[1:])
         whole = files.read(self.entries[0]).reshape(-1)
-        return whole if self.shape == (1,) else whole[which]
+        if self.shape == (1,):
+            return whole
+        return whole[which, None] if len(self.shape) == 2 else whole[which]
 
     def finish(self, raw: np.ndarray | mx.array, dtype: mx.Dtype | None) -> mx.array:
         """Raises CheckpointError for what is no number, or no scale."""
@@ -241,6 +244,17 @@ def _factors(module: str, shape: Shape, entries: tuple[Entry, ...], inverse: boo
     size = 1 if entries[0].shape in _WHOLE else shape[-2]
     listed = tuple(replace(entry, shape=(size,)) for entry in entries)
     return Factors(f"{module}{FACTORS}", listed, (*shape[:-2], size), len(shape) == 3, inverse)
+
+
+def global_scale(module: str, shape: Shape, entry: Entry) -> Factors | str:
+    """mlx-lm's one scale a tensor beside nvfp4, [E] for a stack of experts; or what is wrong with it, in words.
+
+    MLX divides by the largest value that codes and scales of groups make together.
+    """
+    due = shape[:1] if len(shape) == 3 else (1,)
+    if entry.dtype != "F32" or entry.shape not in (due, () if due == (1,) else due):
+        return f"{entry} is {entry.dtype} {list(entry.shape)}, expected F32 {list(due)}"
+    return Factors(f"{module}{FACTORS}", (entry,), (*due, 1) if len(shape) == 3 else due, False, over=_LARGEST)
 
 
 def _fp8(ours: str, shape: Shape, taken: Taken, block: Block | None, dtype: str) -> Made | list[str]:

@@ -35,6 +35,7 @@ class Hadamard:
     blocks: Mapping[str, int]
     name: ClassVar[str] = "Ternary-Bonsai"
     endings: ClassVar[tuple[str, ...]] = ()
+    streams: ClassVar[bool] = True
     unused: ClassVar[tuple[str, ...]] = ()
     spec: ClassVar[QuantSpec] = _SPEC
 

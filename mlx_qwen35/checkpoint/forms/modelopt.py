@@ -45,6 +45,10 @@ class ModelOpt:
             return QuantSpec(4, 16, "nvfp4")
         return QuantSpec(8, 32, "mxfp8") if self.algorithm in ("FP8", "FP8_PER_CHANNEL_PER_TOKEN") else None
 
+    @property
+    def streams(self) -> bool:
+        return self.spec is not None
+
     def make(self, ours: str, shape: Shape, found: Published) -> Made | list[str] | None:
         """A linear map, by the tensors that it has."""
         return grids.by_tensors(ours, shape, found, _BLOCK, self.dtype) if is_linear(ours, shape) else None

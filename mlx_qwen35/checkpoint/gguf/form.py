@@ -44,6 +44,7 @@ class GgufForm:
     endings = ()
     unused = ()
     spec = None
+    streams = False
 
     def entries(self) -> dict[str, Entry]:
         """Every tensor of ours under the name that a written checkpoint gives it, with its place in the file."""
