@@ -101,7 +101,7 @@ def _model(listed: Listed) -> dict[str, Any]:
         "params_string": listed.size,
         "loaded_instances": [{"id": listed.name, "config": _config(listed)}] if listed.loaded else [],
         "max_context_length": stored.context_length or 0,
-        "format": "mlx",
+        "format": _format(listed),
         "capabilities": {
             "vision": bool(stored.vision),
             "trained_for_tool_use": True,
@@ -118,7 +118,7 @@ def _older(listed: Listed) -> dict[str, Any]:
         "type": "vlm" if listed.stored.vision else "llm",
         "publisher": _publisher(listed),
         "arch": _architecture(listed),
-        "compatibility_type": "mlx",
+        "compatibility_type": _format(listed),
         "quantization": _quantization(listed) or "",
         "state": "loaded" if listed.loaded else "not-loaded",
         "max_context_length": listed.stored.context_length or 0,
@@ -143,5 +143,10 @@ def _architecture(listed: Listed) -> str:
 
 
 def _quantization(listed: Listed) -> str | None:
-    """As LM Studio writes it behind a name: 4bit."""
-    return None if listed.stored.quantization is None else listed.stored.quantization.replace("-bit", "bit")
+    """As LM Studio writes it behind a name: 4bit, Q4_K_M."""
+    found = listed.stored.quantization
+    return None if found is None else found.removeprefix("gguf ").replace("-bit", "bit")
+
+
+def _format(listed: Listed) -> str:
+    return "gguf" if (listed.stored.quantization or "").startswith("gguf ") else "mlx"

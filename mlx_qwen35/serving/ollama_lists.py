@@ -77,11 +77,11 @@ def _family(listed: Listed) -> str:
 def _details(listed: Listed) -> dict[str, Any]:
     return {
         "parent_model": "",
-        "format": "safetensors",
+        "format": "gguf" if (listed.stored.quantization or "").startswith("gguf ") else "safetensors",
         "family": _family(listed),
         "families": [_family(listed)],
         "parameter_size": listed.size or "",
-        "quantization_level": listed.stored.quantization or "",
+        "quantization_level": (listed.stored.quantization or "").removeprefix("gguf "),
     }
 
 

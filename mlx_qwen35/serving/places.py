@@ -96,9 +96,9 @@ def on_this_machine(known: Iterable[Place] = ()) -> list[Place]:
 
 
 def _short(ref: str | Path, folder: Path) -> str:
-    """What a model is called by clients: a folder by its last name, which tells nothing of this machine."""
+    """What a model is called by clients: a folder or GGUF by its last name, which tells nothing of this machine."""
     text = os.fspath(ref)
     path = os.path.expanduser(text)
-    if text.startswith((".", "~", os.sep)) or (os.sep in text and os.path.isdir(path)) or not isinstance(ref, str):
-        return os.path.basename(os.path.abspath(path)) or folder.name
+    if text.startswith((".", "~", os.sep)) or (os.sep in text and os.path.exists(path)) or not isinstance(ref, str):
+        return os.path.basename(os.path.abspath(path)).removesuffix(".gguf") or folder.name
     return text.strip()

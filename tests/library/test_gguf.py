@@ -149,3 +149,19 @@ def test_several_towers_are_told(machine: Machine) -> None:
         model = mlx_qwen35.load_model(path)
     assert model.config.vision is not None
     assert any("mmproj-BF16.gguf is taken" in str(one.message) for one in said)
+
+
+def test_as_the_servers_clients_see_it(machine: Machine) -> None:
+    pytest.importorskip("starlette")
+    from mlx_qwen35.serving.catalogue import Listed
+    from mlx_qwen35.serving.lmstudio_lists import _model, _older
+    from mlx_qwen35.serving.ollama_lists import _details
+    from mlx_qwen35.serving.places import named
+
+    (place,) = named([written(machine.home / "models" / "Qwen3.5-2B-Q8_0.gguf")])
+    assert place.name == "Qwen3.5-2B-Q8_0" and place.folder.suffix == ".gguf"
+    listed = Listed(place.name, place.stored)
+    newer, older, ollama = _model(listed), _older(listed), _details(listed)
+    assert (newer["format"], newer["quantization"]["name"]) == ("gguf", "Q8_0")
+    assert (older["compatibility_type"], older["quantization"]) == ("gguf", "Q8_0")
+    assert (ollama["format"], ollama["quantization_level"]) == ("gguf", "Q8_0")
