@@ -32,8 +32,10 @@ chromium = $(shell command -v chromium || grep -qs '^ID=debian' /etc/os-release 
 kernels = $(shell grep -qw avx512bw /proc/cpuinfo && echo SkylakeX || grep -qw avx2 /proc/cpuinfo && echo Haswell)
 coretype = $(or $(OPENBLAS_CORETYPE),$(firstword $(kernels)))
 run = $(if $(openblas),$(if $(coretype),OPENBLAS_CORETYPE=$(coretype)) LD_PRELOAD=$(openblas)) $(VENV)/bin/python
-# Each worker's products in one thread of its own: threads that wait for one another take more than they bring.
-pytest = OPENBLAS_NUM_THREADS=$(or $(OPENBLAS_NUM_THREADS),1) $(run) -m pytest -n $(WORKERS) --dist worksteal
+# Each worker's products in one thread of its own: threads that wait for one another take more than they bring. And
+# bytecode is written, whatever is set: some hundred processes are started, each of which would compile the package.
+pytest = PYTHONDONTWRITEBYTECODE= OPENBLAS_NUM_THREADS=$(or $(OPENBLAS_NUM_THREADS),1) $(run) -m pytest \
+	-n $(WORKERS) --dist worksteal
 
 .PHONY: demo test soak bench lint clean
 
