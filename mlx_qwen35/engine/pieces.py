@@ -8,7 +8,8 @@ Whoever decodes waits while a piece is computed. On average that adds at most `p
 
 Where more wait for their prompts than decode, `pause` is as many times larger: seven do not wait for one.
 
-A piece is as long as is predicted to take pause x step. Where even `least` tokens take longer (a short piece reads all
+A piece is as long as is predicted to take pause x step, or a tenth of a second where several prompts wait (as rarely as
+credit has it). Where even `least` tokens take longer (a short piece reads all
 weights, as a step does), it is `least`, and what costs next to nothing more, every few steps. The prediction is a line
 through what was measured of short, longer and long pieces, as running means that one hiccup does not move far.
 """
@@ -23,6 +24,7 @@ _NEARLY = 1.25  # a piece of the least length may take so many times its time, i
 _SAVED = 1.5  # pieces' worth of credit that can be saved up
 _DEBT = 4.0  # pieces' worth of credit that can be owed
 _UNIT = 4  # tokens: pieces are multiples of it
+_UNSEEN = 0.1  # seconds that a piece may take where several prompts wait: short ones cost several times as much a token
 _BLIND = 4  # turns without any measured step after which the least is computed all the same
 
 
@@ -73,10 +75,13 @@ class Pieces:
         self._lengths: dict[int, _Mean] = {}  # by bits of the count of tokens
         self._credit = 0.0
         self._tried = False  # whether a piece was computed beside others yet
+        self._several = False  # whether more than one prompt waits
         self._blind = 0
 
     def crowd(self, prompts: int, decoding: int) -> None:
-        """So many wait for their prompts, and so many decode: where more wait, their seconds weigh more."""
+        """So many wait for their prompts, and so many decode: where more wait, their seconds weigh more, and where
+        several do, a piece may take a tenth of a second."""
+        self._several = prompts > 1
         self.pause = self._base * max(1.0, prompts / max(1, decoding))
 
     def nobody_decodes(self) -> None:
@@ -133,7 +138,7 @@ class Pieces:
         shortest = self.seconds(self.least)
         if shortest is None or not self._tried:
             return self.least
-        share = self.pause * self._step.seconds
+        share = max(self.pause * self._step.seconds, _UNSEEN if self._several else 0.0)
         if shortest <= share:
             return self._longest(share)
         longer = min(2 * self.least, self.chunk)

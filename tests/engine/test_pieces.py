@@ -40,6 +40,24 @@ def test_its_share_exactly() -> None:
     assert pieces.next() == 100 or steps_until_next(pieces, 0.2) == 1 and pieces.next() == 100
 
 
+def test_where_several_wait_a_piece_takes_a_tenth_of_a_second_and_its_share_on_average() -> None:
+    """Pieces of a small model: 16 tokens take 26 ms, 150 a tenth of a second. One that waits alone has short ones."""
+    pieces = Pieces(0.5, 2048, 16)
+    given, lengths = {}, {}
+    for prompts in (1, 4):
+        seconds = 0.0
+        for _ in range(400):
+            pieces.crowd(prompts, 4)
+            pieces.stepped(0.02)
+            if tokens := pieces.next():
+                lengths[prompts] = tokens
+                pieces.computed(tokens, 0.02 + tokens * 0.0005, beside=True)
+                seconds += 0.02 + tokens * 0.0005
+        given[prompts] = seconds
+    assert lengths[1] <= 32 and 120 <= lengths[4] <= 160
+    assert all(0.4 * 400 * 0.02 < seconds < 0.6 * 400 * 0.02 for seconds in given.values())
+
+
 def test_a_longer_one_where_that_costs_next_to_nothing() -> None:
     """A piece that reads all weights takes as long with 16 tokens as with somewhat more."""
     pieces = measured(call=0.05, token=0.0001, step=0.05, count=120)
