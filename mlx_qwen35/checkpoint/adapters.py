@@ -362,6 +362,11 @@ def _replaced(whole: mx.array, weight: mx.array, start: int, stop: int) -> mx.ar
 def _adapted(base: nn.Module, adapter: Adapter, name: str) -> nn.Module:
     """mlx-lm's layer around ours, with the adapter's tensors in it."""
     leaves = adapter.tensors[name]
+    if "m" in leaves and ("factors" in base or "signs" in base):  # mlx-lm's layer would take its weights without them
+        raise CheckpointError(
+            f"{name} is packed in a form that DoRA is not computed with: convert the checkpoint with the adapter "
+            "(adapter_path=)"
+        )
     made = _wrapper(base, "dora" if "m" in leaves else "lora")
     layer = made(base, r=leaves["lora_a"].shape[1], dropout=adapter.dropout, scale=adapter.scale_of(name))
     for leaf, value in leaves.items():

@@ -112,8 +112,8 @@ class Survey:
             return f"gguf {self.source.form.label}"
         foreign = self.config.source_quantization if self.config else None
         if foreign is not None:
-            bits = f" {self.spec.bits}-bit" if self.spec and self.spec.mode == "affine" else ""
-            return f"{foreign.get('quant_method')}{bits}"
+            grid = self.spec and {"affine": f"{self.spec.bits}-bit", "mxfp8": None}.get(self.spec.mode, self.spec.mode)
+            return f"{foreign.get('quant_method')}{f' {grid}' if grid else ''}"
         if self.spec is not None:
             return f"{self.spec.bits}-bit" if self.spec.mode == "affine" else self.spec.mode
         if self.source is None:

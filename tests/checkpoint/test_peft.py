@@ -9,10 +9,11 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_qwen35.checkpoint.adapters import load_adapter
+from mlx_qwen35.checkpoint.adapters import fuse, load_adapter
 from mlx_qwen35.checkpoint.load import load_model
 from mlx_qwen35.conversion.convert import convert
 from mlx_qwen35.errors import CheckpointError
+from tests.checkpoint.published import FORMS, write
 from tests.checkpoints import Tensors, random_tensors, tiny_config, write_checkpoint
 
 TOKENS = mx.array([[3, 8, 1, 60, 22, 7, 19]])
@@ -138,6 +139,30 @@ def test_mlx_vlm(tmp_path: Path, older: bool) -> None:
     file = "adapters.safetensors" if older else "weights.safetensors"
     mx.save_safetensors(str(tmp_path / "adapter" / file), {stem + leaf: mx.array(v) for leaf, v in named.items()})
     check(tmp_path, config, merged, tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("form", ["modelopt nvfp4", "compressed fp8, a scale a row"])
+def test_on_weights_with_factors(tmp_path: Path, form: str) -> None:
+    """LoRA goes beside them; what would have to look into them, DoRA and fuse(), is refused."""
+    published = write(tmp_path / "model", FORMS[form], "dense")
+    name = f"{LAYER}mlp.down_proj"
+    out, inner = published[f"{name}.weight"].shape
+    rng = np.random.RandomState(6)
+    leaves = {"lora_A.weight": matrix(rng, 4, inner), "lora_B.weight": matrix(rng, out, 4)}
+    adapter = save(tmp_path / "lora", {}, {f"{ROOT}{name}.{leaf}": value for leaf, value in leaves.items()})
+    config = json.loads((tmp_path / "model/config.json").read_text())
+    del config["quantization_config"]
+    merged = dict(published)
+    merged[f"{name}.weight"] = merged[f"{name}.weight"] + 1.5 * leaves["lora_B.weight"] @ leaves["lora_A.weight"]
+    due = load_model(write_checkpoint(tmp_path / "merged", config, merged))(TOKENS)
+    adapted = load_adapter(load_model(tmp_path / "model"), adapter)
+    assert mx.abs(adapted(TOKENS) - due).max().item() <= 2e-3
+    with pytest.raises(CheckpointError, match="cannot pack a merged weight"):
+        fuse(adapted)
+    leaves["lora_magnitude_vector"] = np.ones(out, np.float32)
+    adapter = save(tmp_path / "dora", {}, {f"{ROOT}{name}.{leaf}": value for leaf, value in leaves.items()})
+    with pytest.raises(CheckpointError, match="DoRA is not computed with"):
+        load_adapter(load_model(tmp_path / "model"), adapter)
 
 
 @pytest.mark.parametrize(
