@@ -59,7 +59,8 @@ class Reading:
             found = read(self._path, self._point, self._look)
             self._found = None if self._dropped else found
         except BaseException as error:  # told by whoever asks
-            self._error = error
+            error.__cause__ = error.__context__ = None  # all of these know what was read
+            self._error = error.with_traceback(None)
 
     def _look(self) -> None:
         if self._dropped:

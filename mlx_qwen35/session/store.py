@@ -39,7 +39,7 @@ WORTH = 64  # tokens, fewer of which are sooner computed than waited for, copied
 _WAIT = 4  # times as many tokens may be waited for as there are to gain
 _READ = 16  # tokens, fewer of which are sooner computed than written and read
 AT_ONCE = 8 << 20  # bytes of a file, fewer of which are read without a thread
-_PARTING = 1.0  # seconds that `close` waits for a thread that reads for nobody
+_PARTING = 10.0  # seconds that `close` waits for a thread that reads for nobody: a disk may have failed
 DISK_BYTES = 32 << 30
 
 
@@ -79,6 +79,7 @@ class Store:
         self._prompts = Prompts(model)
         self._awaited: weakref.ref[Session] | weakref.ref[Reading] | None = None
         self._readings: dict[tuple[FilePath, int], Reading] = {}  # files, and up to where
+        self._dropped: list[Reading] = []  # that end soon
         self._shelf = None if directory is None else Shelf(directory, model, processor, most_disk_bytes)
 
     def __len__(self) -> int:
@@ -160,10 +161,13 @@ class Store:
 
     def keep_readings(self, wanted: Collection[Reading]) -> None:
         """Files that are read for others than these are read no further."""
+        if not self._readings:
+            return
         for key, reading in list(self._readings.items()):
             if reading not in wanted:
                 reading.drop()
                 del self._readings[key]
+                self._dropped = [*(other for other in self._dropped if not other.done), reading]
 
     def settled(self, session: Session) -> None:
         """The answer of a session has ended: it is a path of the tree from now on, and others make room for it."""
@@ -235,9 +239,8 @@ class Store:
 
     def close(self) -> None:
         """Waits for what is being written; what is being read nobody waits for any more."""
-        left = list(self._readings.values())
         self.keep_readings(())
-        for reading in left:
+        for reading in self._dropped:
             reading.wait(_PARTING)
         if self._shelf is not None:
             self._shelf.close()

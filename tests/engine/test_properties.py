@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from tempfile import TemporaryDirectory
 from typing import Any
 from unittest.mock import patch
 
@@ -18,11 +19,12 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from mlx_qwen35 import Engine, Session, generate_batch, load
+from mlx_qwen35 import Engine, Session, generate_batch, load, model
 from mlx_qwen35.engine import scheduler
 from mlx_qwen35.engine.room import bytes_of_rows
 from mlx_qwen35.engine.scheduler import Scheduler, Turn
 from mlx_qwen35.errors import BudgetError, BusyError, PromptError, SessionError
+from mlx_qwen35.session import store
 from tests.engine.courses import (
     FORMS,
     PROMPTS,
@@ -185,14 +187,14 @@ def held() -> int:
     return mx.get_active_memory()
 
 
-def play(alone: Alone, events: list[Event], **options: Any) -> list:
+def play(alone: Alone, events: list[Event], *, chunk: int = 2048, **options: Any) -> list:
     """A course from the beginning to the end; at the end no bytes are held that were not before."""
     for event in events:
         for index in range(event.ask.n):
             alone(event.ask, index)  # not while an engine has the model
     before = held()
     sessions = [Session(alone.model, alone.processor) for _ in range(2)]
-    with Engine(alone.model, alone.processor, **options) as engine:
+    with patch.object(model, "PREFILL_CHUNK", chunk), Engine(alone.model, alone.processor, **options) as engine:
         waiting = options.get("most_waiting")
         course = Course(engine, alone, sessions, None if waiting is None else options["most_rows"] + waiting)
         course.play(events)
@@ -212,12 +214,17 @@ def play(alone: Alone, events: list[Event], **options: Any) -> list:
     most_rows=st.sampled_from([1, 2, 8]),
     most_waiting=st.sampled_from([None, None, 1]),
     fit=st.sampled_from([None, None, 4.0, 2.0, 1.0]),
+    chunk=st.sampled_from([2048, 48]),
+    disk=st.booleans(),
 )
-def test_each_answer_is_the_one_it_is_alone(alones, side, events, most_rows, most_waiting, fit) -> None:
-    """fit: rows of middling prompts for which there are bytes; with fewer, rows are put back and go on later."""
+def test_each_answer_is_the_one_it_is_alone(alones, side, events, most_rows, most_waiting, fit, chunk, disk) -> None:
+    """fit: rows of middling prompts for which there are bytes; with fewer, rows are put back and go on later. chunk:
+    tokens of the longest piece of a prompt; with few, others come, wait and leave in the middle of one. disk: what is
+    computed is written to a folder, and read by a thread when it was evicted."""
     alone = alones[side]
-    with small_stretches():
-        play(alone, events, most_rows=most_rows, most_waiting=most_waiting, cache_bytes=bytes_for(alone, fit))
+    options = {"most_rows": most_rows, "most_waiting": most_waiting, "cache_bytes": bytes_for(alone, fit)}
+    with small_stretches(), TemporaryDirectory() as folder, patch.object(store, "AT_ONCE", 0):
+        play(alone, events, chunk=chunk, **options, cache_dir=folder if disk else None)
 
 
 @pytest.mark.parametrize("side", SIDES)
