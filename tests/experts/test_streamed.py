@@ -12,6 +12,7 @@ import mlx_qwen35
 from mlx_qwen35.checkpoint.load import load_model
 from mlx_qwen35.config import ModelConfig
 from mlx_qwen35.conversion.convert import convert
+from mlx_qwen35.engine.prefill import LONG, Left, Prefill
 from mlx_qwen35.errors import CheckpointError
 from mlx_qwen35.experts.budget import StreamPlan
 from mlx_qwen35.generation import prefill, stream_generate
@@ -95,6 +96,21 @@ def test_a_prompt_gives_the_same_bits(folders, form):
         for token in some_tokens(5, seed=2):
             expected, found = (m(mx.array([[token]]), c) for m, c in zip((resident, streamed), caches, strict=True))
             np.testing.assert_array_equal(np.array(found), np.array(expected))
+
+
+@pytest.mark.parametrize("tile", [64, 300])
+def test_a_piece_that_is_left_between_layers_was_never_begun(folders, tile):
+    resident, tokens = load_model(folders["affine4"]), some_tokens(LONG + 40)
+    streamed = load_model(folders["affine4"], stream=plan(5, chunk=1000, tile=tile))
+    looks: list[bool] = []
+    cache = streamed.make_cache()
+    reading = Prefill(streamed, tokens, cache, leaves=lambda: looks.append(True) or len(looks) == 3)
+    with pytest.raises(Left):
+        reading.piece()
+    assert cache.offset == reading.done == 0 and len(looks) == 3
+    expected = prefill(resident, tokens, resident.make_cache())
+    np.testing.assert_allclose(np.array(reading.piece()), np.array(expected), atol=1e-3)
+    assert len(looks) == 3 + LAYERS
 
 
 @pytest.mark.parametrize("length, tile", [(40, 16), (131, 50), (131, 1), (200, 64)])
