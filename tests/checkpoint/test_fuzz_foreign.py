@@ -13,13 +13,13 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from mlx.utils import tree_flatten
 
 from mlx_qwen35.checkpoint.load import load_model
 from mlx_qwen35.conversion.convert import convert
 from mlx_qwen35.errors import CheckpointError
 from tests.checkpoint.foreign import Written, write_fp8, write_gptq
 from tests.checkpoint.test_fuzz import cut, digit, drop, flip
+from tests.checkpoint.test_quantized import dequantized
 
 ROUNDS = 120
 FILE = "model.safetensors"
@@ -58,7 +58,8 @@ def expected(whole: Path) -> dict[str, mx.array]:
 
 
 def weights(folder: Path) -> dict[str, mx.array]:
-    return dict(tree_flatten(load_model(folder, dtype="float32").parameters()))
+    """What the weights are worth: in order or not, packed or not, columns of GPTQ give the same values."""
+    return dequantized(load_model(folder, dtype="float32"))
 
 
 def refused(folder: Path, expected: dict[str, mx.array], what: str, *named: str) -> bool:
