@@ -27,7 +27,8 @@ from mlx_qwen35.errors import CheckpointError
 
 Runs = tuple[tuple[int, int], ...]
 
-_PLAIN = {
+# llama.cpp's names of what is stored as we have it, and ours; writing (conversion/gguf/named.py) turns them round.
+PLAIN = {
     "attn_norm": "input_layernorm", "post_attention_norm": "post_attention_layernorm", "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj",
     "attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm", "ssm_norm": "linear_attn.norm",
@@ -37,7 +38,7 @@ _PLAIN = {
     "ffn_gate_exps": "mlp.experts.gate_proj", "ffn_up_exps": "mlp.experts.up_proj",
     "ffn_down_exps": "mlp.experts.down_proj",
 }  # fmt: skip
-_HEAD = {
+HEAD = {
     "eh_proj": "fc", "enorm": "pre_fc_norm_embedding", "hnorm": "pre_fc_norm_hidden", "shared_head_norm": "norm",
 }  # fmt: skip
 _TOWER = {
@@ -46,7 +47,7 @@ _TOWER = {
     "mm.0.weight": "merger.linear_fc1.weight", "mm.0.bias": "merger.linear_fc1.bias",
     "mm.2.weight": "merger.linear_fc2.weight", "mm.2.bias": "merger.linear_fc2.bias",
 }  # fmt: skip
-_TOWER_BLOCK = {
+TOWER_BLOCK = {
     "attn_qkv": "attn.qkv", "attn_out": "attn.proj", "ffn_up": "mlp.linear_fc1", "ffn_down": "mlp.linear_fc2",
     "ln1": "norm1", "ln2": "norm2",
 }  # fmt: skip
@@ -143,8 +144,8 @@ class _Text:
         kind = rest.removesuffix(".weight").removesuffix(".bias")
         trunk = self.text.num_hidden_layers
         stem = f"layers.{number}." if number < trunk else f"mtp.layers.{number - trunk}."
-        if kind.startswith("nextn.") and number >= trunk and kind[6:] in _HEAD:
-            return {f"mtp.{_HEAD[kind[6:]]}.weight": Origin(tensor, tensor.shape)}
+        if kind.startswith("nextn.") and number >= trunk and kind[6:] in HEAD:
+            return {f"mtp.{HEAD[kind[6:]]}.weight": Origin(tensor, tensor.shape)}
         delta = number < trunk and self.text.layer_types[number] == "linear_attention"
         if delta and kind in ("attn_qkv", "attn_gate") or kind.startswith("ssm_"):
             return {stem + ours: origin for ours, origin in self.delta(kind, tensor).items()}
@@ -152,10 +153,10 @@ class _Text:
             return {stem + ours: origin for ours, origin in self.fused_attention(tensor).items()}
         if kind == "ffn_gate_up_exps":
             return {stem + ours: origin for ours, origin in self.fused_experts(tensor).items()}
-        if kind not in _PLAIN:
+        if kind not in PLAIN:
             raise self.unknown(tensor)
         shape = (1, *tensor.shape) if kind == "ffn_gate_inp_shexp" and len(tensor.shape) == 1 else tensor.shape
-        return {f"{stem}{_PLAIN[kind]}.weight": Origin(tensor, shape)}
+        return {f"{stem}{PLAIN[kind]}.weight": Origin(tensor, shape)}
 
     def delta(self, kind: str, tensor: GgufTensor) -> dict[str, Origin]:
         """The tensors of a delta net."""
@@ -243,8 +244,8 @@ def tower_origins(projector: Gguf) -> dict[str, Origin]:
             continue
         found = _TOWER_NAME.fullmatch(name)
         ours = _TOWER.get(name)
-        if found and found[2] in _TOWER_BLOCK:
-            ours = f"blocks.{int(found[1])}.{_TOWER_BLOCK[found[2]]}.{found[3]}"
+        if found and found[2] in TOWER_BLOCK:
+            ours = f"blocks.{int(found[1])}.{TOWER_BLOCK[found[2]]}.{found[3]}"
         if ours is None:
             raise CheckpointError(
                 f"{tensor} ({tensor.kind.name} {list(tensor.shape)}) is left over: no part of this family's vision "

@@ -17,36 +17,23 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mlx_qwen35.checkpoint.gguf.origins import HEAD, PLAIN, TOWER_BLOCK
 from mlx_qwen35.checkpoint.inventory import PATCH_EMBEDDING
 from mlx_qwen35.config import TextConfig
 
 Change = Callable[[np.ndarray], np.ndarray]
 
 _ROOT = {"embed_tokens": "token_embd", "norm": "output_norm", "lm_head": "output"}
-_LAYER = {
-    "input_layernorm": "attn_norm", "post_attention_layernorm": "post_attention_norm",
-    "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output", "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm",
+_LAYER = {ours: theirs for theirs, ours in PLAIN.items()} | {
     "linear_attn.in_proj_qkv": "attn_qkv", "linear_attn.in_proj_z": "attn_gate", "linear_attn.in_proj_a": "ssm_alpha",
-    "linear_attn.in_proj_b": "ssm_beta", "linear_attn.conv1d": "ssm_conv1d", "linear_attn.norm": "ssm_norm",
-    "linear_attn.out_proj": "ssm_out",
-    "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down", "mlp.gate": "ffn_gate_inp",
-    "mlp.experts.gate_proj": "ffn_gate_exps", "mlp.experts.up_proj": "ffn_up_exps",
-    "mlp.experts.down_proj": "ffn_down_exps", "mlp.shared_expert.gate_proj": "ffn_gate_shexp",
-    "mlp.shared_expert.up_proj": "ffn_up_shexp", "mlp.shared_expert.down_proj": "ffn_down_shexp",
-    "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
+    "linear_attn.in_proj_b": "ssm_beta", "linear_attn.conv1d": "ssm_conv1d", "linear_attn.out_proj": "ssm_out",
 }  # fmt: skip
-_MTP = {
-    "fc": "eh_proj", "pre_fc_norm_embedding": "enorm", "pre_fc_norm_hidden": "hnorm", "norm": "shared_head_norm",
-}  # fmt: skip
+_MTP = {ours: theirs for theirs, ours in HEAD.items()}
 _VISION = {
     "patch_embed.proj": "v.patch_embd", "pos_embed": "v.position_embd", "merger.norm": "v.post_ln",
     "merger.linear_fc1": "mm.0", "merger.linear_fc2": "mm.2",
 }  # fmt: skip
-_BLOCK = {
-    "attn.qkv": "attn_qkv", "attn.proj": "attn_out", "mlp.linear_fc1": "ffn_up", "mlp.linear_fc2": "ffn_down",
-    "norm1": "ln1", "norm2": "ln2",
-}  # fmt: skip
+_BLOCK = {ours: theirs for theirs, ours in TOWER_BLOCK.items()}
 _HEADED = ("in_proj_qkv.weight", "in_proj_z.weight", "in_proj_a.weight", "in_proj_b.weight", "conv1d.weight", "A_log",
            "dt_bias")  # fmt: skip
 
