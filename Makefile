@@ -1,9 +1,11 @@
-# make demo | test | soak | bench | lint | clean. The first run makes .venv (a few minutes); later ones start at once.
+# make demo | test | soak | bench | lint | clean. The first `make demo` makes .venv with the package alone (half a minute);
+# the first `make test` brings what tests need (a few minutes, apt-get among it where it may). Later runs start at once.
 # PYTHON=python3.12 chooses the interpreter, ARGS="-k cache" goes to pytest or to the benchmark. WORKERS=4 runs the
 # tests in so many processes (0: in one, for ARGS=--pdb); each takes up to 2 GB.
 
 VENV := .venv
 MADE := $(VENV)/.made
+TESTED := $(VENV)/.tested
 PLOTS := $(VENV)/.plots
 WORKERS := 2
 
@@ -18,7 +20,8 @@ no_mlx := this Python is made for Intel processors, for which there is no MLX: i
 	Python for it (arm64, not under Rosetta), or Linux
 no_venv := this Python cannot make virtual environments; install what it lacks: apt-get install python3-venv
 
-# The Linux wheel of MLX calls a slow reference BLAS; with OpenBLAS in front of it products are 30 times faster.
+# The Linux wheel of MLX calls a slow reference BLAS; with OpenBLAS in front of it products are 30 times faster. `make
+# demo` takes it where it is and does without it elsewhere; its model is so small that the answer comes at once.
 openblas = $(shell ls /usr/lib/*/openblas-pthread/libopenblas.so.0 /usr/lib64/libopenblasp.so.0 2>/dev/null | head -n 1)
 can_install = $(shell test "$$(uname -s)" = Linux -a "$$(id -u)" = 0 && command -v apt-get)
 install = for step in install update install; do \
@@ -39,22 +42,23 @@ pytest = PYTHONDONTWRITEBYTECODE= OPENBLAS_NUM_THREADS=$(or $(OPENBLAS_NUM_THREA
 
 .PHONY: demo test soak bench lint clean
 
-demo: $(MADE)
-	@$(run) generate.py -p "What is 17 + 25?" --temperature 0 --stats
+question := What is 17 + 25?
 
-test: $(MADE)
-	@$(if $(can_install),$(if $(clang),,$(call install,clang-19 libclang-rt-19-dev)))
-	@$(if $(can_install),$(if $(chromium),,$(call install,--no-install-recommends chromium)))
+demo: $(MADE)
+	@echo "> $(question)"
+	@$(run) generate.py -p "$(question)" --temperature 0 --stats
+
+test: $(TESTED)
 	@$(pytest) $(ARGS)
 
 # What is too long for every change (docs/TESTS.md): once a week.
-soak: $(MADE)
+soak: $(TESTED)
 	@$(pytest) -m "soak or not soak" --hypothesis-profile=soak $(ARGS)
 
 bench: $(PLOTS)
 	@$(run) benchmarks/bench.py $(ARGS)
 
-lint: $(MADE)
+lint: $(TESTED)
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/lint-imports
 
@@ -66,12 +70,22 @@ $(MADE): pyproject.toml
 	$(eval python := $(call first_python,$(can_make_venv)))
 	$(if $(python),,$(error $(if $(call first_python,$(new_enough)),$(no_venv),$(no_python))))
 	$(if $(shell "$(python)" -c '$(intel)' 2>/dev/null && echo intel),$(error $(no_mlx)))
-	@echo "Making $(VENV) with $(python): a few minutes, once."
+	@echo "Making $(VENV) with $(python): half a minute, once."
 	@$(python) -m venv --clear $(VENV)
-	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
-	@$(if $(can_install),$(if $(openblas),,$(call install,libopenblas0-pthread)))
+	@$(pip) --editable .
 	@touch $@
 
-$(PLOTS): $(MADE)
-	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[plots]'
+# What pip compiles beforehand would be a third of the time and of the bytes; Python compiles what it needs.
+pip = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile
+
+$(TESTED): $(MADE)
+	@echo "Installing what the tests need into $(VENV): a few minutes, once."
+	@$(pip) --editable '.[test]'
+	@$(if $(can_install),$(if $(openblas),,$(call install,libopenblas0-pthread)))
+	@$(if $(can_install),$(if $(clang),,$(call install,clang-19 libclang-rt-19-dev)))
+	@$(if $(can_install),$(if $(chromium),,$(call install,--no-install-recommends chromium)))
+	@touch $@
+
+$(PLOTS): $(TESTED)
+	@$(pip) --editable '.[plots]'
 	@touch $@
