@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from mlx_qwen35 import checks, generation
 from mlx_qwen35.errors import ArgumentError, PromptError
 from mlx_qwen35.interrupt import stop_on_ctrl_c
-from mlx_qwen35.request import PromptOptions, check_options, option_names
+from mlx_qwen35.options import ChatOptions, names_of
+from mlx_qwen35.request import PromptOptions, check_options
 from mlx_qwen35.screen import call_record
 from mlx_qwen35.session import Session, load_session
 from mlx_qwen35.text.messages import MediaPart
@@ -24,6 +25,8 @@ from mlx_qwen35.text.variables import variables_of
 from mlx_qwen35.vision.features import FeatureStore
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from mlx_qwen35.model import Model
     from mlx_qwen35.parts import Part
     from mlx_qwen35.processor import Processor
@@ -31,12 +34,7 @@ if TYPE_CHECKING:
 Message = dict[str, Any]
 Exchange = tuple[list[Message], Message]  # what was asked, what was answered
 
-
-# Options of stream_generate, but for those that a conversation gives itself.
-_SETTINGS = sorted(
-    set(option_names(generation.stream_generate))
-    - {"images", "videos", "session", "cache", "covered", "features", "cancel", "continue_final_message"}
-)
+_SETTINGS = sorted(names_of(ChatOptions))
 
 
 class Conversation:
@@ -189,7 +187,10 @@ class Conversation:
         return last
 
     def answer_again(
-        self, on_part: Callable[[Part], None], questions: Sequence[Message] | None = None, **settings: Any
+        self,
+        on_part: Callable[[Part], None],
+        questions: Sequence[Message] | None = None,
+        **settings: Unpack[ChatOptions],
     ) -> list[Part]:
         """Another answer in place of the last, to the same questions or to others; as `answer` otherwise. The last one
         stays where no token of another has come. Raises PromptError if nothing was asked."""
@@ -212,9 +213,7 @@ class Conversation:
         self,
         questions: Sequence[Message],
         on_part: Callable[[Part], None],
-        *,
-        enable_thinking: bool | None = None,
-        **settings: Any,
+        **settings: Unpack[ChatOptions],
     ) -> list[Part]:
         """Answers messages; -> the parts, each of which `on_part` was given as it came. settings: of `stream_generate`,
         over those of all.
@@ -223,12 +222,13 @@ class Conversation:
         Ctrl-C ends it with a part whose finish_reason is "cancelled". Raises PromptError if they make no prompt.
         """
         check_settings(settings, "answer")
-        told = {name: settings.pop(name) for name in PromptOptions.names() if name in settings}
-        if enable_thinking is not None:
-            told["enable_thinking"] = enable_thinking
+        names = PromptOptions.names()
+        told = {name: value for name, value in settings.items() if name in names}
+        if told.get("enable_thinking") is None:
+            told.pop("enable_thinking", None)
         options = replace(self.options, **told)
         prompt = self._processor.prompt([*self.messages, *questions], **options.said)
-        settings = {**self._settings, **settings}
+        asked_for = {name: value for name, value in settings.items() if name not in names}
         parts: list[Part] = []
         try:
             with stop_on_ctrl_c() as asked:
@@ -240,7 +240,7 @@ class Conversation:
                     session=self._session,
                     features=self._features,
                     cancel=asked,
-                    **settings,
+                    **{**self._settings, **asked_for},
                 )
                 with closing(stream):
                     for part in stream:

@@ -22,15 +22,19 @@ from mlx_qwen35.engine.loop import Loop
 from mlx_qwen35.engine.prefill import Prefill
 from mlx_qwen35.engine.scheduler import Scheduler
 from mlx_qwen35.machine.gpu import wired
+from mlx_qwen35.options import StreamOptions, spelled
 from mlx_qwen35.parts import Completion, Part, statistics
 from mlx_qwen35.request import checked, limits_each, one_each
 from mlx_qwen35.session.store import Store, worth_sharing
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from mlx_qwen35.cache import Cache
-    from mlx_qwen35.engine.request import Cancel, Request
+    from mlx_qwen35.engine.request import Request
     from mlx_qwen35.model import Model
     from mlx_qwen35.mtp import MTPHead
+    from mlx_qwen35.options import Cancel
     from mlx_qwen35.processor import Processor, Prompt
     from mlx_qwen35.sampling import History, Sampler, Sampling
     from mlx_qwen35.session import Session
@@ -114,7 +118,7 @@ def stream_generate(
     max_pixels: int | None = None,
     fetch: bool = False,
     system: str | None = None,
-    tools: Sequence[Mapping[str, Any]] = (),
+    tools: Sequence[Mapping[str, Any]] | None = (),
     enable_thinking: bool | None = None,
     reasoning_effort: str | None = None,
     preserve_thinking: bool | None = None,
@@ -234,6 +238,7 @@ def _kept_in_place(model: Model) -> AbstractContextManager[None]:
     return wired() if model.expert_stats is None else nullcontext()  # streamed experts have a limit of their own
 
 
+@spelled(stream_generate, StreamOptions)
 @checked(options_of=stream_generate)
 def generate(
     model: Model,
@@ -242,7 +247,7 @@ def generate(
     *,
     content_only: bool = False,
     verbose: bool = False,
-    **options: Any,
+    **options: Unpack[StreamOptions],
 ) -> str:
     """The whole answer as the model wrote it, reasoning and tool calls included, as mlx-lm returns it.
 
@@ -276,7 +281,7 @@ def generate_batch(
     max_pixels: int | None = None,
     fetch: bool = False,
     system: str | None = None,
-    tools: Sequence[Mapping[str, Any]] = (),
+    tools: Sequence[Mapping[str, Any]] | None = (),
     enable_thinking: bool | None = None,
     reasoning_effort: str | None = None,
     preserve_thinking: bool | None = None,

@@ -251,7 +251,7 @@ def test_what_a_chat_gives_itself_is_no_setting():
 
 
 def test_signatures_are_seen_by_whoever_asks():
-    for call in (stream_generate, generate_batch, Chat):
+    for call in (stream_generate, generate, generate_batch, Chat):
         names = inspect.signature(call).parameters
         assert {"max_tokens", "thinking_budget", "reasoning_effort", "chat_template_kwargs"} <= set(names)
     assert "temperature" in inspect.signature(Sampling).parameters

@@ -19,22 +19,18 @@ from mlx_qwen35.engine.room import bytes_of_rows, room
 from mlx_qwen35.engine.scheduler import Load, Scheduler
 from mlx_qwen35.engine.worker import Worker
 from mlx_qwen35.errors import ArgumentError
+from mlx_qwen35.options import SubmitOptions, names_of
 from mlx_qwen35.request import check_options
 from mlx_qwen35.session.store import DISK_BYTES, Store
 from mlx_qwen35.vision.features import MOST_BYTES, FeatureStore
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from mlx_qwen35.model import Model
     from mlx_qwen35.processor import Processor, Prompt
 
-# What `submit` takes: options of `generation.stream_generate`, but for those that belong to one caller's thread.
-OPTIONS = (
-    "images", "videos", "fps", "max_pixels", "fetch", "system", "tools", "enable_thinking", "reasoning_effort",
-    "preserve_thinking", "chat_template_kwargs", "allow_control_tokens", "continue_final_message", "max_tokens",
-    "thinking_budget", "response_format", "tool_choice", "strict", "n", "logprobs", "top_logprobs", "sampling", "stop",
-    "session", "context_length", "mtp", "draft_model", "num_draft_tokens", "on_progress", "deadline", "priority",
-    "call_pieces",
-)  # fmt: skip
+OPTIONS = names_of(SubmitOptions)  # of `generation.stream_generate`, but for those of one caller's thread
 _PICTURES = 8  # one part in so many of the bytes for caches may be features of pictures
 
 
@@ -98,7 +94,7 @@ class Engine:
     def submit(
         self,
         prompt: str | Sequence[Mapping[str, Any]] | Sequence[int] | Prompt,
-        **options: Any,
+        **options: Unpack[SubmitOptions],
     ) -> Answer:
         """A prompt to answer; from any thread. options: those of `stream_generate`, but cache, covered, features,
         chunk_size, boundaries and cancel; and priority, a whole number: higher goes first (0).

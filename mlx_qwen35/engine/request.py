@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mlx_qwen35 import speculative
+from mlx_qwen35.engine.asked import Computed, Course, Drafters, Form
 from mlx_qwen35.errors import ArgumentError, GrammarError
 from mlx_qwen35.parts import AnswerText
 from mlx_qwen35.request import PromptOptions, check_covered, read_drafting, read_prompt, room, tags
@@ -24,10 +25,9 @@ if TYPE_CHECKING:
     from mlx_qwen35.cache import Cache
     from mlx_qwen35.grammar import Grammar, Matcher
     from mlx_qwen35.model import Model
+    from mlx_qwen35.options import Cancel
     from mlx_qwen35.processor import Processor, Prompt
     from mlx_qwen35.session import Session
-
-Cancel = Any  # a callable () -> bool, anything with is_set() (threading.Event), or None
 
 
 def cancel_check(cancel: Cancel) -> Callable[[], bool]:
@@ -86,90 +86,60 @@ def read(model: Model, processor: Processor, prompt: Any, given: Mapping[str, An
 
     Raises PromptError or ArgumentError for what cannot be done.
     """
-    options, ask = PromptOptions.of(given), given.get
-    session, cache, covered = ask("session"), ask("cache"), ask("covered") or 0
-    if cache is not None and ask("store") is not None:
-        raise ArgumentError("a cache that is given is gone on with as it is: give it or a store, not both")
-    if ask("store") is not None and ask("store").model is not model:
-        raise ArgumentError("the store is another model's: give the model that it was made with")
-    if session is not None and (cache is not None or covered):
-        raise ArgumentError("a session has a cache of its own, and knows what it covers: give it alone")
-    if session is not None and session.model is not model:
-        raise ArgumentError("the session is another model's: give the model that it was made with (session.model)")
-    count = ask("n") or 1
-    if count > 1 and (session is not None or cache is not None):
-        raise ArgumentError(f"n is {count}, and a session or cache goes on with one answer: leave one of them out")
-    grammar = _grammar(processor, options.tools or (), given)
-    prompt = read_prompt(processor, prompt, ask("images") or (), ask("videos") or (), options)
-    offset = 0 if cache is None else cache.offset
-    check_covered(covered, len(prompt.tokens), offset)
+    options, form, course = PromptOptions.of(given), Form.of(given), Course.of(given)
+    computed, drafters = Computed.of(given), Drafters.of(given)
+    computed.check(model, course.n)
+    tools = options.tools or ()
+    grammar = form.grammar(processor, tools)
+    prompt = read_prompt(processor, prompt, given.get("images") or (), given.get("videos") or (), options)
+    check_covered(computed.covered, len(prompt.tokens), computed.offset)
     if prompt.media:
-        model.placement([prompt.tokens], [prompt.media], cache, covered=covered)
-    context = _context(processor, ask("context_length"))
-    left = room(len(prompt.tokens), offset - covered, context)
-    max_tokens = ask("max_tokens")
-    sampling = ask("sampling") or Sampling.from_generation_config(processor.generation_config)
-    vocab_size = model.config.text.vocab_size
+        model.placement([prompt.tokens], [prompt.media], computed.cache, covered=computed.covered)
+    left = room(len(prompt.tokens), computed.offset - computed.covered, course.context(processor))
+    sampling = given.get("sampling") or Sampling.from_generation_config(processor.generation_config)
     if sampling.logit_bias:
         bias_row(sampling.logit_bias, processor.tokenizer.vocab_size)  # refuses ids that there are not
-    drafting = read_drafting(model, sampling, ask("mtp"), ask("draft_model"), ask("num_draft_tokens"))
-    stop = ask("stop") or ()
-    stop = (stop,) if isinstance(stop, str) else tuple(stop)
-    budget = ask("thinking_budget")
+    drafting = read_drafting(model, sampling, drafters.mtp, drafters.draft_model, drafters.num_draft_tokens)
+    budget, stop, boundaries = course.thinking_budget, course.stops, tuple(course.boundaries)
     closing = None if budget is None else tags(processor, words=budget > 0)
-    asks_top = ask("logprobs") or ask("top_logprobs")
 
     def one(index: int) -> Request:
-        drawn = sampling.for_answer(index)
-        reading = {"thinking": prompt.thinking, "continued": prompt.continued}
-        reading |= {"tools": options.tools or (), "stop": stop, "call_pieces": bool(ask("call_pieces"))}
+        answer = AnswerText(
+            processor.tokenizer,
+            processor.eos_token_ids,
+            thinking=prompt.thinking,
+            continued=prompt.continued,
+            tools=tools,
+            stop=stop,
+            call_pieces=course.call_pieces,
+        )
         return Request(
             prompt=prompt,
-            sampling=drawn,
-            vocab_size=vocab_size,
+            sampling=sampling.for_answer(index),
+            vocab_size=model.config.text.vocab_size,
             tokens=processor.tokenizer.vocab_size,
             budget=None if closing is None else (budget, closing),
-            limit=left if max_tokens is None else min(max_tokens, left),
-            answer=AnswerText(processor.tokenizer, processor.eos_token_ids, **reading),
-            cancelled=cancel_check(ask("cancel")),
+            limit=left if course.max_tokens is None else min(course.max_tokens, left),
+            answer=answer,
+            cancelled=cancel_check(course.cancel),
             matcher=None if grammar is None else _matcher(grammar, processor, prompt),
             drafting=copy(drafting),
-            session=session,
-            cache=cache,
-            covered=covered,
-            features=ask("features"),
-            chunk_size=ask("chunk_size"),
-            boundaries=tuple(ask("boundaries") or ()),
-            on_progress=ask("on_progress"),
-            top=(ask("top_logprobs") or 0) if asks_top else None,
-            priority=ask("priority") or 0,
-            deadline=ask("deadline"),
+            session=computed.session,
+            cache=computed.cache,
+            covered=computed.covered,
+            features=computed.features,
+            chunk_size=course.chunk_size,
+            boundaries=boundaries,
+            on_progress=course.on_progress,
+            top=course.top_logprobs if course.logprobs or course.top_logprobs else None,
+            priority=course.priority,
+            deadline=course.deadline,
             index=index,
         )
 
     first = one(0)
-    first.others = [one(index) for index in range(1, count)]
+    first.others = [one(index) for index in range(1, course.n)]
     return first
-
-
-def _context(processor: Processor, wanted: int | None) -> int:
-    if wanted is not None and wanted > processor.context_length:
-        raise ArgumentError(
-            f"context_length is {wanted}, and the model was loaded for {processor.context_length}: give as much or "
-            "less, or load it with a larger one"
-        )
-    return wanted or processor.context_length
-
-
-def _grammar(processor: Processor, tools: Sequence[Mapping[str, Any]], given: Mapping[str, Any]) -> Grammar | None:
-    """The form that an answer is to have; None: any."""
-    names = ("response_format", "tool_choice", "strict")
-    asked = {name: given[name] for name in names if given.get(name) is not None}
-    if not asked:
-        return None
-    from mlx_qwen35.grammar import Grammar  # which takes a moment to load
-
-    return Grammar.of(processor, tools=tools, **asked)
 
 
 def _matcher(grammar: Grammar, processor: Processor, prompt: Prompt) -> Matcher:

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 from mlx_qwen35 import checks
 from mlx_qwen35.conversation import Conversation, Message, check_settings
 from mlx_qwen35.errors import ArgumentError, PromptError
+from mlx_qwen35.generation import stream_generate
 from mlx_qwen35.notebook import shell
 from mlx_qwen35.notebook.reply import Reply
 from mlx_qwen35.notebook.thumbnails import thumbnails
 from mlx_qwen35.notebook.views import PLACES, open_view
+from mlx_qwen35.options import ChatOptions, spelled
 from mlx_qwen35.request import PromptOptions
 from mlx_qwen35.session.file import check_place
 from mlx_qwen35.session.lock import SessionLock
@@ -26,10 +28,11 @@ from mlx_qwen35.text.reply import ToolCall
 from mlx_qwen35.vision.media import Media
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from mlx_qwen35.model import Model
     from mlx_qwen35.parts import Part
     from mlx_qwen35.processor import Processor
-    from mlx_qwen35.sampling import Sampling
 
 _ASKED = {"user": "**You**", "tool": "**Result**"}
 
@@ -41,28 +44,17 @@ class Chat:
     answer (`last`); one whose answer had not begun is not.
     """
 
+    @spelled(stream_generate, ChatOptions)
     def __init__(
         self,
         model: Model,
         processor: Processor,
         *,
-        system: str | None = None,
-        tools: Sequence[Mapping[str, Any]] = (),
-        enable_thinking: bool | None = None,
-        reasoning_effort: str | None = None,
-        preserve_thinking: bool | None = None,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
-        allow_control_tokens: bool = False,
-        sampling: Sampling | None = None,
-        max_tokens: int | None = None,
-        thinking_budget: int | None = None,
-        fps: float | None = None,
-        max_pixels: int | None = None,
-        fetch: bool = False,
         display: str = "auto",
-        **settings: Any,
+        **settings: Unpack[ChatOptions],
     ) -> None:
-        """All but `display` as in `stream_generate`, which has more `settings`.
+        """settings: as in `stream_generate`, but images, videos and those that a conversation gives itself (session,
+        cache, covered, features, cancel, continue_final_message).
 
         display: where answers are shown while they come: "rich" (as in a notebook; needs IPython), "text" (standard
         output), "off", or "auto": rich in a notebook, text in IPython in a terminal, off in a program.
@@ -71,25 +63,16 @@ class Chat:
             raise ArgumentError(f"display is {display!r}; choose {', '.join(PLACES)}")
         check_settings(settings, "Chat")
         checks.model_and_processor("Chat", model, processor)
-        options = PromptOptions(
-            reasoning_effort=reasoning_effort,
-            preserve_thinking=preserve_thinking,
-            chat_template_kwargs=chat_template_kwargs,
-            allow_control_tokens=allow_control_tokens,
-            fps=fps,
-            max_pixels=max_pixels,
-            fetch=fetch,
-        )
-        settings |= {"sampling": sampling, "max_tokens": max_tokens, "thinking_budget": thinking_budget}
+        options = PromptOptions.of(settings)
         self._display = display
         self._talk = Conversation(
             model,
             processor,
-            system=system,
-            tools=tools,
-            enable_thinking=enable_thinking,
+            system=options.system,
+            tools=options.tools or (),
+            enable_thinking=options.enable_thinking,
             options=options,
-            settings=settings,
+            settings={name: value for name, value in settings.items() if name not in PromptOptions.names()},
         )
         self.last: Reply | None = None
 
@@ -98,7 +81,9 @@ class Chat:
         """What was said, as messages, without the system message; pictures and videos are Media."""
         return self._talk.messages
 
-    def send(self, text: str, *, images: Sequence[Any] = (), videos: Sequence[Any] = (), **settings: Any) -> Reply:
+    def send(
+        self, text: str, *, images: Sequence[Any] = (), videos: Sequence[Any] = (), **settings: Unpack[ChatOptions]
+    ) -> Reply:
         """Asks, shows the answer while it comes, and returns it.
 
         images, videos: in any form that `stream_generate` takes. settings: those of `Chat`, for this answer alone
@@ -121,7 +106,7 @@ class Chat:
         content = [*shown, {"type": "text", "text": text}] if shown else text
         return self._answer([{"role": "user", "content": content}], settings)
 
-    def send_results(self, *results: Any, **settings: Any) -> Reply:
+    def send_results(self, *results: Any, **settings: Unpack[ChatOptions]) -> Reply:
         """Gives the results of the tool calls of the last answer, one each and in their order, and shows the answer.
 
         A result that is not text goes as JSON. Raises PromptError if there are not as many as calls.
@@ -134,7 +119,7 @@ class Chat:
         texts = [r if isinstance(r, str) else json.dumps(r, ensure_ascii=False, default=str) for r in results]
         return self._answer([{"role": "tool", "content": text} for text in texts], settings)
 
-    def regenerate(self, **settings: Any) -> Reply:
+    def regenerate(self, **settings: Unpack[ChatOptions]) -> Reply:
         """Answers the last question once more, in place of its answer. settings: as in `send` (`sampling=` with another
         seed, say). The old answer stays if the new one is interrupted before it begins."""
         if not self._talk.exchanges:
