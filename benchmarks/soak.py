@@ -9,9 +9,14 @@ on_progress that raises, and of some the Answer is dropped unread.
 
 Checked, or the exit status is 1: every answer ends (none is waited for longer than two minutes), with a finish_reason
 that fits what was done to it, or with the very error that was planted; what has a form and ended by itself is JSON; no
-row and no thread is left; resident memory in the last tenth of the time is within 3 % of that in the second (medians,
-each look after malloc has given back what is free, and without the buffers that MLX keeps); MLX holds what it held
-before, once all is closed. Told beside it: whenever nothing moves for 12 seconds, what everybody waits for.
+row and no thread is left; resident memory in the last tenth of the time is within 3 % of that in the second; MLX holds
+what it held before, once all is closed. Told beside it: whenever nothing moves for 12 seconds, what everybody waits
+for.
+
+Memory is compared at rest: forty times the clients hold back until no request is open, and forget their own
+sessions, so that what is left is the model, the store of computed prompts, and what leaks. Each look comes after malloc
+has given back what is free, and leaves out the buffers that MLX keeps; of a tenth the median counts. The looks between,
+with rows of all kinds under way, are printed too: they go up and down by a tenth.
 """
 
 from __future__ import annotations
@@ -24,6 +29,8 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +51,44 @@ TOOL = {"type": "function", "function": {"name": "add", "parameters": {"properti
 _SESSION = 4 << 20  # bytes above which a session is forgotten
 PATIENCE = 120.0  # seconds in which an answer has to end
 EVERY = 5.0  # seconds between two looks at the memory
+RESTS = 40  # looks at rest
 
 
 class Planted(Exception):
     """A fault that was meant."""
+
+
+class Gate:
+    """Through which clients come while it is open."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._open, self._inside = True, 0
+
+    @contextmanager
+    def through(self) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: self._open)
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._inside -= 1
+                self._changed.notify_all()
+
+    @contextmanager
+    def closed(self, patience: float) -> Iterator[None]:
+        """Nobody is inside, or was not within `patience` seconds."""
+        with self._changed:
+            self._open = False
+            self._changed.wait_for(lambda: not self._inside, patience)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._open = True
+                self._changed.notify_all()
 
 
 class Soak:
@@ -64,9 +105,7 @@ class Soak:
         """One request from its beginning to its end."""
         with self._lock:
             draw = random.Random(self._random.random())
-        what = draw.choices(
-            ("read", "cancel", "deadline", "fault", "drop", "stream"), weights=(50, 18, 10, 8, 6, 8)
-        )[0]
+        what = draw.choices(("read", "cancel", "deadline", "fault", "drop", "stream"), weights=(50, 18, 10, 8, 6, 8))[0]
         options = self._options(draw)
         session = None
         if "n" not in options and draw.random() < 0.2:
@@ -93,6 +132,12 @@ class Soak:
                     if self._sessions[session].nbytes > _SESSION:  # callers' own, which no budget of the engine bounds
                         self._sessions[session].forget()
         self._judge(number, what, options, outcome)
+
+    def forget(self) -> None:
+        """What the callers hold themselves, while no request is open."""
+        with self._lock:
+            for session in self._sessions:
+                session.forget()
 
     def _options(self, draw: random.Random) -> dict[str, Any]:
         made: dict[str, Any] = {"max_tokens": draw.randrange(0, 48), "system": draw.choice(SYSTEMS)}
@@ -171,6 +216,13 @@ def _fails(after: int) -> Any:
     return on_progress
 
 
+def _rested(engine: Engine) -> None:
+    """Waits until no request is open, as long as there is patience."""
+    until = time.monotonic() + PATIENCE
+    while engine.running and time.monotonic() < until:
+        time.sleep(0.01)
+
+
 def _end(answer: Any) -> Any:
     return answer.result(timeout=PATIENCE)
 
@@ -189,6 +241,7 @@ def main() -> int:
     begin, numbers, lock = time.monotonic(), iter(range(args.requests)), threading.Lock()
     engine = Engine(model, processor, most_rows=args.rows, cache_bytes=6 << 20)
     soak, watcher = Soak(engine, model, args.seed), Watcher(engine)
+    gate = Gate()
 
     def client() -> None:
         while True:
@@ -197,28 +250,36 @@ def main() -> int:
             if number is None:
                 return
             time.sleep(max(0.0, begin + 60 * args.minutes * number / args.requests - time.monotonic()))
-            soak.request(number)
+            with gate.through():
+                soak.request(number)
 
     clients = [threading.Thread(target=client) for _ in range(2 * args.rows)]
     for thread in clients:
         thread.start()
-    memory, looked = Memory(), 0
+    memory, resting, looked, rests = Memory(), Memory(), 0, 0
     while any(thread.is_alive() for thread in clients):
         time.sleep(0.5)
         watcher.look()
+        if time.monotonic() - begin >= 60 * args.minutes / RESTS * (rests + 1):
+            rests += 1
+            with gate.closed(PATIENCE):
+                _rested(engine)
+                soak.forget()
+                gc.collect()
+                size = resting.look()["trimmed"]
+                print(f"{time.monotonic() - begin:5.0f} s: at rest {size / 1e6:.1f}", file=sys.stderr, flush=True)
         if time.monotonic() - begin >= EVERY * (looked + 1):
             sizes, looked = memory.look(), looked + 1
             if looked % 6 == 0:
                 shown = ", ".join(f"{name} {size / 1e6:.1f}" for name, size in sizes.items())
                 print(f"{EVERY * looked:5.0f} s: {shown} (millions)", file=sys.stderr, flush=True)
-    until = time.monotonic() + PATIENCE
-    while engine.running and time.monotonic() < until:
-        time.sleep(0.1)
+    _rested(engine)
     left, seconds = engine.running, time.monotonic() - begin
     window = seconds / 10
-    first, last = memory.between(window, 2 * window), memory.between(seconds - window, seconds)
+    busy = memory.between(window, 2 * window), memory.between(seconds - window, seconds)
+    first, last = resting.between(window, 2 * window), resting.between(seconds - window, seconds)
     engine.close()
-    del soak._sessions
+    soak.forget()
     gc.collect()
     mx.clear_cache()
     growth = last / first - 1 if first and last else float("nan")
@@ -227,10 +288,12 @@ def main() -> int:
     print(f"{around['machine']}, {around['commit']}: {args.requests} requests in {seconds:.0f} s")
     for what, count in sorted(soak.counts.items()):
         print(f"  {count:5} {what}")
-    print(
-        f"resident memory {(last or 0) / 1e6:.1f} MB in the last {window:.0f} s, {(first or 0) / 1e6:.1f} MB in those "
-        f"after the first {window:.0f}: {100 * growth:+.1f} %"
-    )
+    for when, (earlier, later) in (("at rest", (first, last)), ("with rows under way", busy)):
+        print(
+            f"resident memory {when}: {(later or 0) / 1e6:.1f} MB in the last {window:.0f} s, "
+            f"{(earlier or 0) / 1e6:.1f} MB in those after the first {window:.0f}"
+        )
+    print(f"growth at rest {100 * growth:+.1f} %")
     print(f"stood still {watcher.times} times; the loop's guard let a row go on {engine._worker.loop.went_on} times")
     print(f"rows left {left}, threads left {len(threads)}, MLX holds {held:,} bytes more than before")
     for fault in soak.faults[:20]:
