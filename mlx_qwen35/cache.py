@@ -11,13 +11,14 @@ it: `state`, `size`, `empty`, `nbytes`, and `merge`, from which on they batch wi
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import mlx.core as mx
 
+from .following import Follower
 from .kv import KVFormat, Stretch, grown
 
 
@@ -231,48 +232,24 @@ class DeltaState(_Layer):
         return ArraysCache.merge(rows)
 
 
-AnyLayer = KVCache | StretchedKVCache | DeltaState
+class Elsewhere(_Layer):
+    """The place of a layer whose past another rank holds."""
+
+    form = None
+    offset = reserved = 0
+    stretches: Sequence[Stretch] = ()
+
+    def rewind(self, offset: int) -> None:
+        """There is nothing here to forget."""
+
+    def branched(self) -> tuple[Elsewhere, Elsewhere]:
+        return self, self
+
+    def arrays(self) -> list[mx.array]:
+        return []
 
 
-class Follower(Protocol):
-    """What is computed beside a cache and goes back with it."""
-
-    cache: Cache  # the one that it follows
-
-    def mark(self) -> Any:
-        """Its present state, at no cost."""
-        ...
-
-    def go_back(self, mark: Any, offset: int) -> None:
-        """To a mark of a time when the cache held `offset` tokens or more, as it was when it held `offset`."""
-        ...
-
-    def branched(self, cache: Cache) -> Follower:
-        """One that follows `cache`, a branch of its own, from the same past; marks are good for both."""
-        ...
-
-    def copied(self, cache: Cache, mark: Any, offset: int) -> Follower:
-        """One that follows `cache`, with what this one had at `mark`, gone back to `offset` as in `go_back`, in arrays
-        of its own; this one is not touched."""
-        ...
-
-    def as_copied(self, mark: Any) -> Any:
-        """A mark of an earlier time, as one that was `copied` has it."""
-        ...
-
-    def shrink(self, shared: Container[int]) -> None:
-        """Leave no room behind what is held; shared: ids of arrays that others hold too, which stay."""
-        ...
-
-    def arrays(self) -> list[mx.array]: ...
-
-    def marked(self, mark: Any) -> list[mx.array]:
-        """What a mark keeps alive beside `arrays`."""
-        ...
-
-    def detach(self) -> None:
-        """As `Cache.detach`."""
-        ...
+AnyLayer = KVCache | StretchedKVCache | DeltaState | Elsewhere
 
 
 @dataclass(frozen=True)
@@ -285,6 +262,7 @@ class Snapshot:
     rewinds: int  # how often the cache had gone back when this was taken
     draft: tuple[Follower, Any] | None = None  # what followed the cache, and where that was
     parts: bool = False  # whether the states are parts of arrays with those after other tokens
+    point: Any = None  # as in Cache
 
     def arrays(self) -> list[mx.array]:
         """What it keeps alive beside the cache, and beside what follows that."""
@@ -312,6 +290,8 @@ class Cache:
     rope_delta: rotary position minus cache position (padding not counted) of the tokens to come, which images shift:
     one number for all rows, or one a row.
     draft: what a drafter remembers of these tokens (speculative/drafters.py), or None; it goes back with the cache.
+    point: what other ranks call this past (parallel/points.py), or None. each: the offsets of `each_step`, [] for all,
+    None outside of it; points: what they call those pasts.
     """
 
     def __init__(self, layers: Sequence[AnyLayer], *, left_padding: Sequence[int] | None = None) -> None:
@@ -321,6 +301,9 @@ class Cache:
         self.longest_padding = max(left_padding, default=0) if left_padding is not None else 0
         self.left_padding = mx.array(list(left_padding), mx.int32) if self.longest_padding else None
         self.draft: Follower | None = None
+        self.point: Any = None
+        self.each: list[int] | None = None
+        self.points: dict[int, Any] = {}
         self._rewinds: list[int] = []  # offsets that restore() went back to, in order
         self._parts = False  # as in Snapshot
 
@@ -369,7 +352,7 @@ class Cache:
         other = Cache([theirs for _, theirs in pairs])
         other.offset, other.rope_delta = self.offset, self.rope_delta
         other.longest_padding, other.left_padding = self.longest_padding, self.left_padding
-        other._rewinds, other._parts = list(self._rewinds), self._parts
+        other._rewinds, other._parts, other.point = list(self._rewinds), self._parts, self._kept_point()
         self.layers = [own for own, _ in pairs]
         snapshots = list(snapshots)
         followers = {snapshot.draft[0] for snapshot in snapshots if snapshot.draft} | {self.draft}
@@ -385,7 +368,15 @@ class Cache:
     def snapshot(self) -> Snapshot:
         """Remember this point; costs no memory but the delta states of this moment."""
         delta = tuple((c.conv, c.matrix) if isinstance(c, DeltaState) else None for c in self.layers)
-        return Snapshot(self.offset, self.rope_delta, delta, len(self._rewinds), self.draft_mark(), self._parts)
+        return Snapshot(
+            self.offset, self.rope_delta, delta, len(self._rewinds), self.draft_mark(), self._parts, self._kept_point()
+        )
+
+    def _kept_point(self) -> Any:
+        """The point, of which something else than this cache knows from now on."""
+        if self.point is not None:
+            self.point.kept = True
+        return self.point
 
     def draft_mark(self) -> tuple[Follower, Any] | None:
         """What follows the cache, and where that is now."""
@@ -404,15 +395,17 @@ class Cache:
         for layer in deltas:
             layer.steps = []
             layer.places = None if offsets is None else [offset - start for offset in offsets]
-        self._parts = True
+        self._parts, self.each = True, [] if offsets is None else list(offsets)
         try:
             yield snapshots
             rewinds, draft = len(self._rewinds), self.draft_mark()
             held = range(start + 1, self.offset + 1)
             for number, offset in enumerate(held if offsets is None else (at for at in offsets if at in held)):
                 delta = tuple(c.steps[number] if isinstance(c, DeltaState) else None for c in self.layers)
-                snapshots.append(Snapshot(offset, self.rope_delta, delta, rewinds, draft, True))
+                point = self.points.get(offset)
+                snapshots.append(Snapshot(offset, self.rope_delta, delta, rewinds, draft, True, point))
         finally:
+            self.points, self.each = {}, None
             for layer in deltas:
                 layer.steps = layer.places = None
 
@@ -433,6 +426,7 @@ class Cache:
             else:
                 layer.rewind(snapshot.offset)
         self.offset, self.rope_delta, self._parts = snapshot.offset, snapshot.rope_delta, snapshot.parts
+        self.point = snapshot.point
         self.draft, mark = snapshot.draft or (None, None)
         if self.draft is not None and self.draft.cache is self:
             self.draft.go_back(mark, snapshot.offset)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
-from .cache import Cache, DeltaState, KVCache, Snapshot, StretchedKVCache
+from .cache import Cache, DeltaState, Elsewhere, KVCache, Snapshot, StretchedKVCache
 from .kv import STEP, KVFormat, Stretch
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def cache_at(
     computed it alone. What follows the source is copied with it.
     """
     made = Cache([_layer_at(layer, at, number, room, share) for number, layer in enumerate(source.layers)])
-    made.offset, made.rope_delta = at.offset, at.rope_delta
+    made.offset, made.rope_delta, made.point = at.offset, at.rope_delta, at.point
     own, mark = at.draft or (None, None)
     if own is not None and own.cache is source:
         made.draft = own.copied(made, mark, at.offset)
@@ -51,6 +51,8 @@ def cache_at(
 
 
 def _layer_at(layer: AnyLayer, at: Snapshot, number: int, room: int, share: bool) -> AnyLayer:
+    if isinstance(layer, Elsewhere):
+        return layer
     if not isinstance(layer, DeltaState):
         return copied(layer, at.offset, room=room, share=share)
     state = DeltaState()
@@ -163,7 +165,7 @@ def shrunk(layer: AnyKV, length: int, shared: Container[int] = ()) -> AnyKV:
 def shrink(cache: Cache, shared: Container[int] = ()) -> None:
     """Leave a cache no room behind what it holds. It is in nobody's use; snapshots of it stay good."""
     for number, layer in enumerate(cache.layers):
-        if not isinstance(layer, DeltaState):
+        if not isinstance(layer, (DeltaState, Elsewhere)):
             cache.layers[number] = shrunk(layer, cache.offset, shared)
     if cache.draft is not None:
         cache.draft.shrink(shared)

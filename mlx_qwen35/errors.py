@@ -55,5 +55,9 @@ class GrammarError(Qwen35Error):
     grown too complex to be followed."""
 
 
+class RankLostError(Qwen35Error):
+    """A rank that has part of the model died, hangs or failed: nothing that was computed since is to be trusted."""
+
+
 class EngineClosedError(Qwen35Error):
     """The engine was closed, and answers nothing any more."""

@@ -103,3 +103,24 @@ def stop_on_ctrl_c() -> Iterator[threading.Event]:
                 yield asked
     finally:
         signal.signal(signal.SIGINT, previous)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Inside, Ctrl-C and the signals that end a program are noted, and do at the end what they would have done. On
+    another thread than the main one, which gets no signals, nothing is changed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[tuple[int, FrameType | None]] = []
+    numbers = [number for number in (signal.SIGINT, *ENDING) if callable(signal.getsignal(number))]
+    before = {number: signal.getsignal(number) for number in numbers}
+    for number in numbers:
+        signal.signal(number, lambda number, frame: came.append((number, frame)))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number, frame in came:
+            before[number](number, frame)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import mlx.core as mx
@@ -144,6 +145,20 @@ class Model(nn.Module):
         """What streaming experts did since loading; None if they all are in memory."""
         return None if self._pool is None else self._pool.stats()
 
+    ranks_told: str | None = None  # how other ranks have parts of this model: their number, the plan
+
+    def save_shares(self, path: Path, points: Sequence[Any]) -> str | None:
+        """Have other ranks write what they hold of these pasts for a session at `path`; -> a name by which all files
+        of it belong together; None: there are no others."""
+        return None
+
+    def keep_shares(self, path: Path, name: str) -> None:
+        """Have them delete what they wrote for it under other names."""
+
+    def load_shares(self, path: Path, name: str | None, count: int) -> list[Any]:
+        """Have them read it; -> what they call the pasts, nothing where there are no others."""
+        return []
+
     @property
     def mtp(self) -> MTPHead | None:
         """The head that drafts for this model, where it was loaded; no part of the model's parameters."""
@@ -184,12 +199,14 @@ class Model(nn.Module):
         *,
         more: bool = False,
         between: Callable[[mx.array], None] | None = None,
+        wanted: int | None = None,
     ) -> mx.array:
         """tokens [B, T] int -> hidden states after the final norm [B, T, H].
 
         cache: as in a call, or a RowsCache, whose rows take one token each [B, 1].
         more: further tokens of the same prompt follow; streamed experts then keep their memory for the end of it.
         between: called with what came out of each layer, [B, T, H], before the next; what it raises is raised.
+        wanted: only so many of the last positions are of use, and returned [B, wanted, H].
         """
         cache = CacheList(cache) if isinstance(cache, list) else cache
         if tokens.ndim != 2 or tokens.shape[1] == 0:
@@ -211,6 +228,8 @@ class Model(nn.Module):
         if sight is not None:
             x = sight.written_into(x)
         x = self._through_layers(x, rope, cache, readable, present, more, between)
+        if wanted is not None:
+            x = x[:, -wanted:]
         if cache is not None:
             cache.advance(length)
             if sight is not None:

@@ -93,7 +93,7 @@ class Speaker:
     def unload(self) -> None:
         self.unloaded = True
 
-    def hidden(self, tokens: mx.array, cache: Cache, media: object = (), *, more: bool = False) -> mx.array:
+    def hidden(self, tokens: mx.array, cache: Cache, media: object = (), *, more: bool = False, **how) -> mx.array:
         self.computed += tokens.size
         self._seen[cache.offset :] = tokens[0].tolist()
         cache.offset += tokens.size

@@ -76,7 +76,7 @@ class Script:
         self.made.append(Cache([]))
         return self.made[-1]
 
-    def hidden(self, tokens, cache, media=(), *, more=False):
+    def hidden(self, tokens, cache, media=(), *, more=False, **how):
         rows, length = tokens.shape
         logits = np.zeros((rows, length, VOCAB), dtype=np.float32)
         caches = cache.rows if isinstance(cache, RowsCache) else [cache]

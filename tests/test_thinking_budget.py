@@ -71,7 +71,7 @@ class Stubborn(Script):
         super().__init__(len(PROMPT))
         self.reasoning, self.answer, self.seen = ids(reasoning), [*ids(answer), END], {}
 
-    def hidden(self, tokens, cache, media=(), *, more=False):
+    def hidden(self, tokens, cache, media=(), *, more=False, **how):
         logits = np.zeros((*tokens.shape, VOCAB), dtype=np.float32)
         for row, fed in enumerate(tokens.tolist()):
             for at, token in enumerate(fed):

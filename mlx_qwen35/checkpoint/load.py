@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -23,12 +24,29 @@ from mlx_qwen35.checkpoint.source import Source, open_source, read_parts
 from mlx_qwen35.config import ModelConfig, QuantSpec
 from mlx_qwen35.errors import ArgumentError, CheckpointError, Qwen35Warning
 from mlx_qwen35.experts.budget import StreamPlan
+from mlx_qwen35.experts.layout import LayerLayout
 from mlx_qwen35.kv import GROUP_SIZES, KVFormat
 from mlx_qwen35.model import Model
 
 _DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 
 Progress = Callable[[int, int], None]
+
+
+class Share(Protocol):
+    """What of a model is read where several machines have it together (parallel/share.py)."""
+
+    def model(self, config: ModelConfig) -> Model:
+        """With the layers and experts of the share, and no others."""
+        ...
+
+    def parts(self, parts: Iterable[AnyPart]) -> list[AnyPart]:
+        """Those that it has something of, each as far as it does."""
+        ...
+
+    def layouts(self, layouts: Mapping[int, LayerLayout]) -> dict[int, LayerLayout]:
+        """Of the experts that are its own."""
+        ...
 
 
 def load_model(
@@ -40,6 +58,7 @@ def load_model(
     kv_form: KVFormat | None = None,
     stream: StreamPlan | None = None,
     hot_lists: Path | None = None,
+    share: Share | None = None,
     on_progress: Progress | None = None,
 ) -> Model:
     """The model of a checkpoint folder; needs no tokenizer.
@@ -49,6 +68,7 @@ def load_model(
     context_length, yarn: as `with_context` takes them. kv_form: how caches keep keys and values; None: as they are.
     stream: how experts are read from the disk as they are asked for; None: all weights are in memory. hot_lists: the
     folder where is kept which experts were in memory at last, so that they are read again at once; None: nothing is.
+    share: what of it is read and built, None: all; `stream` is then of the share's layers and experts.
     on_progress: called with (bytes read, bytes in all).
     Raises CheckpointError, before any weight is read, if a file is missing or damaged or a tensor is missing, left
     over or of another shape or kind than config.json says. Values are looked at only where they decide what a number
@@ -71,8 +91,8 @@ def load_model(
     check_experts(source.parts.values(), source.folder, compute)
     if stream is not None:
         from mlx_qwen35.checkpoint.stream import stream_experts, streamed_layouts
-    streamed = {} if stream is None else streamed_layouts(source, stream)
-    model = Model(source.config)
+    streamed = {} if stream is None else streamed_layouts(source, stream, share)
+    model = Model(source.config) if share is None else share.model(source.config)
     pack_modules(model, source)
     elsewhere = tuple(f"layers.{number}.mlp.experts." for number in streamed)
     for number in streamed:
@@ -80,13 +100,14 @@ def load_model(
     weights: list[tuple[str, mx.array]] = []
     try:
         parts = [part for part in source.parts.values() if not part.ours.startswith(elsewhere)]
+        parts = parts if share is None else share.parts(parts)
         read_weights(parts, compute, on_progress, weights)
         model.load_weights(weights)
         weights.clear()
         share_signs(model)
         model.join()
         if stream is not None:
-            stream_experts(model, source, stream, streamed, compute, hot_lists)
+            stream_experts(model, source, stream, streamed, compute, hot_lists, prefetch=share is None)
     except BaseException:
         # Whoever keeps the error keeps this frame, and with it half a model.
         weights.clear()
@@ -103,10 +124,12 @@ def pack_modules(model: Model, source: Source) -> None:
         nn.quantize(model, class_predicate=specs_of(source.specs))
     modules = dict(model.named_modules())
     for name, part in source.parts.items():
+        module = name.rpartition(".")[0]
+        if name.endswith((FACTORS, SIGNS)) and module not in modules:
+            continue  # another rank's
         if name.endswith(FACTORS):
-            modules[name.removesuffix(FACTORS)].factors = mx.ones(part.shape)
+            modules[module].factors = mx.ones(part.shape)
         elif name.endswith(SIGNS):
-            module = name.removesuffix(SIGNS)
             modules[module].signs, modules[module].block = mx.ones(part.shape), source.form.blocks[module]
 
 

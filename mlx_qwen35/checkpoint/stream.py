@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
@@ -21,23 +22,29 @@ from mlx_qwen35.experts.reader import Reader
 from mlx_qwen35.experts.streamed import StreamedExperts
 from mlx_qwen35.model import Model
 
+if TYPE_CHECKING:
+    from mlx_qwen35.checkpoint.load import Share
+
 
 def experts_of(layer: int) -> str:
     """What the names of our tensors of a layer's experts begin with."""
     return f"layers.{layer}.mlp.experts."
 
 
-def streamed_layouts(source: Source, plan: StreamPlan) -> dict[int, LayerLayout]:
-    """Where the experts lie of those layers that do not have them all in memory; raises CheckpointError."""
+def streamed_layouts(source: Source, plan: StreamPlan, share: Share | None = None) -> dict[int, LayerLayout]:
+    """Where the experts lie of those layers that do not have them all in memory, of a share its own; raises
+    CheckpointError."""
     moe = source.config.text.moe
     if moe is None:
         raise CheckpointError(f"{source.folder} has no experts to stream: leave the plan out")
     if len(plan.slots) != source.config.text.num_hidden_layers:
         raise ValueError(f"the plan has {len(plan.slots)} layers, {source.folder} has others")
-    if min(plan.slots) < moe.experts_per_token:
-        raise ValueError(f"the plan has {min(plan.slots)} slots a layer; a token needs {moe.experts_per_token}")
-    found = expert_layouts(source)
-    return {number: found[number] for number, slots in enumerate(plan.slots) if slots < moe.num_experts}
+    found = expert_layouts(source) if share is None else share.layouts(expert_layouts(source))
+    for number, layout in found.items():
+        least = min(moe.experts_per_token, layout.num_experts)
+        if plan.slots[number] < least:
+            raise ValueError(f"the plan has {plan.slots[number]} slots in layer {number}; a token needs {least}")
+    return {number: layout for number, layout in found.items() if plan.slots[number] < layout.num_experts}
 
 
 def stream_experts(
@@ -47,15 +54,17 @@ def stream_experts(
     layouts: Mapping[int, LayerLayout],
     dtype: mx.Dtype,
     hot_lists: Path | None,
+    *,
+    prefetch: bool = True,
 ) -> None:
     """Give these layers of a model, whose other weights are loaded, banks that read from the files.
 
-    hot_lists: the folder of the lists for warm starts; None: without one.
+    hot_lists: the folder of the lists for warm starts; None: without one. prefetch: whether guesses may be read ahead.
     """
     if not layouts:
         return
     hot_list = None if hot_lists is None else HotList(hot_lists, fingerprint(layouts))
-    pool = ExpertPool(Reader(layouts), plan, hot_list=hot_list)
+    pool = ExpertPool(Reader(layouts), plan, prefetch=prefetch, hot_list=hot_list)
     try:
         banks = {}
         for number, layout in layouts.items():

@@ -137,6 +137,8 @@ class Prefill:
         how: dict[str, Any] = {"more": start + length < self.total}
         if self._leaves is not None and length >= LONG:
             how["between"] = _Between(self._leaves)
+        if cache.draft is None:
+            how["wanted"] = 1
         if not places:
             hidden = self._model.hidden(tokens, cache, sight, **how)
             if cache.draft is not None:

@@ -148,6 +148,11 @@ class LayerLayout:
         if self.steps is not None and len(self.steps) != len(sizes):
             raise ValueError(f"layer {self.layer}: {len(self.steps)} steps for {len(sizes)} tensors")
 
+    def part(self, first: int, stop: int) -> LayerLayout:
+        """Experts first .. stop alone, which count from 0 there."""
+        places = (self.extents(first),) if self.steps is not None else self.places[first:stop]
+        return LayerLayout(self.layer, stop - first, self.tensors, places, self.steps, self.fixed)
+
     @property
     def files(self) -> tuple[Path, ...]:
         """Every file with bytes of these experts, once."""

@@ -49,6 +49,8 @@ def load(
     exact: bool = False,
     kernels: bool = True,
     warm_start: bool = True,
+    ranks: int | None = None,
+    plan: str | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Model, Processor]:
     """The model and the processor (tokenizer, chat template, defaults) of a checkpoint.
@@ -73,6 +75,9 @@ def load(
     merged first: docs/EXACTNESS.md.
     kernels: on a GPU, let kernels of this package take the place of MLX's operations where they stand a short test,
     whose result is kept in the user's cache (docs/KERNELS.md). False: MLX's operations alone.
+    ranks: have the model on so many ranks (docs/DISTRIBUTED.md): those that `mlx.launch` has started, or processes of
+    this machine, started here, which share `memory`. What this returns is rank 0's; on the other ranks it never
+    returns: they follow until rank 0 ends, and end the process. plan: "experts", "pipeline" or "tensor"; None chooses.
     on_progress: called with (bytes done, bytes in all), of the download where there is one, then of the weights, each
     beginning with (0, ..). What it raises ends the work, and so does Ctrl-C; nothing is left in memory then, and on the
     disk only files that are complete.
@@ -87,6 +92,9 @@ def load(
     adapter = None if adapter_path is None else read_adapter(adapter_path)
     form = None if kv_bits is None else KVFormat(kv_bits, kv_group_size, quantized_kv_start)
     chosen = {"dtype": dtype, "context_length": context_length, "yarn": yarn, "kv_form": form}
+    checks.whole("ranks", ranks, 1, otherwise="for one process")
+    if ranks is None and plan is not None:
+        raise ArgumentError(f"plan is {plan!r}, but ranks says not among how many: give both, or neither")
     memory_size(memory), compute_dtype(dtype)  # raise before anything is downloaded
 
     def check(offer: Offer) -> None:
@@ -97,6 +105,13 @@ def load(
         from mlx_qwen35.library.hub import complete_head
 
         complete_head(folder, on_progress)
+    if ranks is not None and ranks > 1:
+        from mlx_qwen35.library.ranked import load_ranked
+
+        if adapter is not None:
+            raise ArgumentError("an adapter beside the weights lies on no rank: merge it first (fuse)")
+        how = {"exact": exact, "kernels": kernels, "warm_start": warm_start, "on_progress": on_progress}
+        return load_ranked(folder, ranks, plan, memory=memory, mtp=mtp, **chosen, **how)
     held = hold(folder, memory, **chosen, beside=drafting_bytes(folder, mtp, None, dtype))
     # The small files first: a tokenizer that is missing should not be found out after minutes of weights.
     processor = load_processor(folder, context_length=held.context_length, yarn=yarn)

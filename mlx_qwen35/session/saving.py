@@ -37,7 +37,13 @@ def save_session(session: Session, path: str | Path) -> None:
     Raises WriteError where the disk refuses, SessionError while an answer is made.
     """
     session.agree("save it")
-    file.write(Path(path), *packed(session, fingerprint(session.model, session.processor), session.marks))
+    whose = fingerprint(session.model, session.processor)
+    description, arrays = packed(session, whose, session.marks)
+    points = [*(mark.snapshot.point for mark in session.marks), session.cache.snapshot().point]
+    name = description["share"] = session.model.save_shares(Path(path), points)
+    file.write(Path(path), description, arrays)
+    if name is not None:
+        session.model.keep_shares(Path(path), name)
     newer.forget(Path(path))
 
 
@@ -86,15 +92,19 @@ def load_session(
     check_fit(path, file.read_description(path), fingerprint(model, processor), model)
     description, arrays = file.read_all(path)
     session = Session(model, processor, snapshot_bytes=snapshot_bytes, pool=pool)
-    unpack(description, arrays, session)
+    points = model.load_shares(path, description.get("share"), len(description["marks"]) + 1)
+    unpack(description, arrays, session, points)
     session.notes = newer.read(path, description["notes"])
     if pool is not None:
         pool.used(session)
     return session
 
 
-def unpack(description: dict[str, Any], arrays: dict[str, mx.array], session: Session) -> None:
-    """Give a new session what `packed` made of one, notes excepted."""
+def unpack(
+    description: dict[str, Any], arrays: dict[str, mx.array], session: Session, points: Sequence[Any] = ()
+) -> None:
+    """Give a new session what `packed` made of one, notes excepted. points: what other ranks call its pasts, the marks'
+    and the present one."""
     model = session.model
     session.tokens = arrays["tokens"].tolist()
     cache = Cache(_layers(description["layers"], "layers", arrays, model.kv_form))
@@ -105,8 +115,10 @@ def unpack(description: dict[str, Any], arrays: dict[str, mx.array], session: Se
             _states(f"marks.{number}.{at}", arrays) if isinstance(layer, DeltaState) else None
             for at, layer in enumerate(cache.layers)
         )
-        snapshot = Snapshot(mark["offset"], mark["rope_delta"], delta, 0, drafts.get(number))
+        point = points[number] if points else None
+        snapshot = Snapshot(mark["offset"], mark["rope_delta"], delta, 0, drafts.get(number), point=point)
         session.marks.add(mark["offset"], snapshot, met=mark["met"])
+    cache.point = points[-1] if points else None
     now = drafts.get(len(description["marks"]))
     if now is not None:
         cache.draft, at_end = now

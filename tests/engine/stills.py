@@ -42,7 +42,7 @@ class Still:
     def make_cache(self) -> Cache:
         return Cache([KVCache(), DeltaState()])
 
-    def hidden(self, tokens: mx.array, cache: Cache | RowsCache, media=(), *, more: bool = False) -> mx.array:
+    def hidden(self, tokens: mx.array, cache: Cache | RowsCache, media=(), *, more: bool = False, **how) -> mx.array:
         rows, length = tokens.shape
         if self._chance.random() < self.rate:
             raise Broken("computing failed")

@@ -43,7 +43,7 @@ class Table:
     def make_cache(self) -> Cache:
         return Cache([])
 
-    def hidden(self, tokens, cache, media=(), *, more=False):
+    def hidden(self, tokens, cache, media=(), *, more=False, **how):
         cache.advance(tokens.shape[1])
         return self.table[tokens]
 

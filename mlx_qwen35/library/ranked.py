@@ -1,0 +1,377 @@
+"""One model on several ranks: who has which part, and how each loads its own.
+
+Knows the order of things: the ranks meet, say what they have, get a plan, load. How a plan is made, how ranks meet and
+what they tell each other is parallel/'s.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from platform import node
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+
+from mlx_qwen35 import __version__
+from mlx_qwen35.checkpoint.companions import small_files
+from mlx_qwen35.checkpoint.inventory import SIGNS, text_tensors
+from mlx_qwen35.checkpoint.load import compute_dtype, read_config
+from mlx_qwen35.checkpoint.load import load_model as read_model
+from mlx_qwen35.checkpoint.source import Source, open_source
+from mlx_qwen35.errors import ArgumentError, CheckpointError
+from mlx_qwen35.experts.budget import StreamPlan
+from mlx_qwen35.kv import KVFormat
+from mlx_qwen35.library.drafting import load_head
+from mlx_qwen35.library.footprint import Specs, cache_at, cache_bytes, tensor_bytes, weight_bytes
+from mlx_qwen35.library.holding import decide, of_source
+from mlx_qwen35.library.kernel_check import check_kernels
+from mlx_qwen35.library.memory import memory_size
+from mlx_qwen35.machine.gpu import gpu_info
+from mlx_qwen35.machine.system import cache_folder, processor_name
+from mlx_qwen35.parallel import meeting, place
+from mlx_qwen35.parallel.cuts import indivisible
+from mlx_qwen35.parallel.follower import Follower
+from mlx_qwen35.parallel.group import Group
+from mlx_qwen35.parallel.identity import identity
+from mlx_qwen35.parallel.leader import LeaderModel
+from mlx_qwen35.parallel.model import RanksModel
+from mlx_qwen35.parallel.plan import LINKS, Host, Link, Plan, Sizes, choose
+from mlx_qwen35.parallel.ranks import Ranks
+from mlx_qwen35.parallel.share import RankShare, geometry
+from mlx_qwen35.parallel.wire import TOLD
+from mlx_qwen35.processor import Processor
+
+if TYPE_CHECKING:
+    from mlx_qwen35.config import ModelConfig
+
+_COMPARED = ("mlx", "mlx-qwen35", "checkpoint", "options")
+_CONTEXT = 32768  # tokens whose cache a plan is made for, where no context is asked for
+_FOLLOW = "import sys; from mlx_qwen35.library.ranked import main; sys.exit(main())"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What all ranks are to have alike. kv: bits, group size and start, or None. plan: None is to be chosen."""
+
+    dtype: str
+    context_length: int | None
+    yarn: bool
+    kv: tuple[int, int, int] | None
+    exact: bool
+    kernels: bool
+    plan: str | None
+    device: str
+
+    @property
+    def kv_form(self) -> KVFormat | None:
+        return None if self.kv is None else KVFormat(*self.kv)
+
+
+def options_of(
+    *,
+    dtype: mx.Dtype | str | None,
+    context_length: int | None,
+    yarn: bool,
+    kv_form: KVFormat | None,
+    exact: bool,
+    kernels: bool,
+    plan: str | None,
+) -> Options:
+    """As they are compared; raises ArgumentError for a dtype that is none."""
+    kv = None if kv_form is None else (kv_form.bits, kv_form.group_size, kv_form.start)
+    name, device = str(compute_dtype(dtype)).removeprefix("mlx.core."), str(mx.default_device().type).split(".")[-1]
+    return Options(name, context_length, yarn, kv, exact, kernels, plan, device)
+
+
+def load_ranked(
+    folder: Path,
+    count: int,
+    plan: str | None,
+    *,
+    memory: int | str | None = None,
+    mtp: bool = False,
+    warm_start: bool = True,
+    on_progress: Callable[[int, int], None] | None = None,
+    **chosen: Any,
+) -> tuple[LeaderModel, Processor]:
+    """What `load` returns of a checkpoint on `count` ranks; on the others it ends the process when rank 0 ends.
+
+    chosen: arguments of `options_of`.
+    """
+    options = options_of(plan=plan, **chosen)
+    where = place.place_of()
+    if where is not None and where.rank:
+        sys.exit(follow(folder, options, memory=memory, warm_start=warm_start))
+    model = load_leader(
+        folder, count, options, memory=memory, warm_start=warm_start, on_progress=on_progress
+    )
+    try:
+        if mtp:
+            model.take_mtp(load_head(folder, model, dtype=chosen["dtype"], on_progress=on_progress))
+        config = read_config(folder, model.context_length, yarn=options.yarn)
+        return model, Processor.from_folder(small_files(folder), config)
+    except BaseException:
+        model.unload()
+        raise
+
+
+def load_leader(
+    folder: Path,
+    count: int,
+    options: Options,
+    *,
+    memory: int | str | None = None,
+    warm_start: bool = True,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> LeaderModel:
+    """Rank 0's share of the model on `count` ranks; the others have theirs on return. They were started with
+    `mlx.launch`, or are started here, as processes of this machine.
+
+    memory: for each rank as `load` has it, here shared by all that are started here. Raises what `load` raises, with
+    the words of whichever rank it is, ArgumentError where ranks do not fit together, and RankLostError.
+    """
+    where = place.place_of()
+    if where is not None and where.ranks != count:
+        raise ArgumentError(f"ranks is {count}, but {where.ranks} were launched")
+    with tempfile.TemporaryDirectory() as made:
+        children: dict[int, subprocess.Popen[bytes]] = {}
+        if where is None:
+            environments = place.on_this_machine(count, Path(made))
+            size = memory_size(memory)[0] // count
+            told = {"folder": str(folder), "memory": size, "warm_start": warm_start, "options": asdict(options)}
+            children = {rank: _start(environments[rank], told) for rank in range(1, count)}
+            os.environ.update(environments[0])
+            where, memory = place.place_of(), size
+        try:
+            return _lead(where, folder, options, memory, warm_start, children, on_progress)
+        except BaseException:
+            for child in children.values():
+                child.kill()
+                child.wait()
+            raise
+        finally:
+            if children:
+                for name in (place.RANK, place.HOSTFILE, place.MEETING):
+                    os.environ.pop(name, None)
+
+
+def _lead(
+    where: place.Place,
+    folder: Path,
+    options: Options,
+    memory: int | str | None,
+    warm_start: bool,
+    children: Mapping[int, subprocess.Popen[bytes]],
+    on_progress: Callable[[int, int], None] | None,
+) -> LeaderModel:
+    source = _source(folder, options)
+    own = _facts(source, options, memory)
+    wires, facts = meeting.wait_for_others(where, own, _COMPARED, children)
+    ranks = Ranks(wires, [meeting.name_of(rank, each) for rank, each in enumerate(facts)], children)
+    try:
+        with ranks.together():
+            group = meeting.join(where)
+            link = measured(group, source.config.text.hidden_size)
+        group.alike = len({each["chip"] for each in facts}) == 1
+        sizes = sizes_of(source.config, source.specs, compute_dtype(options.dtype).size, options, group.size, source)
+        plan = choose(sizes, [Host(each["memory"]) for each in facts], link, options.plan)
+        ranks.tell(plan=[plan.kind, plan.shares], alike=group.alike)
+        tokens, stream = held(source, options, plan, 0, own["memory"], memory is not None)
+        contexts = [tokens, *(answer["context"] for answer in ranks.answers())]
+        given = [each for each in contexts if each is not None]
+        options = replace(options, context_length=min(given, default=options.context_length))
+        share = RankShare(source.config, plan, group, LeaderModel)
+        model = _read(folder, options, share, stream, warm_start, on_progress)
+        ranks.answers()  # loaded
+    except BaseException as error:
+        ranks.fail(f"{ranks.names[0]} failed: {error}")
+        raise
+    model.lead(ranks, plan, options.context_length)
+    return model
+
+
+def follow(folder: Path, options: Options, *, memory: int | str | None = None, warm_start: bool = True) -> int:
+    """Another rank than 0: loads its share and does what rank 0 says, until that ends. -> 0.
+
+    Raises ArgumentError where the ranks do not fit together, and RankLostError where rank 0 does not come. What goes
+    wrong later ends the process, with 70.
+    """
+    where = place.place_of()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C goes to all of a group; rank 0 decides
+    source = _source(folder, options)
+    wire = meeting.come(where, _facts(source, options, memory))
+    follower = Follower(wire, where.rank)
+    try:
+        group = meeting.join(where)
+        measured(group, source.config.text.hidden_size)
+        kind, told = follower.next()
+        assert kind == TOLD
+        group.alike = told["alike"]
+        kind, shares = told["plan"]
+        plan = Plan(kind, tuple(tuple(share) for share in shares), (), (), 0.0)
+        size = memory_size(memory)[0]
+        tokens, stream = held(source, options, plan, where.rank, size, memory is not None)
+        follower.watched.tell(context=tokens)
+        model = _read(folder, options, RankShare(source.config, plan, group), stream, warm_start, None)
+        follower.watched.tell(loaded=True)
+    except BaseException as error:
+        follower.failed(error)
+    follower.follow(model)
+    return 0
+
+
+def main() -> int:
+    """The program of ranks that `load_leader` starts."""
+    told = json.loads(sys.argv[1])
+    options = Options(**told["options"])
+    mx.set_default_device(mx.gpu if options.device == "gpu" else mx.cpu)
+    from mlx_qwen35.errors import Qwen35Error
+
+    try:
+        return follow(Path(told["folder"]), options, memory=told["memory"], warm_start=told["warm_start"])
+    except Qwen35Error as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _start(environment: Mapping[str, str], told: Mapping[str, Any]) -> subprocess.Popen[bytes]:
+    package = str(Path(__file__).resolve().parents[2])
+    paths = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+    return subprocess.Popen(
+        [sys.executable, "-c", _FOLLOW, json.dumps(told)],
+        env={**os.environ, **environment, "PYTHONPATH": paths},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )
+
+
+def _source(folder: Path, options: Options) -> Source:
+    return open_source(folder, read_config(folder, options.context_length, yarn=options.yarn))
+
+
+def _facts(source: Source, options: Options, memory: int | str | None) -> dict[str, Any]:
+    return {
+        "mlx": version("mlx"),
+        "mlx-qwen35": __version__,
+        "checkpoint": identity(source),
+        "options": json.loads(json.dumps(asdict(options))),
+        "memory": memory_size(memory)[0],
+        "chip": str(gpu_info().get("device_name") or gpu_info().get("architecture") or processor_name()),
+        "host": node(),
+        "process": os.getpid(),
+    }
+
+
+def measured(group: Group, hidden: int) -> Link:
+    """The link between the ranks: what a small sum takes, and what one of 256 KiB does."""
+    small, large = group.latency(4 * (hidden + 1)), group.latency(1 << 18)
+    steps = max(1, group.size - 1)
+    bandwidth = 2 * steps / group.size * (1 << 18) / max(large - small, 1e-6)
+    return Link("the measured link", small / steps, bandwidth)
+
+
+def sizes_of(
+    config: ModelConfig, specs: Specs, itemsize: int, options: Options, ranks: int, source: Source | None = None
+) -> Sizes:
+    """What a plan has to know of a model. source: of its files, where they are here."""
+    text = config.text
+    layers, experts, table, head = [0] * text.num_hidden_layers, [0] * text.num_hidden_layers, 0, 0
+    for name, shape in text_tensors(config).items():
+        size = tensor_bytes(name, shape, specs.get(name.removesuffix(".weight")), itemsize)
+        if name.startswith("embed_tokens."):
+            table = size
+        elif name.startswith("lm_head."):
+            head = size
+        elif name.startswith("layers."):
+            number = int(name.split(".")[1])
+            if ".mlp.experts." in name:
+                experts[number] += size // shape[0]
+            else:
+                layers[number] += size
+    tokens = min(options.context_length or _CONTEXT, text.max_position_embeddings)
+    cache = cache_at(tokens, *cache_bytes(config, itemsize, options.kv_form)) // text.num_hidden_layers
+    turned = source is not None and any(name.endswith(SIGNS) for name in source.parts)
+    real = {name: spec for name, spec in specs.items() if spec is not None}
+    return Sizes(
+        layers=tuple(layers),
+        experts=tuple(experts) if text.moe else (),
+        num_experts=text.moe.num_experts if text.moe else 0,
+        experts_per_token=text.moe.experts_per_token if text.moe else 0,
+        table=table,
+        head=head or table,
+        tied=text.tie_word_embeddings,
+        beside=weight_bytes(config, specs, itemsize).vision,
+        hidden=text.hidden_size,
+        itemsize=itemsize,
+        cache=(cache,) * text.num_hidden_layers,
+        indivisible=indivisible(config, real, ranks, turned),
+    )
+
+
+def held(
+    source: Source, options: Options, plan: Plan, rank: int, memory: int, bounded: bool
+) -> tuple[int | None, StreamPlan | None]:
+    """(tokens of context, how experts are streamed) of a rank, as holding.decide has it of a whole model.
+
+    Raises CheckpointError where its share does not fit.
+    """
+    if plan.kind == "tensor":
+        return options.context_length, None
+    own = geometry(source.config, plan, rank)
+    demand = replace(of_source(source, compute_dtype(options.dtype)), config=own, kv_form=options.kv_form)
+    found = None if bounded else "free for this rank"
+    name = f"{source.folder.name}, {plan.kind} {plan.shares[rank][0]} to {plan.shares[rank][1] - 1} of rank {rank},"
+    tokens, stream = decide(demand, memory, options.context_length, found, name)
+    if stream is not None and plan.kind == "pipeline":
+        first, stop = plan.shares[rank]
+        count = source.config.text.moe.num_experts
+        after = len(source.config.text.layer_types) - stop
+        stream = replace(stream, slots=(count,) * first + stream.slots + (count,) * after)
+    return tokens, stream
+
+
+def _read(
+    folder: Path,
+    options: Options,
+    share: RankShare,
+    stream: StreamPlan | None,
+    warm_start: bool,
+    on_progress: Callable[[int, int], None] | None,
+) -> Any:
+    model = read_model(
+        folder,
+        dtype=options.dtype,
+        context_length=options.context_length,
+        yarn=options.yarn,
+        kv_form=options.kv_form,
+        stream=stream,
+        hot_lists=cache_folder() / "hot-experts" if warm_start else None,
+        share=share,
+        on_progress=on_progress,
+    )
+    if not isinstance(model, RanksModel):
+        raise CheckpointError("this is no share of a model")
+    if options.exact:
+        model.be_exact()
+    model.kernels = options.kernels
+    check_kernels(model, wanted=options.kernels)
+    return model
+
+
+def planned(
+    config: ModelConfig, specs: Specs, options: Options, memories: list[int], link: str, source: Source | None = None
+) -> Plan:
+    """The plan for machines with so much memory for a model each, over a link of LINKS. Raises ArgumentError."""
+    if link not in LINKS:
+        raise ArgumentError(f"link is {link!r}; there are {', '.join(LINKS)}")
+    sizes = sizes_of(config, specs, compute_dtype(options.dtype).size, options, len(memories), source)
+    return choose(sizes, [Host(memory) for memory in memories], LINKS[link], options.plan)

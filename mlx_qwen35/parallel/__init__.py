@@ -1,0 +1,1 @@
+"""One model on several machines, or in several processes: docs/DISTRIBUTED.md."""

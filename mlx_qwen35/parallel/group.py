@@ -1,0 +1,75 @@
+"""The places where ranks meet: a sum, a message to a neighbour; and what that came to.
+
+Knows MLX's groups. Knows no layers.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+_TRIES = 12
+
+
+@dataclass
+class Traffic:
+    """Sums and sends that were asked for, and the bytes of their arrays; a send counts where it is sent."""
+
+    sums: int = 0
+    sends: int = 0
+    nbytes: int = 0
+
+    @property
+    def messages(self) -> int:
+        return self.sums + self.sends
+
+
+class Group:
+    """`size` ranks, of which this is one. alike: all have the same chip, and so make the same bits of the same numbers.
+    """
+
+    def __init__(self, group: mx.distributed.Group) -> None:
+        self._group = group
+        self.rank, self.size = group.rank(), group.size()
+        self.traffic = Traffic()
+        self.alike = True
+
+    def sum(self, x: mx.array) -> mx.array:
+        """Of all ranks' arrays of one shape; the same bits on each."""
+        self.traffic.sums += 1
+        self.traffic.nbytes += x.nbytes
+        return mx.distributed.all_sum(x, group=self._group)
+
+    def send(self, x: mx.array, to: int) -> None:
+        """Computed and sent on return. to: a neighbour; the last rank's is the first."""
+        self.traffic.sends += 1
+        self.traffic.nbytes += x.nbytes
+        mx.eval(mx.distributed.send(x, to, group=self._group))
+
+    def receive(self, shape: Sequence[int], dtype: mx.Dtype, source: int) -> mx.array:
+        """Computed on return."""
+        x = mx.distributed.recv(list(shape), dtype, source, group=self._group)
+        mx.eval(x)
+        return x
+
+    def from_rank_0(self, expert_ids: mx.array, weights: mx.array) -> tuple[mx.array, mx.array]:
+        """Who was chosen: where chips differ, and may choose differently where two tie, rank 0's choice."""
+        if self.alike:
+            return expert_ids, weights
+        both = mx.concatenate([expert_ids.astype(mx.float32), weights.astype(mx.float32)], axis=-1)
+        both = self.sum(both if self.rank == 0 else mx.zeros_like(both))
+        ids, chosen = mx.split(both, 2, axis=-1)
+        return ids.astype(expert_ids.dtype), chosen.astype(weights.dtype)
+
+    def latency(self, nbytes: int) -> float:
+        """Seconds that a sum of so many bytes takes: the median of some; all ranks have to ask for it."""
+        x = mx.zeros((max(1, nbytes // 4),), mx.float32)
+        found = []
+        for _ in range(_TRIES):
+            start = time.perf_counter()
+            mx.eval(mx.distributed.all_sum(x, group=self._group))
+            found.append(time.perf_counter() - start)
+        return sorted(found)[len(found) // 2]

@@ -1,0 +1,207 @@
+"""The model of one rank: its share of the layers and experts, and where it meets the others.
+
+Knows layers and the group. Knows neither files nor who calls.
+
+    experts     every layer, of the experts a range; a layer's experts of all ranks are summed, in one message
+    pipeline    some layers; hidden states come from the rank before and go to the next, the last ones back to rank 0
+    tensor      every layer, of its heads a part; mixer and feed-forward are summed, in two messages
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from mlx_qwen35.cache import AnyLayer, Cache, Elsewhere
+from mlx_qwen35.config import ModelConfig
+from mlx_qwen35.experts.resident import ResidentExperts
+from mlx_qwen35.layers.mlp import MLP
+from mlx_qwen35.layers.moe import SparseMoE
+from mlx_qwen35.model import DecoderLayer, Model
+from mlx_qwen35.parallel.cuts import text_of
+from mlx_qwen35.parallel.group import Group
+from mlx_qwen35.parallel.plan import Plan
+
+_FEW = 64  # rows whose sums are float32 whatever is computed in
+
+
+class RankedMoE(SparseMoE):
+    """A mixture whose experts `first` .. `stop` are here, and the shared one on the last rank: summed over the ranks.
+
+    Every rank routes. With each row goes how many experts it went through here: all ranks together have to have each
+    of them once, or they did not route alike (`RanksModel.routed_alike`).
+    """
+
+    def __init__(self, whole: SparseMoE, config: ModelConfig, plan: Plan, group: Group) -> None:
+        nn.Module.__init__(self)
+        moe, (self._first, self._stop) = config.text.moe, plan.shares[group.rank]
+        self.experts_per_token, self.gate = whole.experts_per_token, whole.gate
+        size = config.text.hidden_size
+        self.experts = ResidentExperts(self._stop - self._first, size, moe.intermediate_size)
+        if group.rank == group.size - 1:
+            self.shared_expert, self.shared_expert_gate = whole.shared_expert, whole.shared_expert_gate
+        self._group = group
+        self._counts: list[mx.array] = []  # of the rows since they were looked at
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """x [B, T, H] -> [B, T, H]; evaluates what is routed."""
+        rows = x.reshape(-1, x.shape[-1])  # [N, H]
+        expert_ids, weights = self._group.from_rank_0(*self.choose(rows))  # [N, K]
+        shared = gate = None
+        if "shared_expert" in self:
+            shared, gate = self.shared_expert(rows), self.shared_expert_gate(rows)
+        routed, count = self._routed(rows, expert_ids, weights, () if shared is None else (shared, gate))
+        wide = mx.float32 if len(rows) <= _FEW else x.dtype
+        part = routed.astype(wide)
+        if shared is not None:
+            part = part + (mx.sigmoid(gate) * shared).astype(wide)
+        total = self._group.sum(mx.concatenate([part, count.astype(wide)], axis=-1))  # [N, H + 1]
+        self._counts.append(total[:, -1])
+        return total[:, :-1].astype(x.dtype).reshape(x.shape)
+
+    def _routed(
+        self, rows: mx.array, expert_ids: mx.array, weights: mx.array, beside: Sequence[mx.array]
+    ) -> tuple[mx.array, mx.array]:
+        """(the weighted sum over this rank's experts [N, H], how many of them each row had [N, 1])."""
+        mx.eval(expert_ids, rows, weights)
+        ids = np.array(expert_ids)
+        own = (ids >= self._first) & (ids < self._stop)
+        count = mx.array(own.sum(axis=1, keepdims=True).astype(np.float32))
+        at, _ = np.nonzero(own)
+        if not len(at):
+            return mx.zeros_like(rows), count
+        pairs = np.flatnonzero(own).astype(np.uint32)
+        local = mx.array((ids[own] - self._first).astype(np.uint32))[:, None]
+        mine = mx.array(at.astype(np.uint32))
+        y = self.experts(rows[mine], local, weights.reshape(-1)[mx.array(pairs)][:, None], beside)  # [P, H]
+        # each in its own place of [N, K]: the sum of a row has one order, whoever is beside it
+        placed = mx.zeros((ids.size, rows.shape[1]), y.dtype)
+        placed[mx.array(pairs)] = y
+        return placed.reshape(*ids.shape, -1).sum(axis=1), count
+
+
+class SummedMLP(MLP):
+    """A part of a feed-forward, summed over the ranks."""
+
+    _group_of: tuple[Group]
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return _summed(self._group_of[0], super().__call__(x))
+
+
+class CutLayer(DecoderLayer):
+    """A layer with a part of its heads, and of its feed-forward where that is dense."""
+
+    def __init__(self, config: ModelConfig, kind: str, plan: Plan, group: Group) -> None:
+        text = config.text
+        super().__init__(text_of(text, group.size), kind)
+        self._group_of = (group,)  # no part of the module
+        if isinstance(self.mlp, SparseMoE):
+            self.mlp = RankedMoE(self.mlp, config, plan, group)
+        else:
+            self.mlp = SummedMLP(text.hidden_size, text.intermediate_size // group.size)
+            self.mlp._group_of = (group,)
+
+    def _mixed(self, *inputs: Any) -> mx.array:
+        return _summed(self._group_of[0], super()._mixed(*inputs))
+
+
+def _summed(group: Group, x: mx.array) -> mx.array:
+    wide = mx.float32 if x.size // x.shape[-1] <= _FEW else x.dtype
+    return group.sum(x.astype(wide)).astype(x.dtype)
+
+
+class Passing(nn.Module):
+    """A layer that another rank has: what comes in goes out."""
+
+    is_attention = False
+
+    def __call__(self, x: mx.array, *others: Any) -> mx.array:
+        return x
+
+    feed = mix = __call__
+
+    def join(self) -> None:
+        """There is nothing to join."""
+
+
+class _Nowhere(nn.Module):
+    """Embeddings that another rank has."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self._size = size
+
+    def __call__(self, tokens: mx.array) -> mx.array:
+        return mx.zeros((*tokens.shape, self._size))
+
+
+class RanksModel(Model):
+    """A rank's share of a model. Its calls are made by all ranks together, with the same tokens."""
+
+    def __init__(self, config: ModelConfig, plan: Plan, group: Group) -> None:
+        super().__init__(config)
+        self._plan, self._ranks_group = (plan,), (group,)
+        text = config.text
+        if plan.kind == "experts":
+            for layer in self.layers:
+                layer.mlp = RankedMoE(layer.mlp, config, plan, group)
+        elif plan.kind == "tensor":
+            self.layers = [CutLayer(config, kind, plan, group) for kind in text.layer_types]
+        else:
+            first, stop = plan.shares[group.rank]
+            self.layers = [
+                layer if first <= number < stop else Passing() for number, layer in enumerate(self.layers)
+            ]
+        if group.rank:
+            for name in ("lm_head", "vision"):
+                if name in self:
+                    del self[name]
+            if plan.kind == "pipeline":
+                self.embed_tokens = _Nowhere(text.hidden_size)
+        self._returned = 0  # how many of the last hidden states of a call rank 0 looks at
+
+    @property
+    def plan(self) -> Plan:
+        return self._plan[0]
+
+    @property
+    def group(self) -> Group:
+        return self._ranks_group[0]
+
+    def make_cache(self, batch: int = 1, left_padding: Sequence[int] | None = None) -> Cache:
+        cache = super().make_cache(batch, left_padding)
+        held: list[AnyLayer] = cache.layers
+        pairs = zip(self.layers, held, strict=True)
+        cache.layers = [Elsewhere() if isinstance(layer, Passing) else own for layer, own in pairs]
+        return cache
+
+    def _through_layers(self, x: mx.array, *others: Any) -> mx.array:
+        """In a pipeline what other ranks' layers make of x comes from them; of that the last positions alone."""
+        if self.plan.kind != "pipeline":
+            return super()._through_layers(x, *others)
+        group, rank = self.group, self.group.rank
+        dtype, last = self.norm.weight.dtype, group.size - 1
+        if rank:
+            x = group.receive(x.shape, dtype, rank - 1)
+        x = super()._through_layers(x, *others)
+        count = min(self._returned or x.shape[1], x.shape[1])
+        if rank == last:
+            x = x[:, -count:]
+        group.send(x.astype(dtype), 0 if rank == last else rank + 1)
+        return group.receive((x.shape[0], count, x.shape[2]), dtype, last) if rank == 0 else x
+
+    def routed_alike(self) -> bool:
+        """Whether since this was asked last every row went through as many experts as it has, over all ranks."""
+        mixtures = [layer.mlp for layer in self.layers if isinstance(getattr(layer, "mlp", None), RankedMoE)]
+        counts = [count.astype(mx.float32) for mixture in mixtures for count in mixture._counts]
+        for mixture in mixtures:
+            mixture._counts = []
+        if not counts:
+            return True
+        return bool((mx.concatenate(counts) == self.config.text.moe.experts_per_token).all().item())
+

@@ -1,0 +1,196 @@
+"""The other ranks as rank 0 has them: what they are told, whether they live, and what is done when one does not.
+
+Knows wires, processes and time. Knows no layers.
+
+Whoever is lost, all others are told who and why, and end. Rank 0's own call then ends with MLX's error where it
+notices; where it waits for ever (a rank that was stopped), this process ends some seconds later, with STATUS.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_qwen35.errors import RankLostError, SessionError
+from mlx_qwen35.parallel.call import Call
+from mlx_qwen35.parallel.place import say_status
+from mlx_qwen35.parallel.wire import BYTES, FAILED, FRAME, TOLD, Watched, Wire
+
+STATUS = 70  # with which a process ends whose group is broken
+_GRACE = 4.0  # seconds for a call to end by itself once a rank is lost
+_NAMING = 3.0  # seconds that an error of MLX waits for the name of who is lost
+_ENDING = 5.0  # seconds for processes to end when they are told to
+
+
+class Ranks:
+    """wires: of ranks 1 and on. names: of all, in words, such as "rank 1 (studio, process 77)". children: those of them
+    that this process has started."""
+
+    def __init__(
+        self, wires: Sequence[Wire], names: Sequence[str], children: Mapping[int, subprocess.Popen[bytes]]
+    ) -> None:
+        self.names, self._children = list(names), dict(children)
+        self.lost: str | None = None
+        self._lock, self._named, self._naming = threading.RLock(), threading.Event(), threading.Lock()
+        self._busy = self._closed = False
+        self._watched = [
+            Watched(
+                wire,
+                lambda why, rank=rank: self._lose(f"{self.names[rank]} is lost: {self._reason(rank, why)}", rank),
+                lambda text, rank=rank: self._lose(f"{self.names[rank]} failed: {text}", rank),
+            )
+            for rank, wire in enumerate(wires, start=1)
+        ]
+
+    @contextmanager
+    def calling(self) -> Iterator[None]:
+        """Inside, one thread speaks to the others. Raises RankLostError where one is gone."""
+        with self._lock:
+            self._check()
+            yield
+
+    def send_call(self, call: Call) -> None:
+        """All of it is on its way on return."""
+        frame = call.frame().tobytes()
+        parts = [] if call.embedded is None else [*map(_bytes, call.embedded)]
+        for each in self._watched:
+            each.send(FRAME, frame)
+            for part in parts:
+                each.send(BYTES, part)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Inside, all ranks compute; whatever goes wrong breaks the group. Raises RankLostError, which names who."""
+        self._busy = True
+        try:
+            yield
+        except BaseException as error:
+            if not self._named.wait(_NAMING):
+                self.fail(f"{self.names[0]} failed: {error}")
+            raise RankLostError(self.lost) from error
+        finally:
+            self._busy = False
+        self._check()
+
+    def check_alike(self, alike: bool) -> None:
+        """Raises RankLostError where ranks have chosen different experts for a row."""
+        if not alike:
+            self.fail("the ranks chose different experts of the same numbers: their chips or systems round differently")
+            self._check()
+
+    def tell(self, **what: Any) -> None:
+        for each in self._watched:
+            each.tell(**what)
+
+    def answers(self, seconds: float | None = None) -> list[dict[str, Any]]:
+        """What each says to what it was told. Raises RankLostError, also after so many seconds."""
+        found, until = [], None if seconds is None else time.monotonic() + seconds
+        for rank, each in enumerate(self._watched, start=1):
+            while True:
+                message = each.next(0.2)
+                if message is not None and message[0] == TOLD:
+                    found.append(json.loads(bytes(message[1])))
+                    break
+                self._check()
+                if message is not None or (until is not None and time.monotonic() > until):
+                    self._lose(f"{self.names[rank]} does not answer", rank)
+        return found
+
+    def ask(self, **what: Any) -> list[dict[str, Any]]:
+        """Tell, and have the answers; raises SessionError with what one of them says against it."""
+        with self.calling():
+            self.tell(**what)
+            found = self.answers()
+        for rank, answer in enumerate(found, start=1):
+            if problem := answer.get("problem"):
+                raise SessionError(f"{self.names[rank]}: {problem}")
+        return found
+
+    def fail(self, why: str) -> None:
+        """The group is broken by what happened here."""
+        self._lose(why, None)
+
+    def close(self) -> None:
+        """In good order: the others end. Those that do not are ended."""
+        if self._closed:
+            return
+        self._closed = True
+        for each in self._watched:
+            each.close()
+        until = time.monotonic() + _ENDING
+        for child in self._children.values():
+            try:
+                child.wait(max(0.0, until - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+
+    def _check(self) -> None:
+        if self.lost is not None:
+            raise RankLostError(self.lost)
+        if self._closed:
+            raise RankLostError("the ranks were told to end: load the model again")
+
+    def _reason(self, rank: int, why: str) -> str:
+        child = self._children.get(rank)
+        with suppress(subprocess.TimeoutExpired):
+            if child is not None and (status := child.wait(0.3)):
+                return f"its process ended with status {status}"
+        return why
+
+    def _lose(self, text: str, rank: int | None) -> None:
+        with self._naming:
+            if self.lost is not None or self._closed:
+                return
+            self.lost = text
+        self._named.set()
+        for number, each in enumerate(self._watched, start=1):
+            if number != rank:
+                each.send(FAILED, text.encode())
+        for child in self._children.values():
+            child.kill() if child is self._children.get(rank) else child.terminate()
+        threading.Thread(target=self._end_if_stuck, name="mlx-qwen35 ranks", daemon=True).start()
+
+    def _end_if_stuck(self) -> None:
+        time.sleep(_GRACE)
+        if self._busy:
+            end_at_once(self.lost)
+
+
+def end_at_once(why: str | None) -> None:
+    """What hangs in a call of MLX cannot be interrupted: the process ends."""
+    print(f"error: {why}", file=sys.stderr, flush=True)
+    with suppress(OSError):
+        say_status(STATUS)
+    os._exit(STATUS)
+
+
+def _bytes(array: mx.array | None) -> bytes:
+    """Dtype, shape and values; nothing for None."""
+    if array is None:
+        return b""
+    values = array.view(mx.uint16) if array.dtype == mx.bfloat16 else array
+    name = str(array.dtype).removeprefix("mlx.core.")
+    head = f"{name} {' '.join(map(str, array.shape))}\n".encode()
+    return head + np.ascontiguousarray(np.array(values)).tobytes()
+
+
+def read_bytes(body: bytes | bytearray) -> mx.array | None:
+    """What `_bytes` made."""
+    if not body:
+        return None
+    head, _, values = bytes(body).partition(b"\n")
+    name, *shape = head.decode().split()
+    kind = {"bfloat16": "uint16"}.get(name, name)
+    array = mx.array(np.frombuffer(values, kind).reshape([int(size) for size in shape]))
+    return array.view(mx.bfloat16) if name == "bfloat16" else array
