@@ -14,7 +14,7 @@ from copy import copy
 from dataclasses import dataclass, field, fields, replace
 from functools import wraps
 from numbers import Integral
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import mlx.core as mx
 import numpy as np
@@ -26,8 +26,10 @@ from mlx_qwen35.steps import Steps, drawn, normalised
 if TYPE_CHECKING:
     from mlx_qwen35.thinking import ThinkingBudget
 
+_Class = TypeVar("_Class")
 
-def _named_only(cls: type) -> type:
+
+def _named_only(cls: type[_Class]) -> type[_Class]:
     """Values of a dataclass are given by name; errors say so, and which name was meant."""
     make, names = cls.__init__, [spec.name for spec in fields(cls)]
 
