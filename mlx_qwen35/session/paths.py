@@ -18,7 +18,7 @@ from mlx_qwen35.cache import StretchedKVCache
 from mlx_qwen35.cache_copy import cache_at, freeze, shrink, slack
 from mlx_qwen35.session.file import media_bytes
 from mlx_qwen35.session.marks import Mark
-from mlx_qwen35.session.timeline import Session, Shown
+from mlx_qwen35.session.timeline import Shown, Timeline
 
 if TYPE_CHECKING:
     from mlx_qwen35.session.asked import Asked
@@ -36,9 +36,9 @@ class Path:
     that is gone.
     """
 
-    def __init__(self, session: Session, *, guest: bool = False) -> None:
+    def __init__(self, session: Timeline, *, guest: bool = False) -> None:
         self._session = weakref.ref(session)
-        self._kept: Session | None = session
+        self._kept: Timeline | None = session
         self.asked: Asked | None = None
         self.guest = guest
         self.used: dict[int, int] = {}  # point: when it was gone on from
@@ -50,7 +50,7 @@ class Path:
         self._of_marks: tuple[list[Mark], dict[int, int]] | None = None
 
     @property
-    def session(self) -> Session | None:
+    def session(self) -> Timeline | None:
         """None: it was in use, and its user has lost it."""
         return self._session()
 
@@ -86,8 +86,8 @@ class Path:
             self._buffers = held
         return held
 
-    def _counted(self, session: Session) -> dict[int, int]:
-        """As `Session.buffers`, and pixels; between two marks only what grows is looked at."""
+    def _counted(self, session: Timeline) -> dict[int, int]:
+        """As `Timeline.buffers`, and pixels; between two marks only what grows is looked at."""
         marks, cache = session.marks.kept, session.cache
         if self._of_marks is None or self._of_marks[0] is not marks:
             snapshots = {id(array): array.nbytes for mark in marks for array in mark.snapshot.arrays()}
@@ -135,7 +135,7 @@ class Path:
             for layer in self.session.cache.layers
         )
 
-    def give(self, other: Session, point: int, tokens: Sequence[int], shown: Iterable[Shown], room: int = 0) -> None:
+    def give(self, other: Timeline, point: int, tokens: Sequence[int], shown: Iterable[Shown], room: int = 0) -> None:
         """Give another session this one's past up to a point, which `tokens` and `shown` are of or go beyond.
 
         One that is in use is not touched: its keys and values are copied, or shared where they are others' already. If

@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from mlx_qwen35.session.timeline import Session
+from mlx_qwen35.session.saving import Session
 
 if TYPE_CHECKING:
     from mlx_qwen35.model import Model

@@ -18,7 +18,7 @@ from mlx_qwen35.errors import SessionError
 from mlx_qwen35.kv import KVFormat, Stretch
 from mlx_qwen35.session import file, newer
 from mlx_qwen35.session.fingerprint import fingerprint, fingerprint_of_head
-from mlx_qwen35.session.timeline import Session
+from mlx_qwen35.session.timeline import Pool, Timeline
 from mlx_qwen35.speculative.drafters import HeadDrafter, Taken
 from mlx_qwen35.speculative.pace import MOST, Pace
 
@@ -26,9 +26,25 @@ if TYPE_CHECKING:
     from mlx_qwen35.model import Model
     from mlx_qwen35.processor import Processor
     from mlx_qwen35.session.marks import Mark
-    from mlx_qwen35.session.pool import Sessions
 
 _STATES, _KINDS = ("conv", "matrix"), ("keys", "values")
+
+
+class Session(Timeline):
+    """What was computed of one conversation or document; it goes to a file and comes back from it.
+
+    `stream_generate(..., session=)` goes on with it. How: see Timeline.
+    """
+
+    def save(self, path: str | Path) -> None:
+        """Writes it to a file, in place of what may be there: that stays whole until the new one is. `load_session`
+        reads it. Raises WriteError where the disk refuses, SessionError while an answer is made."""
+        save_session(self, path)
+
+    def save_notes(self, path: str | Path) -> None:
+        """Writes the notes alone, to a small file beside the one that `save` wrote to `path`: `load_session` finds
+        them there. Raises WriteError."""
+        newer.write(Path(path), self.notes)
 
 
 def save_session(session: Session, path: str | Path) -> None:
@@ -48,7 +64,7 @@ def save_session(session: Session, path: str | Path) -> None:
 
 
 def packed(
-    session: Session, whose: Mapping[str, str], marks: Iterable[Mark]
+    session: Timeline, whose: Mapping[str, str], marks: Iterable[Mark]
 ) -> tuple[dict[str, Any], dict[str, mx.array]]:
     """(description, arrays) of a session, with these of its marks, for `file.write`; nothing is copied. whose: its
     fingerprint."""
@@ -79,7 +95,7 @@ def load_session(
     processor: Processor | None = None,
     *,
     snapshot_bytes: int | None = None,
-    pool: Sessions | None = None,
+    pool: Pool | None = None,
 ) -> Session:
     """The session that `save_session` wrote; what it computes next is what it would have computed then, bit for bit.
 
@@ -249,7 +265,7 @@ def _states(name: str, arrays: dict[str, mx.array]) -> tuple[mx.array | None, mx
     return conv, matrix
 
 
-def _put_drafts(session: Session, marks: Sequence[Mark], arrays: dict[str, mx.array]) -> dict[str, Any] | None:
+def _put_drafts(session: Timeline, marks: Sequence[Mark], arrays: dict[str, mx.array]) -> dict[str, Any] | None:
     """Adds what the model's own MTP head knew at each mark and knows now; -> what that is, None: nothing.
 
     A draft model has something too, but which model that is no file says.

@@ -25,7 +25,7 @@ from mlx_qwen35.session.behind import SUFFIX, Behind, Job, names_of
 from mlx_qwen35.session.fingerprint import fingerprint, hash_of
 from mlx_qwen35.session.reading import Reading
 from mlx_qwen35.session.saving import check_fit, cut_to, form_of, packed, unpack
-from mlx_qwen35.session.timeline import Session
+from mlx_qwen35.session.timeline import Timeline
 from mlx_qwen35.session.tree import Tree, key_of
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ class Shelf:
                 best, furthest = filed, point
         return best, furthest
 
-    def read(self, filed: Filed, point: int, session: Session, ahead: Reading | None = None) -> bool:
+    def read(self, filed: Filed, point: int, session: Timeline, ahead: Reading | None = None) -> bool:
         """Give a new session the past of a file up to one of its points, or all of it; whether that could be done.
         ahead: where it was read before."""
         try:
@@ -136,7 +136,7 @@ class Shelf:
             os.utime(filed.path)
 
     def put(
-        self, session: Session, marks: Iterable[Mark], key: np.ndarray, shorter: Filed | None
+        self, session: Timeline, marks: Iterable[Mark], key: np.ndarray, shorter: Filed | None
     ) -> tuple[Job, Filed] | None:
         """Have a settled session written with these marks; -> the job, and the file that there will be. None: not to
         this folder. shorter: a file, written or to be written before, that it says all of, and more."""

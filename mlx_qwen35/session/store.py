@@ -27,7 +27,7 @@ from mlx_qwen35.session.held import Held, Total, union
 from mlx_qwen35.session.paths import SHARE_FROM, Path
 from mlx_qwen35.session.reading import Reading
 from mlx_qwen35.session.shelf import Filed, Shelf
-from mlx_qwen35.session.timeline import Session
+from mlx_qwen35.session.timeline import Timeline
 from mlx_qwen35.session.tree import Tree, common, key_of
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Store:
         self._total = Total()
         self._clock = count(1)
         self._prompts = Prompts(model)
-        self._awaited: weakref.ref[Session] | weakref.ref[Reading] | None = None
+        self._awaited: weakref.ref[Timeline] | weakref.ref[Reading] | None = None
         self._readings: dict[tuple[FilePath, int], Reading] = {}  # files, and up to where
         self._dropped: list[Reading] = []  # that end soon
         if directory is not None and getattr(model, "ranks_told", None) is not None:
@@ -96,7 +96,7 @@ class Store:
         """How many paths there are."""
         return len(self._tree)
 
-    def begin(self, prompt: Prompt, *, wait: bool = True, behind: bool = False) -> Session | None:
+    def begin(self, prompt: Prompt, *, wait: bool = True, behind: bool = False) -> Timeline | None:
         """A session of the store whose past begins as `prompt`, as far as there is such a past. `answering` and
         `go_on(prompt)` are called on it as on any, and `settled` or `drop` at the end.
 
@@ -126,7 +126,7 @@ class Store:
             if path.job is not None and self._shelf.cancel(path.job):  # a longer one will be written
                 path.job, path.filed = None, path.filed_before
         else:
-            session = Session(self.model, self._processor, snapshot_bytes=self._snapshot_bytes)
+            session = Timeline(self.model, self._processor, snapshot_bytes=self._snapshot_bytes)
             if path is not None:
                 self._give(path, point, session, asked)
             path = Path(session)
@@ -136,7 +136,7 @@ class Store:
         self._make_room()
         return session
 
-    def seed(self, session: Session, prompt: Prompt, *, wait: bool = True, behind: bool = False) -> bool:
+    def seed(self, session: Timeline, prompt: Prompt, *, wait: bool = True, behind: bool = False) -> bool:
         """Give a caller's own session the store's beginning of `prompt`, if it has less of it. It is in use from then
         on, as one that `begin` gave, and goes its own way after `settled` or `drop`. Nobody else may be answering with
         it. False: as None of `begin`."""
@@ -165,7 +165,7 @@ class Store:
         return True
 
     @property
-    def awaited(self) -> Session | Reading | None:
+    def awaited(self) -> Timeline | Reading | None:
         """For whose prompt, or for which file, `begin` or `seed` said last to wait."""
         return None if self._awaited is None else self._awaited()
 
@@ -179,7 +179,7 @@ class Store:
                 del self._readings[key]
                 self._dropped = [*(other for other in self._dropped if not other.done), reading]
 
-    def settled(self, session: Session) -> None:
+    def settled(self, session: Timeline) -> None:
         """The answer of a session has ended: it is a path of the tree from now on, and others make room for it."""
         path = self._lent_to(session)
         if path is None:
@@ -195,7 +195,7 @@ class Store:
             self._remove(path)
         self._make_room()
 
-    def drop(self, session: Session) -> None:
+    def drop(self, session: Timeline) -> None:
         """What was computed on a session has failed: forget it. A caller's own keeps what it has."""
         path = self._lent_to(session)
         if path is not None:
@@ -328,12 +328,12 @@ class Store:
         self._awaited = weakref.ref(reading)
         return reading.done
 
-    def _read(self, filed: Filed, point: int) -> Session | None:
+    def _read(self, filed: Filed, point: int) -> Timeline | None:
         """A session with the past of a file, no shorter than up to a point; None: it cannot be had."""
         ahead = self._readings.pop((filed.path, point), None)
         if ahead is None:
             self._make_room(filed.nbytes * point // len(filed.key))
-        session = Session(self.model, self._processor, snapshot_bytes=self._snapshot_bytes)
+        session = Timeline(self.model, self._processor, snapshot_bytes=self._snapshot_bytes)
         return session if self._shelf.read(filed, point, session, ahead) else None
 
     def _put_down(self, path: Path) -> None:
@@ -361,13 +361,13 @@ class Store:
         held = {id(path.job) for path in self._tree if path.asked is None}
         return [job for job in self._shelf.jobs if id(job) not in held]
 
-    def _give(self, path: Path, point: int, session: Session, asked: Asked) -> None:
+    def _give(self, path: Path, point: int, session: Timeline, asked: Asked) -> None:
         path.gone_on_from(point, next(self._clock))
         if path.filed is not None:
             self._shelf.used(path.filed)
         path.give(session, point, asked.prompt.tokens, asked.shown, len(asked.key))
 
-    def _lend(self, path: Path, session: Session, asked: Asked) -> None:
+    def _lend(self, path: Path, session: Timeline, asked: Asked) -> None:
         before = self._lent_to(session)
         if before is not None:  # nobody said that its answer had ended
             self._remove(before)
@@ -387,7 +387,7 @@ class Store:
         shared = next((shared for _, shared in self._tree.meeting(asked.key)), 0)
         return [min(shared, last)] + ([] if asked.prompt.turns else [last])
 
-    def _lent_to(self, session: Session) -> Path | None:
+    def _lent_to(self, session: Timeline) -> Path | None:
         path = self._lent.get(id(session))
         return path if path is not None and path.session is session else None
 
@@ -405,7 +405,7 @@ class Store:
             if point <= shared
         }
 
-    def _learn_from(self, session: Session) -> None:
+    def _learn_from(self, session: Timeline) -> None:
         """Keep the first place where prompts meet of a caller's own session: system message and tools."""
         mark = next((mark for mark in session.marks if mark.met and mark.offset >= WORTH), None)
         if mark is None or not self.most_bytes:
@@ -414,7 +414,7 @@ class Store:
         if any(path.point(shared) == mark.offset for path, shared in self._tree.meeting(key)):
             return
         shown = tuple((start, medium) for start, medium in session.shown if start < mark.offset)
-        own = Session(self.model, self._processor, snapshot_bytes=self._snapshot_bytes)
+        own = Timeline(self.model, self._processor, snapshot_bytes=self._snapshot_bytes)
         Path(session, guest=True).give(own, mark.offset, session.tokens, shown)
         path = Path(own)
         path.settle(next(self._clock))

@@ -1,6 +1,7 @@
-"""A session: the tokens and media that were computed, their cache, and how a new prompt goes on from them.
+"""A timeline: the tokens and media that were computed, their cache, and how a new prompt goes on from them.
 
-Knows token ids, what stands behind placeholders, the cache and its snapshots. Knows nothing of messages or text.
+Knows token ids, what stands behind placeholders, the cache and its snapshots. Knows nothing of messages
+or text, nor of files: a Session (saving.py) is a timeline that goes into one.
 """
 
 from __future__ import annotations
@@ -8,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import zip_longest
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
 
 import numpy as np
 
@@ -21,13 +21,21 @@ if TYPE_CHECKING:
     from mlx_qwen35.cache import Cache, Snapshot
     from mlx_qwen35.model import Model
     from mlx_qwen35.processor import Processor, Prompt
-    from mlx_qwen35.session.pool import Sessions
     from mlx_qwen35.vision.media import Media
 
 Shown = tuple[int, "Media"]  # where the placeholders of an image or video begin
 
 
-class Session:
+_Self = TypeVar("_Self", bound="Timeline")
+
+
+class Pool(Protocol):
+    """Of several timelines: told which one was used last."""
+
+    def used(self, session: Any) -> None: ...
+
+
+class Timeline:
     """One cache and the tokens it covers, with marks to go back to. `stream_generate(..., session=)` goes on with it.
 
     Keys and values can be cut anywhere, the state of a delta layer cannot: it goes back to a snapshot only. A template
@@ -47,7 +55,7 @@ class Session:
         processor: Processor | None = None,
         *,
         snapshot_bytes: int | None = None,
-        pool: Sessions | None = None,
+        pool: Pool | None = None,
     ) -> None:
         """processor: that makes the prompts; a saved session then fits only that. snapshot_bytes: for snapshots, which
         then lie closer together or further apart (None: what the model says). pool: of which it is one.
@@ -191,27 +199,13 @@ class Session:
             self._refuse(then)
         self._go_back(len(self.tokens))
 
-    def save(self, path: str | Path) -> None:
-        """Writes it to a file, in place of what may be there: that stays whole until the new one is. `load_session`
-        reads it. Raises WriteError where the disk refuses, SessionError while an answer is made."""
-        from mlx_qwen35.session.saving import save_session
-
-        save_session(self, path)
-
-    def save_notes(self, path: str | Path) -> None:
-        """Writes the notes alone, to a small file beside the one that `save` wrote to `path`: `load_session` finds
-        them there. Raises WriteError."""
-        from mlx_qwen35.session import newer
-
-        newer.write(Path(path), self.notes)
-
-    def branch(self) -> Session:
-        """Another session with the same past, which is not copied: both go on from it, each its own way.
+    def branch(self: _Self) -> _Self:
+        """Another one with the same past, which is not copied: both go on from it, each its own way.
 
         Raises SessionError while an answer is made.
         """
         self.agree("branch it")
-        other = Session(self.model, self.processor, snapshot_bytes=self._snapshot_bytes, pool=self._pool)
+        other = type(self)(self.model, self.processor, snapshot_bytes=self._snapshot_bytes, pool=self._pool)
         if self.tokens:
             other.cache, snapshots = self.cache.branch(mark.snapshot for mark in self.marks)
             other.tokens, other.shown = list(self.tokens), list(self.shown)

@@ -1,6 +1,6 @@
 """Where a chat's messages come from: a terminal with editing, or plain lines.
 
-Knows lines, and how several of them are one message. Editing at a terminal is terminal.py's, which brings a library.
+Knows where lines come from. Editing at a terminal is terminal.py's, which brings a library.
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Protocol
 
+from mlx_qwen35.cli.chat.blocks import continues, opens_block, unquoted
 from mlx_qwen35.errors import PromptError
 from mlx_qwen35.interrupt import Ending
-
-QUOTES = '"""'
 
 
 class Reader(Protocol):
@@ -57,29 +56,6 @@ class LineReader:
 
     def waiting(self) -> AbstractContextManager[None]:
         return nullcontext()
-
-
-def opens_block(line: str) -> bool:
-    """Whether a line that was typed begins a message of several, up to the next three quotes."""
-    return line.lstrip().startswith(QUOTES) and not _closes(line)
-
-
-def continues(text: str, block: bool) -> bool:
-    """Whether a message goes on after its last line was ended. block: its first opened one."""
-    if block:
-        return not _closes(text)
-    return (len(text) - len(text.rstrip("\\"))) % 2 == 1
-
-
-def unquoted(text: str, block: bool) -> str:
-    """The message without the quotes around it."""
-    if block or (text.strip().startswith(QUOTES) and _closes(text) and "\n" not in text):
-        return text.strip()[len(QUOTES) : -len(QUOTES)].strip("\n")
-    return text
-
-
-def _closes(text: str) -> bool:
-    return text.rstrip().endswith(QUOTES) and len(text.strip()) >= 2 * len(QUOTES)
 
 
 def open_reader(ending: Ending, words: Callable[[str], list[str]]) -> Reader:
