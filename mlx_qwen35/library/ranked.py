@@ -39,6 +39,7 @@ from mlx_qwen35.machine.gpu import gpu_info
 from mlx_qwen35.machine.system import cache_folder, processor_name
 from mlx_qwen35.parallel import meeting, place
 from mlx_qwen35.parallel.cuts import indivisible
+from mlx_qwen35.parallel.early import PATIENCE, Watcher, come_early
 from mlx_qwen35.parallel.follower import Follower
 from mlx_qwen35.parallel.group import Group
 from mlx_qwen35.parallel.identity import identity
@@ -47,7 +48,6 @@ from mlx_qwen35.parallel.model import RanksModel
 from mlx_qwen35.parallel.plan import LINKS, Host, Link, Plan, Sizes, choose
 from mlx_qwen35.parallel.ranks import Ranks
 from mlx_qwen35.parallel.share import RankShare, geometry
-from mlx_qwen35.parallel.wire import TOLD
 from mlx_qwen35.processor import Processor
 
 if TYPE_CHECKING:
@@ -55,7 +55,14 @@ if TYPE_CHECKING:
 
 _COMPARED = ("mlx", "mlx-qwen35", "checkpoint", "options")
 _CONTEXT = 32768  # tokens whose cache a plan is made for, where no context is asked for
-_FOLLOW = "import sys; from mlx_qwen35.library.ranked import main; sys.exit(main())"
+# Rank 0 sees it before anything heavy is imported.
+_FOLLOW = """
+import sys
+from mlx_qwen35.parallel.early import come_early
+wire = come_early()
+from mlx_qwen35.library.ranked import main
+sys.exit(main(wire))
+"""
 
 
 @dataclass(frozen=True)
@@ -142,42 +149,47 @@ def load_leader(
     where = place.place_of()
     if where is not None and where.ranks != count:
         raise ArgumentError(f"ranks is {count}, but {where.ranks} were launched")
+    ranks, launched = Ranks(count), where is not None
     with tempfile.TemporaryDirectory() as made:
-        children: dict[int, subprocess.Popen[bytes]] = {}
-        if where is None:
-            environments = place.on_this_machine(count, Path(made))
-            size = memory_size(memory)[0] // count
-            told = {"folder": str(folder), "memory": size, "warm_start": warm_start, "options": asdict(options)}
-            children = {rank: _start(environments[rank], told) for rank in range(1, count)}
-            os.environ.update(environments[0])
-            where, memory = place.place_of(), size
+        environments = [] if launched else place.on_this_machine(count, Path(made))
+        where = where or place.place_of(environments[0])
+        door = meeting.Door(where, ranks)
         try:
-            return _lead(where, folder, options, memory, warm_start, children, on_progress)
+            if not launched:
+                memory = memory_size(memory)[0] // count
+                told = {"folder": str(folder), "memory": memory, "warm_start": warm_start, "options": asdict(options)}
+                ranks.children = {rank: _start(environments[rank], told) for rank in range(1, count)}
+                os.environ.update(environments[0])
+            return _lead(where, ranks, folder, options, memory, warm_start, on_progress)
         except BaseException:
-            for child in children.values():
-                child.kill()
-                child.wait()
+            ranks.end_children()
             raise
         finally:
-            if children:
+            door.close()
+            if not launched:
                 for name in (place.RANK, place.HOSTFILE, place.MEETING):
                     os.environ.pop(name, None)
 
 
 def _lead(
     where: place.Place,
+    ranks: Ranks,
     folder: Path,
     options: Options,
     memory: int | str | None,
     warm_start: bool,
-    children: Mapping[int, subprocess.Popen[bytes]],
     on_progress: Callable[[int, int], None] | None,
 ) -> LeaderModel:
-    source = _source(folder, options)
-    own = _facts(source, options, memory)
-    wires, facts = meeting.wait_for_others(where, own, _COMPARED, children)
-    ranks = Ranks(wires, [meeting.name_of(rank, each) for rank, each in enumerate(facts)], children)
     try:
+        source = _source(folder, options)
+        own = _facts(source, options, memory)
+        ranks.wait_for_all(meeting.HERE if ranks.children else PATIENCE)
+        facts = [own, *ranks.answers()]
+        ranks.names = [meeting.name_of(rank, each) for rank, each in enumerate(facts)]
+        if problem := meeting.differences(facts, _COMPARED):
+            ranks.fail(problem)
+            raise ArgumentError(problem)
+        ranks.tell(welcome=True)
         with ranks.together():
             group = meeting.join(where)
             link = measured(group, source.config.text.hidden_size)
@@ -199,48 +211,53 @@ def _lead(
     return model
 
 
-def follow(folder: Path, options: Options, *, memory: int | str | None = None, warm_start: bool = True) -> int:
+def follow(
+    folder: Path,
+    options: Options,
+    *,
+    memory: int | str | None = None,
+    warm_start: bool = True,
+    follower: Follower | None = None,
+) -> int:
     """Another rank than 0: loads its share and does what rank 0 says, until that ends. -> 0.
 
-    Raises ArgumentError where the ranks do not fit together, and RankLostError where rank 0 does not come. What goes
-    wrong later ends the process, with 70.
+    What goes wrong ends the process, with 70 and the reason.
+    follower: where rank 0 was met already.
     """
     where = place.place_of()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C goes to all of a group; rank 0 decides
-    source = _source(folder, options)
-    wire = meeting.come(where, _facts(source, options, memory))
-    follower = Follower(wire, where.rank)
+    follower = follower or Follower(come_early(), where.rank)
     try:
+        source = _source(folder, options)
+        follower.tell(**_facts(source, options, memory))
+        follower.told("welcome")
         group = meeting.join(where)
         measured(group, source.config.text.hidden_size)
-        kind, told = follower.next()
-        assert kind == TOLD
+        told = follower.told("plan")
         group.alike = told["alike"]
         kind, shares = told["plan"]
         plan = Plan(kind, tuple(tuple(share) for share in shares), (), (), 0.0)
         size = memory_size(memory)[0]
         tokens, stream = held(source, options, plan, where.rank, size, memory is not None)
-        follower.watched.tell(context=tokens)
+        follower.tell(context=tokens)
         model = _read(folder, options, RankShare(source.config, plan, group), stream, warm_start, None)
-        follower.watched.tell(loaded=True)
+        follower.tell(loaded=True)
+    except SystemExit:
+        raise
     except BaseException as error:
         follower.failed(error)
     follower.follow(model)
     return 0
 
 
-def main() -> int:
-    """The program of ranks that `load_leader` starts."""
+def main(watcher: Watcher) -> int:
+    """The program of ranks that `load_leader` starts, once they have met it."""
     told = json.loads(sys.argv[1])
     options = Options(**told["options"])
     mx.set_default_device(mx.gpu if options.device == "gpu" else mx.cpu)
-    from mlx_qwen35.errors import Qwen35Error
-
-    try:
-        return follow(Path(told["folder"]), options, memory=told["memory"], warm_start=told["warm_start"])
-    except Qwen35Error as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    follower = Follower(watcher, place.place_of().rank)
+    how = {"memory": told["memory"], "warm_start": told["warm_start"]}
+    return follow(Path(told["folder"]), options, **how, follower=follower)
 
 
 def _start(environment: Mapping[str, str], told: Mapping[str, Any]) -> subprocess.Popen[bytes]:

@@ -18,10 +18,11 @@ from mlx_qwen35.cache import Cache
 from mlx_qwen35.cache_rows import RowsCache
 from mlx_qwen35.parallel import kept
 from mlx_qwen35.parallel.call import NONE, ONE, Call, has_embedded
+from mlx_qwen35.parallel.early import end_at_once
 from mlx_qwen35.parallel.model import RanksModel
 from mlx_qwen35.parallel.points import Mirrors
-from mlx_qwen35.parallel.ranks import end_at_once, read_bytes
-from mlx_qwen35.parallel.wire import BYTES, END, FAILED, FRAME, TOLD, Watched, Wire
+from mlx_qwen35.parallel.ranks import read_bytes
+from mlx_qwen35.parallel.wire import BYTES, END, FAILED, FRAME, TOLD, Watched
 from mlx_qwen35.vision.sight import Sight
 
 _NAMING = 3.0  # seconds that an error waits for rank 0's word of who is lost
@@ -30,23 +31,34 @@ _NAMING = 3.0  # seconds that an error waits for rank 0's word of who is lost
 class Follower:
     """One rank's half of the conversation."""
 
-    def __init__(self, wire: Wire, rank: int) -> None:
-        self._rank = rank
-        self.watched = Watched(wire, lambda why: end_at_once(f"rank 0 is lost: {why}"), end_at_once)
+    def __init__(self, watched: Watched, rank: int) -> None:
+        self._rank, self._watched = rank, watched
         self._mirrors = Mirrors()
         self._steps = 0
         self._last: mx.array | None = None  # what came of the last call
 
     def next(self) -> tuple[bytes, Any]:
         """The next message, JSON read."""
-        kind, body = self.watched.next()
+        kind, body = self._watched.next()
         return (kind, json.loads(bytes(body))) if kind == TOLD else (kind, body)
+
+    def tell(self, **what: Any) -> None:
+        self._watched.tell(**what)
+
+    def told(self, name: str) -> dict[str, Any]:
+        """What rank 0 says next, which is to be of this kind; where that ends, this process does."""
+        kind, body = self.next()
+        if kind == END:
+            raise SystemExit(0)
+        if kind != TOLD or name not in body:
+            raise ValueError(f"rank 0 was to say {name}")
+        return body
 
     def failed(self, error: BaseException) -> None:
         """Tells rank 0 of what went wrong here, and ends. Where another is lost, rank 0 says who, and that is told."""
         if isinstance(error, RuntimeError):  # as MLX's of a lost connection
             time.sleep(_NAMING)  # rank 0's word ends this process
-        self.watched.send(FAILED, f"{type(error).__name__}: {error}".encode())
+        self._watched.send(FAILED, f"{type(error).__name__}: {error}".encode())
         time.sleep(0.2)
         end_at_once(f"rank {self._rank}: {error}")
 
@@ -60,7 +72,7 @@ class Follower:
                 if kind == FRAME:
                     self._compute(model, bytes(body))
                 elif kind == TOLD:
-                    self.watched.tell(**self._answer(model, body))
+                    self._watched.tell(**self._answer(model, body))
         except BaseException as error:
             self.failed(error)
 

@@ -9,9 +9,8 @@ import faulthandler
 import json
 import os
 import socket
-import subprocess
 import sys
-import time
+import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -21,9 +20,10 @@ import mlx.core as mx
 from mlx_qwen35.errors import ArgumentError, RankLostError
 from mlx_qwen35.parallel.group import Group
 from mlx_qwen35.parallel.place import HOSTFILE, Place
-from mlx_qwen35.parallel.wire import FAILED, TOLD, Wire, connect
+from mlx_qwen35.parallel.ranks import Ranks
+from mlx_qwen35.parallel.wire import Wire
 
-PATIENCE = 120.0  # seconds for all ranks to come
+HERE = 25.0  # seconds for those that are started here, which come before they do anything else
 _JOINING = 60  # seconds for MLX to connect them once all are there
 
 Facts = Mapping[str, Any]
@@ -35,57 +35,36 @@ def name_of(rank: int, facts: Facts) -> str:
     return f"rank {rank} ({facts['host']}, process {facts['process']})"
 
 
-def wait_for_others(
-    place: Place, facts: Facts, compared: Sequence[str], children: Mapping[int, subprocess.Popen[bytes]]
-) -> tuple[list[Wire], list[Facts]]:
-    """On rank 0: (a wire to each of the others, what all say of themselves).
+class Door:
+    """Where the others come to rank 0, from now on until it is closed."""
 
-    compared: the facts in which all have to agree; a fact that is an object is compared by its keys. Raises
-    ArgumentError, on every rank with the same words, where they do not, and RankLostError where one does not come.
-    """
-    wires: dict[int, Wire] = {}
-    told: dict[int, Facts] = {0: facts}
-    with _listening(place) as door:
-        until = time.monotonic() + PATIENCE
-        while len(wires) < place.ranks - 1:
-            door.settimeout(0.2)
-            with suppress(TimeoutError):
-                wire = Wire(door.accept()[0])
-                with suppress(OSError, ValueError, KeyError, TypeError):  # a stranger
+    def __init__(self, place: Place, ranks: Ranks) -> None:
+        """Raises ArgumentError where nobody can come."""
+        self._ranks, self._socket = ranks, socket.socket()
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            self._socket.bind((place.host, place.port))
+        except OSError as error:
+            self._socket.close()
+            where = f"{place.host}:{place.port}"
+            raise ArgumentError(f"rank 0 cannot wait for the others at {where} ({error})") from None
+        self._socket.listen(place.ranks)
+        threading.Thread(target=self._let_in, name="mlx-qwen35 door", daemon=True).start()
+
+    def close(self) -> None:
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+
+    def _let_in(self) -> None:
+        with suppress(OSError):
+            while True:
+                wire = Wire(self._socket.accept()[0])
+                try:
                     kind, body = wire.receive(10)
-                    said = json.loads(bytes(body))
-                    if kind == TOLD and 0 < said["rank"] < place.ranks and said["rank"] not in wires:
-                        wires[said["rank"]], told[said["rank"]] = wire, said["facts"]
-                        continue
-                wire.close()
-            gone = [rank for rank, child in children.items() if rank not in wires and child.poll() is not None]
-            if gone or time.monotonic() > until:
-                absent = gone or [rank for rank in range(1, place.ranks) if rank not in wires]
-                why = "ended before it came" if gone else f"did not come to {place.host}:{place.port}"
-                text = f"rank {', '.join(map(str, absent))} {why}; there are to be {place.ranks} ranks"
-                _refuse(wires.values(), text)
-                raise RankLostError(text)
-    ordered, facts_of = [wires[rank] for rank in sorted(wires)], [told[rank] for rank in range(place.ranks)]
-    problem = differences(facts_of, compared)
-    if problem:
-        _refuse(ordered, problem)
-        raise ArgumentError(problem)
-    for wire in ordered:
-        wire.tell(welcome=[name_of(rank, each) for rank, each in enumerate(facts_of)])
-    return ordered, facts_of
-
-
-def come(place: Place, facts: Facts) -> Wire:
-    """On the others. Raises ArgumentError with rank 0's words where it does not fit, and RankLostError."""
-    try:
-        wire = connect(place.host, place.port, PATIENCE)
-        wire.tell(rank=place.rank, facts=dict(facts))
-        kind, body = wire.receive(2 * PATIENCE)
-    except OSError as error:
-        raise RankLostError(f"rank 0 at {place.host}:{place.port} is not there ({error})") from None
-    if kind == FAILED:
-        raise ArgumentError(body.decode())
-    return wire
+                    self._ranks.admit(int(json.loads(bytes(body))["rank"]), wire)
+                except (OSError, ValueError, KeyError, TypeError):  # a stranger
+                    wire.close()
 
 
 def join(place: Place) -> Group:
@@ -126,21 +105,3 @@ def _odd(name: str, values: Sequence[Any]) -> list[str]:
         return []
     return [f"{name} is " + ", ".join(f"{value!r} on rank {rank}" for rank, value in enumerate(values))]
 
-
-def _listening(place: Place) -> socket.socket:
-    door = socket.socket()
-    door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        door.bind((place.host, place.port))
-    except OSError as error:
-        door.close()
-        raise ArgumentError(f"rank 0 cannot wait for the others at {place.host}:{place.port} ({error})") from None
-    door.listen(place.ranks)
-    return door
-
-
-def _refuse(wires: Any, text: str) -> None:
-    for wire in wires:
-        with suppress(OSError):
-            wire.send(FAILED, text.encode())
-            wire.close()

@@ -9,12 +9,10 @@ notices; where it waits for ever (a rank that was stopped), this process ends so
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -23,34 +21,53 @@ import numpy as np
 
 from mlx_qwen35.errors import RankLostError, SessionError
 from mlx_qwen35.parallel.call import Call
-from mlx_qwen35.parallel.place import say_status
+from mlx_qwen35.parallel.early import end_at_once
 from mlx_qwen35.parallel.wire import BYTES, FAILED, FRAME, TOLD, Watched, Wire
 
-STATUS = 70  # with which a process ends whose group is broken
 _GRACE = 4.0  # seconds for a call to end by itself once a rank is lost
 _NAMING = 3.0  # seconds that an error of MLX waits for the name of who is lost
 _ENDING = 5.0  # seconds for processes to end when they are told to
 
 
 class Ranks:
-    """wires: of ranks 1 and on. names: of all, in words, such as "rank 1 (studio, process 77)". children: those of them
-    that this process has started."""
+    """`count` of them, this one included, of which none has come yet. names: in words, such as "rank 1 (studio, process
+    77)". children: those that this process has started."""
 
-    def __init__(
-        self, wires: Sequence[Wire], names: Sequence[str], children: Mapping[int, subprocess.Popen[bytes]]
-    ) -> None:
-        self.names, self._children = list(names), dict(children)
+    def __init__(self, count: int) -> None:
+        self.names = [f"rank {rank}" for rank in range(count)]
+        self.children: dict[int, subprocess.Popen[bytes]] = {}
         self.lost: str | None = None
         self._lock, self._named, self._naming = threading.RLock(), threading.Event(), threading.Lock()
         self._busy = self._closed = False
-        self._watched = [
-            Watched(
-                wire,
-                lambda why, rank=rank: self._lose(f"{self.names[rank]} is lost: {self._reason(rank, why)}", rank),
-                lambda text, rank=rank: self._lose(f"{self.names[rank]} failed: {text}", rank),
-            )
-            for rank, wire in enumerate(wires, start=1)
-        ]
+        self._here: dict[int, Watched] = {}
+
+    @property
+    def _watched(self) -> list[Watched]:
+        return [self._here[rank] for rank in sorted(self._here)]
+
+    def admit(self, rank: int, wire: Wire) -> None:
+        """One has come; from now on it is watched. Raises ValueError where it is none of these, or is here already."""
+        if not 0 < rank < len(self.names) or rank in self._here:
+            raise ValueError(f"rank {rank} of {len(self.names)}")
+        self._here[rank] = Watched(
+            wire,
+            lambda why: self._lose(f"{self.names[rank]} is lost: {self._reason(rank, why)}", rank),
+            lambda text: self._lose(f"{self.names[rank]} failed: {text}", rank),
+        )
+        if self.lost is not None:
+            self._here[rank].send(FAILED, self.lost.encode())
+
+    def wait_for_all(self, seconds: float) -> None:
+        """Until all have come. Raises RankLostError, with who has not."""
+        until = time.monotonic() + seconds
+        while len(self._here) < len(self.names) - 1:
+            self._check()
+            absent = [rank for rank in range(1, len(self.names)) if rank not in self._here]
+            ended = [rank for rank in absent if rank in self.children and self.children[rank].poll() is not None]
+            if ended or time.monotonic() > until:
+                why = "ended before it came" if ended else f"did not come within {seconds:.0f} seconds"
+                self.fail(f"rank {', '.join(map(str, ended or absent))} {why}; there are to be {len(self.names)} ranks")
+            time.sleep(0.05)
 
     @contextmanager
     def calling(self) -> Iterator[None]:
@@ -95,7 +112,7 @@ class Ranks:
     def answers(self, seconds: float | None = None) -> list[dict[str, Any]]:
         """What each says to what it was told. Raises RankLostError, also after so many seconds."""
         found, until = [], None if seconds is None else time.monotonic() + seconds
-        for rank, each in enumerate(self._watched, start=1):
+        for rank, each in sorted(self._here.items()):
             while True:
                 message = each.next(0.2)
                 if message is not None and message[0] == TOLD:
@@ -127,8 +144,12 @@ class Ranks:
         self._closed = True
         for each in self._watched:
             each.close()
+        self.end_children()
+
+    def end_children(self) -> None:
+        """What was started here has ended on return; those that do not by themselves are ended."""
         until = time.monotonic() + _ENDING
-        for child in self._children.values():
+        for child in self.children.values():
             try:
                 child.wait(max(0.0, until - time.monotonic()))
             except subprocess.TimeoutExpired:
@@ -142,7 +163,7 @@ class Ranks:
             raise RankLostError("the ranks were told to end: load the model again")
 
     def _reason(self, rank: int, why: str) -> str:
-        child = self._children.get(rank)
+        child = self.children.get(rank)
         with suppress(subprocess.TimeoutExpired):
             if child is not None and (status := child.wait(0.3)):
                 return f"its process ended with status {status}"
@@ -154,25 +175,17 @@ class Ranks:
                 return
             self.lost = text
         self._named.set()
-        for number, each in enumerate(self._watched, start=1):
+        for number, each in sorted(self._here.items()):
             if number != rank:
                 each.send(FAILED, text.encode())
-        for child in self._children.values():
-            child.kill() if child is self._children.get(rank) else child.terminate()
+        if rank in self.children:
+            self.children[rank].kill()  # one that was stopped, too: MLX notices then
         threading.Thread(target=self._end_if_stuck, name="mlx-qwen35 ranks", daemon=True).start()
 
     def _end_if_stuck(self) -> None:
         time.sleep(_GRACE)
         if self._busy:
             end_at_once(self.lost)
-
-
-def end_at_once(why: str | None) -> None:
-    """What hangs in a call of MLX cannot be interrupted: the process ends."""
-    print(f"error: {why}", file=sys.stderr, flush=True)
-    with suppress(OSError):
-        say_status(STATUS)
-    os._exit(STATUS)
 
 
 def _bytes(array: mx.array | None) -> bytes:
