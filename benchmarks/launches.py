@@ -69,7 +69,7 @@ class Count:
     asked: int
     bound: int
     held: int
-    by_kind: dict[str, list[Launch]]  # "linear_attention", "full_attention", and "around" the layers
+    by_kind: dict[str, list[Launch]]  # "first", "linear_attention", "full_attention", and "around" the layers
     times: dict[str, int]
 
 
@@ -216,11 +216,12 @@ def bound(step: Step) -> dict[str, int]:
 
 def _by_kind(step: Step, of: Callable[[str, mx.array], float]) -> dict[str, int]:
     """of(name, array) added up over the arguments, for one layer of each kind and around the layers."""
-    totals: Counter[str] = Counter()
+    totals: dict[str, float] = Counter()
     for name, array in step.arguments.items():
         number = next((int(word) for word in name.split(".") if word.isdigit()), None)
         totals["around" if number is None else step.kinds[number]] += of(name, array)
-    return {kind: round(total / (step.kinds.count(kind) or 1)) for kind, total in totals.items()}
+    totals = {kind: round(total / (step.kinds.count(kind) or 1)) for kind, total in totals.items()}
+    return totals | {"first": totals[step.kinds[0]]}
 
 
 def count(side: str, size: str, layers: int, context: int, rows: int = 1, batch: int = 1) -> Count:
@@ -228,13 +229,13 @@ def count(side: str, size: str, layers: int, context: int, rows: int = 1, batch:
     step = ALL_SIDES[side](geometry.config(size, layers), context, rows, batch)
     launches = trace(step.run, step.arguments, touched=touched(step))
     by_layer = [[launch for launch in launches if launch.layer == number] for number in range(layers + 2)]
-    by_kind = {"around": by_layer[0] + by_layer[-1]}
-    for number, kind in enumerate(step.kinds, 1):
+    by_kind = {"around": by_layer[0] + by_layer[-1], "first": by_layer[1]}  # nothing waits to be added before the first
+    for number, kind in enumerate(step.kinds[1:], 2):
         first = by_kind.setdefault(kind, by_layer[number])
         if [(a.name, a.read, a.written) for a in first] != [(a.name, a.read, a.written) for a in by_layer[number]]:
             raise ValueError(f"layer {number - 1} of {size} launches other operations than another {kind} layer")
     published = geometry.config(size)["text_config"]["layer_types"]
-    times = {kind: published.count(kind) for kind in set(step.kinds)} | {"around": 1}
+    times = {kind: published[1:].count(kind) for kind in set(step.kinds)} | {"around": 1, "first": 1}
     least, held = bound(step), _by_kind(step, lambda _, array: array.nbytes)
     return Count(
         launches=sum(times[kind] * sum(a.count for a in found) for kind, found in by_kind.items()),

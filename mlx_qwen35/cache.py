@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
 from .following import Follower
 from .kv import KVFormat, Stretch, grown
@@ -456,8 +457,8 @@ class Cache:
 def text_positions(cache: Any, length: int) -> mx.array:
     """`Cache.positions` of anything with offset, rope_delta and left_padding."""
     delta = cache.rope_delta
-    positions = mx.arange(cache.offset, cache.offset + length)[None]
-    positions = positions + (delta if isinstance(delta, int) else mx.array(delta)[:, None])
+    starts = np.array([delta] if isinstance(delta, int) else delta)[:, None] + cache.offset
+    positions = mx.array((starts + np.arange(length)).astype(np.int32))  # no launch and no operation of a step
     if cache.left_padding is not None:
         positions = mx.maximum(positions - cache.left_padding[:, None], 0)
     return positions

@@ -211,8 +211,8 @@ class RowsCache:
 
     def positions(self, length: int) -> mx.array:
         """As `Cache.positions`: [B, length]."""
-        starts = mx.array([cache.offset + cache.rope_delta for cache in self.rows])
-        return starts[:, None] + mx.arange(length)
+        starts = [cache.offset + cache.rope_delta for cache in self.rows]
+        return mx.array([[start + at for at in range(length)] for start in starts])
 
     def advance(self, length: int) -> None:
         """The layers have taken `length` more positions of each row."""

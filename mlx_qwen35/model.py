@@ -18,16 +18,12 @@ import numpy as np
 from .cache import Cache, DeltaState, KVCache, StretchedKVCache
 from .cache_list import CacheList
 from .cache_rows import RowsCache
-from .config import ModelConfig, TextConfig
+from .config import ModelConfig
+from .decoder import DecoderLayer, together
 from .errors import PromptError, Qwen35Error
-from .experts.resident import ResidentExperts
 from .kv import KVFormat
-from .layers.attention import GatedAttention
-from .layers.delta_net import GatedDeltaNet
 from .layers.embedding import Embedding
 from .layers.linear import Linear
-from .layers.mlp import MLP
-from .layers.moe import SparseMoE
 from .layers.norm import RMSNorm
 from .layers.rope import RotaryEmbedding
 from .layers.tiles import mix_in_tiles
@@ -46,66 +42,6 @@ SNAPSHOT_BYTES = 1 << 30  # what a session may take for going back: 5 states of 
 
 
 AnyMedia = "Sequence[Media] | Sequence[Sequence[Media]]"
-
-
-class DecoderLayer(nn.Module):
-    """x += mixer(norm(x)); x += ffn(norm(x)). The mixer is attention or a delta net, the ffn dense or experts."""
-
-    def __init__(self, config: TextConfig, kind: str):
-        super().__init__()
-        self.is_attention = kind == "full_attention"
-        if self.is_attention:
-            self.self_attn = GatedAttention(config)
-        else:
-            self.linear_attn = GatedDeltaNet(config)
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = _feed_forward(config)
-
-    def __call__(
-        self,
-        x: mx.array,
-        rope: tuple[mx.array, mx.array],
-        cache: KVCache | StretchedKVCache | DeltaState | None,
-        readable: mx.array | None,
-        present: mx.array | None,
-    ) -> mx.array:
-        """x [B, T, H] -> [B, T, H]. Which positions are tokens and not padding (None: all), readable [B, S]: of all up
-        to the last of x; present [B, T]: of those of x."""
-        x, h = self.post_attention_layernorm.after(x, self._mixed(x, rope, cache, readable, present))
-        return x + self.mlp(h)
-
-    def mix(
-        self,
-        x: mx.array,
-        rope: tuple[mx.array, mx.array],
-        cache: KVCache | StretchedKVCache | DeltaState | None,
-        readable: mx.array | None,
-        present: mx.array | None,
-    ) -> mx.array:
-        """The first half: x [B, T, H] -> [B, T, H]; arguments as above."""
-        return x + self._mixed(x, rope, cache, readable, present)
-
-    def _mixed(
-        self,
-        x: mx.array,
-        rope: tuple[mx.array, mx.array],
-        cache: KVCache | DeltaState | None,
-        readable: mx.array | None,
-        present: mx.array | None,
-    ) -> mx.array:
-        h = self.input_layernorm(x)
-        return self.self_attn(h, rope, cache, readable) if self.is_attention else self.linear_attn(h, cache, present)
-
-    def feed(self, x: mx.array) -> mx.array:
-        """The second half: x [B, T, H] -> [B, T, H]."""
-        return x + self.mlp(self.post_attention_layernorm(x))
-
-    def join(self) -> None:
-        """Put weights that meet the same input side by side in memory; lazy."""
-        (self.self_attn if self.is_attention else self.linear_attn).join()
-        if isinstance(self.mlp, MLP):
-            self.mlp.join()
 
 
 class Model(nn.Module):
@@ -227,14 +163,14 @@ class Model(nn.Module):
         x = self.embed_tokens(tokens).astype(self.norm.weight.dtype)
         if sight is not None:
             x = sight.written_into(x)
-        x = self._through_layers(x, rope, cache, readable, present, more, between)
+        x, added = self._through_layers(x, rope, cache, readable, present, more, between)
         if wanted is not None:
-            x = x[:, -wanted:]
+            x, added = x[:, -wanted:], None if added is None else added[:, -wanted:]
         if cache is not None:
             cache.advance(length)
             if sight is not None:
                 cache.rope_delta = _deltas(cache, sight.next_positions)
-        return self.norm(x)
+        return self.norm.after(x, added)[1]
 
     def _through_layers(
         self,
@@ -245,27 +181,31 @@ class Model(nn.Module):
         present: mx.array | None,
         more: bool,
         between: Callable[[mx.array], None] | None,
-    ) -> mx.array:
-        """Arguments as in DecoderLayer, but the cache of all layers, and as in `hidden`."""
+    ) -> tuple[mx.array, mx.array | None]:
+        """Arguments as in DecoderLayer, but the cache of all layers, and as in `hidden`; -> two parts of a sum."""
         pool, length = self._pool, x.shape[1]
         if cache is None and pool is not None and length > pool.plan.tile:
             cache = self.make_cache(x.shape[0])  # which joins the tiles
         states = cache.layers if cache is not None else [None] * len(self.layers)
-        if pool is None:
+        tile = math.inf if pool is None else pool.plan.tile
+
+        def through() -> tuple[mx.array, mx.array | None]:
+            last, added = x, None
             for layer, state in zip(self.layers, states, strict=True):
-                x = layer(x, rope, state, readable, present)
-                if between is not None:
-                    between(x)
-            return x
-        with pool.one_at_a_time, pool.turn(more):
-            for layer, state in zip(self.layers, states, strict=True):
-                if length > pool.plan.tile:
-                    x = layer.feed(mix_in_tiles(layer.mix, pool.plan.tile, x, rope, state, readable, present))
+                if length > tile:
+                    mixed = mix_in_tiles(layer.mix, tile, together(last, added), rope, state, readable, present)
+                    last, added = layer.feed(mixed)
                 else:
-                    x = layer(x, rope, state, readable, present)
+                    last, added = layer(last, rope, state, readable, present, added)
                 if between is not None:
-                    between(x)
-        return x
+                    last, added = together(last, added), None
+                    between(last)
+            return last, added
+
+        if pool is None:
+            return through()
+        with pool.one_at_a_time, pool.turn(more):
+            return through()
 
     def see(
         self,
@@ -480,12 +420,3 @@ def _rows_of(media: AnyMedia, batch: int) -> list[Sequence[Media]]:
     if len(rows) != batch:
         raise ValueError(f"media are given for {len(rows)} rows, but there are {batch}: give one list a row")
     return rows
-
-
-def _feed_forward(config: TextConfig) -> nn.Module:
-    if config.moe is None:
-        return MLP(config.hidden_size, config.intermediate_size)
-    moe = config.moe
-    return SparseMoE(
-        config.hidden_size, moe, ResidentExperts(moe.num_experts, config.hidden_size, moe.intermediate_size)
-    )

@@ -20,10 +20,10 @@ import mlx.nn as nn
 
 from .cache import KVCache, StretchedKVCache
 from .config import TextConfig
+from .decoder import DecoderLayer
 from .layers.linear import Linear
 from .layers.norm import RMSNorm
 from .layers.rope import RotaryEmbedding
-from .model import DecoderLayer
 
 PRIME_AT_ONCE = 512  # tokens of a prompt that are best given to a head in one call
 
@@ -53,10 +53,10 @@ class MTPHead(nn.Module):
         caches: one a layer, from `make_caches` or branched from those; what they hold comes before these T.
         """
         joined = mx.concatenate([self.pre_fc_norm_embedding(embeddings), self.pre_fc_norm_hidden(hidden)], axis=-1)
-        x, rope = self.fc(joined), self._rope(positions)
+        x, added, rope = self.fc(joined), None, self._rope(positions)
         for layer, cache in zip(self.layers, caches or [None] * len(self.layers), strict=True):
-            x = layer(x, rope, cache, None, None)
-        return self.norm(x)
+            x, added = layer(x, rope, cache, None, None, added)
+        return self.norm.after(x, added)[1]
 
     def make_caches(self) -> list[KVCache]:
         return [KVCache() for _ in self.layers]

@@ -62,17 +62,17 @@ class _OneByOne:
     def __len__(self) -> int:
         return len(self._layers)
 
-    def __iter__(self) -> Iterator[Callable[..., mx.array]]:
+    def __iter__(self) -> Iterator[Callable[..., tuple[mx.array, mx.array]]]:
         for number in range(len(self._layers)):
             yield self._called(number)
 
-    def _called(self, number: int) -> Callable[..., mx.array]:
-        def call(*arguments: object) -> mx.array:
+    def _called(self, number: int) -> Callable[..., tuple[mx.array, mx.array]]:
+        def call(*arguments: object) -> tuple[mx.array, mx.array]:
             layer, self._layers[number] = self._layers[number], nn.Identity()
             _fill(layer, f"layers.{number}.", self._source, self._dtype)
-            x = layer(*arguments)
-            mx.eval(x)
-            return x
+            parts = layer(*arguments)
+            mx.eval(parts)
+            return parts
 
         return call
 

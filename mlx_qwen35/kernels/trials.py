@@ -11,7 +11,17 @@ from collections.abc import Iterator, Sequence
 
 import mlx.core as mx
 
-from . import add_norm, attention_inputs, delta_decode, expert_down, expert_gate_up, ragged_attention, router
+from . import (
+    add_norm,
+    angles,
+    attention_inputs,
+    delta_decode,
+    expert_down,
+    expert_gate_up,
+    norm_matmul,
+    ragged_attention,
+    router,
+)
 from .delta_decode.reference import delta_decode as delta_decode_reference
 from .trial import Trial
 from .weights import Kind, Weights
@@ -71,6 +81,48 @@ def of_add_norm(width: int, dtype: mx.Dtype, weight: mx.Dtype) -> Trial:
         {"width": width, "dtype": dtype, "weight": weight},
         lambda: add_norm.add_norm(*arrays(), eps=_EPS),
         lambda: add_norm.reference.add_norm(*_wide(arrays()), eps=_EPS),
+    )
+
+
+def of_norm_matmul(
+    dtype: mx.Dtype, norm: mx.Dtype, gate: Kind, up: Kind | None = None, *, rows: int, added: bool
+) -> Trial:
+    """norm: dtype of its weight; gate, up: kinds of what meets it; added: whether there is a sum to be taken."""
+    gate, up = (kind and kind._replace(rows=20) for kind in (gate, up))  # how many outputs is no part of a kernel
+
+    def arguments() -> list[mx.array | Weights | None]:
+        some = _Random(10)
+        x, more = some.normal((rows, gate.width), dtype), some.normal((rows, gate.width), dtype)
+        weight = some.normal((gate.width,), norm, spread=0.3, middle=1)
+        return [x, more if added else None, weight, *(kind and some.matrix(kind) for kind in (gate, up))]
+
+    def expected() -> Sequence[mx.array]:
+        x, more, weight, *matrices = arguments()
+        wide = [array if array is None else array.astype(mx.float32) for array in (x, more, weight)]
+        return norm_matmul.reference.norm_matmul(*wide, *matrices, eps=_EPS)
+
+    return Trial(
+        norm_matmul._KERNEL,
+        {"dtype": dtype, "norm": norm, "kinds": (gate, up), "rows": rows, "added": added},
+        lambda: norm_matmul.norm_matmul(*arguments(), eps=_EPS),
+        expected,
+    )
+
+
+def of_angles(half: int, factor: float, *, several: bool) -> Trial:
+    """half: pairs of values that turn; several: each by one of three positions of a token."""
+
+    def arrays() -> list[mx.array]:
+        some = _Random(9)
+        tokens = (3, 2, 3) if several else (2, 3)
+        positions = (some.bits(tokens) % 1000).astype(mx.int32)
+        return [positions, mx.abs(some.normal((half,), mx.float32)), mx.arange(half, dtype=mx.int32) % 3]
+
+    return Trial(
+        angles._KERNEL,
+        {"half": half, "several": several},
+        lambda: angles.angles(*arrays(), factor),
+        lambda: angles.reference.angles(*arrays(), factor),
     )
 
 

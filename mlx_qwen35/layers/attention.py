@@ -18,6 +18,7 @@ from .linear import Linear
 from .norm import RMSNorm
 from .rows import RowsAttention
 from .stretches import stretched_attention
+from .summed import Summed
 
 # Scores of one layer that may exist at once. MLX materialises them for head_dim 256 when more than 8 rows ask.
 MOST_SCORES = 2**26
@@ -48,12 +49,13 @@ class GatedAttention(JoinedInputs, nn.Module):
 
     def __call__(
         self,
-        x: mx.array,
+        x: mx.array | Summed,
         rope: tuple[mx.array, mx.array],
         cache: KVCache | StretchedKVCache | RowsKV | None = None,
         readable: mx.array | None = None,
     ) -> mx.array:
-        """x [B, T, H] -> [B, T, H]. rope: cos, sin of these T positions. cache: of this layer, or None.
+        """x [B, T, H], or what is to be its norm -> [B, T, H]. rope: cos, sin of these T positions. cache: of
+        this layer, or None.
 
         readable [B, S]: which of all S positions are tokens and not padding; None where all are.
         """

@@ -24,6 +24,7 @@ from ..kernels.once import cut, once
 from .joined import JoinedInputs, columns, neighbours
 from .linear import Linear, rows_in_lanes, worth_lanes
 from .norm import GatedRMSNorm
+from .summed import Summed, array_of
 
 
 class ShortConv(nn.Module):
@@ -123,8 +124,10 @@ class GatedDeltaNet(JoinedInputs, nn.Module):
         self._widths = [2 * keys + values, values, self.value_heads, self.value_heads]
         self.eval()  # train() chooses another form of the recurrence
 
-    def __call__(self, x: mx.array, cache: DeltaState | None = None, present: mx.array | None = None) -> mx.array:
-        """x [B, T, H] -> [B, T, H]. cache: of this layer, or None.
+    def __call__(
+        self, x: mx.array | Summed, cache: DeltaState | None = None, present: mx.array | None = None
+    ) -> mx.array:
+        """x [B, T, H], or what is to be its norm -> [B, T, H]. cache: of this layer, or None.
 
         present [B, T]: which of these positions are tokens and not padding; None where all are. Padding on the left
         leaves window and state at zero, because nothing here has a bias; padding on the right (mlx-lm's batches have
@@ -134,6 +137,7 @@ class GatedDeltaNet(JoinedInputs, nn.Module):
         in_one = on_gpu() and present is None and length <= self._most_in_one and not (self.training or self.unfused)
         if in_one and self.conv1d.weight.shape[1] > 1:
             return self._decode(x, cache)
+        x = array_of(x)
         if present is None and not self.training and worth_lanes(x, *self.joinable(), self.out_proj):
             return self._by_heads(x, cache)
         ends = None
@@ -221,7 +225,7 @@ class GatedDeltaNet(JoinedInputs, nn.Module):
     def joinable(self) -> list[nn.Module]:
         return [self.in_proj_qkv, self.in_proj_z, self.in_proj_b, self.in_proj_a]
 
-    def _decode(self, x: mx.array, cache: DeltaState | None) -> mx.array:
+    def _decode(self, x: mx.array | Summed, cache: DeltaState | None) -> mx.array:
         """The same for a few tokens on a GPU, what is between the projections in one launch."""
         made = self._joined(x, self.joinable())
         mixed, _ = neighbours(made[:2])  # begins at column 0, as the first projection does
@@ -229,7 +233,7 @@ class GatedDeltaNet(JoinedInputs, nn.Module):
         window, matrix = (None, None) if cache is None else (cache.conv, cache.matrix)
         channels, taps, _ = self.conv1d.weight.shape
         if window is None:
-            window = mx.zeros((x.shape[0], taps - 1, channels), x.dtype)
+            window = mx.zeros((x.shape[0], taps - 1, channels), mixed.dtype)
         if matrix is None:
             matrix = mx.zeros((x.shape[0], self.value_heads, self.value_dim, self.key_dim), mx.float32)
         each = cache is not None and cache.steps is not None and cache.places is None

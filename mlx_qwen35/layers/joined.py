@@ -16,7 +16,9 @@ import mlx.nn as nn
 from ..kernels.backend import on_gpu
 from ..kernels.few_rows import unpacks
 from ..kernels.quantized_matmul import rows_alone
+from ..kernels.weights import Weights, weights_of
 from .linear import is_bare
+from .summed import Summed, array_of
 
 _LEAVES = ("weight", "scales", "biases")
 
@@ -32,6 +34,16 @@ class Run:
     widths: list[int]
     arrays: list[mx.array]
     parts: list[list[mx.array]]
+    _found: Weights | None = None
+
+    def readable(self, first: nn.Module) -> Weights | None:
+        """The joined matrix as kernels read it; None if they do not. first: the first of the maps."""
+        if weights_of(first) is None:
+            return None
+        if self._found is None:
+            how = {"group_size": first.group_size, "bits": first.bits, "mode": first.mode}
+            self._found = Weights.of(*self.arrays, **how)
+        return self._found
 
 
 class Joined:
@@ -49,22 +61,29 @@ class Joined:
                 self.runs.append(_join(maps[first : first + count], first))
             first += count
 
-    def __call__(self, x: mx.array, maps: Sequence[nn.Module]) -> list[tuple[mx.array, int]]:
-        """x [.., in] -> for each map an array [.., columns] and the column in it where the map's result begins.
+    def __call__(self, x: mx.array | Summed, maps: Sequence[nn.Module]) -> list[tuple[mx.array, int]]:
+        """x [.., in], or what is to be its norm -> for each map an array [.., columns] and the column in it where
+        the map's result begins.
 
         Joined maps share one array. On the CPU that is for few rows and small maps only: results with gaps are slow to
         go on with, and a product of many outputs has another form than those of few (kernels/few_rows).
         """
         runs = {run.first: run for run in self._unchanged(maps)}
         if not on_gpu():
+            x = array_of(x)
             runs = {first: run for first, run in runs.items() if _alike_on_cpu(x, run, maps[first])}
         found: list[tuple[mx.array, int]] = []
         while len(found) < len(maps):
             run = runs.get(len(found))
+            number = len(found)
+            product = None
+            if isinstance(x, Summed):
+                product = x.through(weights_of(maps[number]) if run is None else run.readable(maps[number]))
             if run is None:
-                found.append((maps[len(found)](x), 0))
+                found.append((maps[number](array_of(x)) if product is None else product, 0))
                 continue
-            product = maps[run.first].product(maps[run.first].turned(x), *run.arrays)
+            if product is None:
+                product = maps[number].product(maps[number].turned(array_of(x)), *run.arrays)
             column = 0
             for width in run.widths:
                 found.append((product, column))
@@ -81,6 +100,16 @@ class Joined:
             taken = [widths[number]] if run is None else run.widths
             found += [(number, sum(taken), sum(taken[:place])) for place in range(len(taken))]
         return found
+
+    def readable(self, maps: Sequence[nn.Module]) -> list[Weights]:
+        """The matrices of the products that there are, those that kernels read."""
+        runs = {run.first: run for run in self._unchanged(maps)}
+        found, number = [], 0
+        while number < len(maps):
+            run = runs.get(number)
+            found.append(weights_of(maps[number]) if run is None else run.readable(maps[number]))
+            number += 1 if run is None else len(run.widths)
+        return [weights for weights in found if weights is not None]
 
     def _unchanged(self, maps: Sequence[nn.Module]) -> list[Run]:
         """The runs whose maps hold what was joined. Others are forgotten, so that their arrays do not stay."""

@@ -7,9 +7,10 @@ import mlx.nn as nn
 
 from ..kernels.activation import swiglu
 from ..kernels.lanes import together
-from ..kernels.weights import Projections
+from ..kernels.weights import Projections, weights_of
 from .joined import JoinedInputs, columns
 from .linear import Linear, rows_in_lanes, worth_lanes
+from .summed import Summed
 
 
 class MLP(JoinedInputs, nn.Module):
@@ -22,7 +23,13 @@ class MLP(JoinedInputs, nn.Module):
         self.down_proj = Linear(intermediate_size, hidden_size, bias=False)
         self._widths = [intermediate_size, intermediate_size]
 
-    def __call__(self, x: mx.array) -> mx.array:
+    def __call__(self, x: mx.array | Summed) -> mx.array:
+        """x [.., H], or what is to be its norm -> [.., H]."""
+        if isinstance(x, Summed):
+            hidden = x.through(weights_of(self.gate_proj), weights_of(self.up_proj), gated=True)
+            if hidden is not None:
+                return self.down_proj(hidden)
+            x = x.normed
         if worth_lanes(x, self.gate_proj, self.up_proj, self.down_proj):
             return self._in_lanes(x)
         made = self._joined(x, self.joinable())

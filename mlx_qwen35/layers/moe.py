@@ -18,6 +18,7 @@ from ..kernels.router import route
 from ..kernels.weights import Projections, weights_of
 from .linear import Linear
 from .mlp import MLP
+from .summed import Summed, array_of
 
 # Rows up to which a GPU takes each with its experts in one launch; more are sorted by expert, which is then read once.
 MIX_UP_TO = 8
@@ -57,19 +58,26 @@ class SparseMoE(nn.Module):
         self.shared_expert = MLP(hidden_size, moe.shared_intermediate_size)
         self.shared_expert_gate = Linear(hidden_size, 1, bias=False)
 
-    def choose(self, rows: mx.array) -> tuple[mx.array, mx.array]:
-        """rows [N, H], normed -> (expert ids [N, K], weights [N, K])."""
-        return route(self.gate(rows), self.experts_per_token, differentiable=self.training or self.unfused)
+    def choose(self, rows: mx.array, logits: mx.array | None = None) -> tuple[mx.array, mx.array]:
+        """rows [N, H], normed, and what the router makes of them, if that is known -> (expert ids [N, K], weights
+        [N, K])."""
+        logits = self.gate(rows) if logits is None else logits
+        return route(logits, self.experts_per_token, differentiable=self.training or self.unfused)
 
-    def __call__(self, x: mx.array) -> mx.array:
-        """x [B, T, H] -> [B, T, H]."""
+    def __call__(self, x: mx.array | Summed) -> mx.array:
+        """x [B, T, H], or what is to be its norm -> [B, T, H]."""
+        logits = x.through(weights_of(self.gate)) if isinstance(x, Summed) else None
+        x = array_of(x)
         rows = x.reshape(-1, x.shape[-1])  # [N, H]
+        if logits is not None:
+            logits = logits.reshape(len(rows), -1)
         if on_gpu() and len(rows) <= MIX_UP_TO and not (self.training or self.unfused):
             shared, shared_gate = self.shared_expert.projections(), weights_of(self.shared_expert_gate)
             if shared is not None and shared_gate is not None and self.experts.projections() is not None:
-                expert_ids, weights = route(self.gate(rows), self.experts_per_token, rows, shared_gate)
+                logits = self.gate(rows) if logits is None else logits
+                expert_ids, weights = route(logits, self.experts_per_token, rows, shared_gate)
                 return self.experts.mixed(rows, expert_ids, weights, shared).reshape(x.shape)
-        expert_ids, weights = self.choose(rows)
+        expert_ids, weights = self.choose(rows, logits)
         shared, gate = self.shared_expert(rows), self.shared_expert_gate(rows)
         routed = self.experts(rows, expert_ids, weights, beside=(shared, gate))
         return _with_shared(routed, shared, gate).reshape(x.shape)

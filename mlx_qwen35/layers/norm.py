@@ -13,6 +13,7 @@ class RMSNorm(nn.Module):
     """x / rms(x) * weight over the last axis; `weight` is the effective scale (1 + w of the published files)."""
 
     unfused = False  # MLX's operations take the kernel's place: it was found wrong here, or is not wanted
+    apart = False  # and this for the kernel of the product behind it
 
     def __init__(self, size: int, eps: float):
         super().__init__()
@@ -23,8 +24,15 @@ class RMSNorm(nn.Module):
         # A float32 scale beside bfloat16 activations promotes the result: bring it back.
         return mx.fast.rms_norm(x, self.weight, self.eps).astype(x.dtype)
 
-    def after(self, x: mx.array, added: mx.array) -> tuple[mx.array, mx.array]:
-        """x + added, and the norm of it."""
+    @property
+    def meets_products(self) -> bool:
+        """Whether a product's launch may take this norm in."""
+        return not (self.training or self.unfused or self.apart)
+
+    def after(self, x: mx.array, added: mx.array | None) -> tuple[mx.array, mx.array]:
+        """x + added (None: nothing), and the norm of it."""
+        if added is None:
+            return x, self(x)
         return add_norm(x, added, self.weight, eps=self.eps, differentiable=self.training or self.unfused)
 
 

@@ -11,10 +11,13 @@ import mlx.core as mx
 import numpy as np
 
 from ..config import Rope, Yarn
+from ..kernels.angles import angles
 
 
 class RotaryEmbedding:
     """Cosines and sines of positions; holds no parameters."""
+
+    unfused = False  # MLX's operations take the kernel's place: it was found wrong here, or is not wanted
 
     def __init__(self, rope: Rope):
         self.half = half = rope.rotary_dim // 2  # pairs of values that turn
@@ -29,16 +32,11 @@ class RotaryEmbedding:
         axis = np.zeros(half, np.int32)
         for dim in (1, 2):
             axis[dim : 3 * rope.mrope_section[dim] : 3] = dim
-        self._axis = [mx.array(axis == dim) for dim in (1, 2)]
+        self._axis = mx.array(axis)
 
     def __call__(self, positions: mx.array) -> tuple[mx.array, mx.array]:
         """positions [B, T], or [3, B, T] for (t, h, w) -> cos, sin [B, 1, T, rotary_dim / 2], float32."""
-        angles = positions.astype(mx.float32)[..., None] * self._inv_freq  # [.., B, T, half]
-        if angles.ndim == 4:
-            time, height, width = angles
-            angles = mx.where(self._axis[0], height, mx.where(self._axis[1], width, time))
-        angles = angles[:, None]
-        return mx.cos(angles) * self.factor, mx.sin(angles) * self.factor
+        return angles(positions, self._inv_freq, self._axis, self.factor, plain=self.unfused)
 
 
 def _yarn_frequencies(inv_freq: np.ndarray, yarn: Yarn, rope: Rope) -> np.ndarray:

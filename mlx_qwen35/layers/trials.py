@@ -7,17 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 
 from ..kernels import ragged_attention, trials
 from ..kernels.delta_decode import SIMDS
 from ..kernels.trial import Trial
-from ..kernels.weights import weights_of
+from ..kernels.weights import Kind, weights_of
 from .attention import GatedAttention
 from .delta_net import GatedDeltaNet
+from .mlp import MLP
 from .moe import SparseMoE
+from .norm import RMSNorm
 
 
 @dataclass(frozen=True)
@@ -25,18 +27,24 @@ class Use:
     """A module that launches kernels. forms: in the order in which they are to be taken, each its trials and what makes
     the module take it; where none of them stands its trials, MLX's operations do the work (`unfused`)."""
 
-    module: nn.Module
+    module: Any
     forms: tuple[tuple[Sequence[Trial], Callable[[], None]], ...]
 
 
-def uses(layers: Sequence[nn.Module], dtype: mx.Dtype, half: int) -> Iterator[Use]:
-    """Of decoder layers that compute in dtype. half: pairs of values that rotary positions turn.
+def uses(model: Any) -> Iterator[Use]:
+    """Of what has decoder layers, rotary positions, and a norm behind them: a model or a drafting head.
 
     A module is left out where its weights are nothing that kernels read.
     """
-    for layer in layers:
-        norm = layer.post_attention_layernorm
-        yield _one(norm, [trials.of_add_norm(norm.weight.shape[0], dtype, norm.weight.dtype)])
+    dtype, rope = model.norm.weight.dtype, model._rope
+    half = rope.half
+    yield _one(rope, [trials.of_angles(half, rope.factor, several=several) for several in (False, True)])
+    yield _norm(model.norm, dtype, [], added=True)
+    for number, layer in enumerate(model.layers):
+        mixer = layer.self_attn if layer.is_attention else layer.linear_attn
+        met = [(weights.kind, None) for weights in mixer._joined.readable(mixer.joinable())]
+        yield _norm(layer.input_layernorm, dtype, met, added=number > 0)
+        yield _norm(layer.post_attention_layernorm, dtype, list(_fed(layer.mlp)), added=True)
         if layer.is_attention:
             yield _attention(layer.self_attn, dtype, half)
             yield from _rows(layer.self_attn, dtype)
@@ -46,8 +54,35 @@ def uses(layers: Sequence[nn.Module], dtype: mx.Dtype, half: int) -> Iterator[Us
             yield from _experts(layer.mlp, dtype)
 
 
-def _one(module: nn.Module, needed: Sequence[Trial]) -> Use:
+def _one(module: Any, needed: Sequence[Trial]) -> Use:
     return Use(module, ((needed, lambda: None),))
+
+
+def _norm(norm: RMSNorm, dtype: mx.Dtype, met: Sequence[tuple[Kind, Kind | None]], *, added: bool) -> Use:
+    """met: of each product that meets the norm, the matrix, and the second where it is gated."""
+    alone = [trials.of_add_norm(norm.weight.shape[0], dtype, norm.weight.dtype)]
+    products = [
+        trials.of_norm_matmul(dtype, norm.weight.dtype, *kinds, rows=rows, added=added)
+        for kinds in met
+        for rows in (1, 3)
+    ]
+
+    def take(apart: bool) -> Callable[[], None]:
+        return lambda: setattr(norm, "apart", apart)
+
+    return Use(norm, (([*products, *alone], take(False)), (alone, take(True))) if products else ((alone, take(True)),))
+
+
+def _fed(block: MLP | SparseMoE) -> Iterator[tuple[Kind, Kind | None]]:
+    """What meets the norm before a feed-forward block."""
+    if isinstance(block, SparseMoE):
+        gate = weights_of(block.gate)
+        if gate is not None:
+            yield gate.kind, None
+        return
+    gate, up = weights_of(block.gate_proj), weights_of(block.up_proj)
+    if gate is not None and up is not None:
+        yield gate.kind, up.kind
 
 
 def _attention(layer: GatedAttention, dtype: mx.Dtype, half: int) -> Use:
@@ -58,9 +93,7 @@ def _attention(layer: GatedAttention, dtype: mx.Dtype, half: int) -> Use:
     how = {"heads": heads, "kv_heads": kv_heads, "dim": dim, "half": half, "widths": (queries, keys)}
     norms = layer.q_norm.weight.dtype, layer.k_norm.weight.dtype
     both = (True, False)
-    return _one(
-        layer, [trials.of_attention_inputs(dtype, norms, **how, keys_at=keys_at, same=same) for same in both]
-    )
+    return _one(layer, [trials.of_attention_inputs(dtype, norms, **how, keys_at=keys_at, same=same) for same in both])
 
 
 def _rows(layer: GatedAttention, dtype: mx.Dtype) -> Iterator[Use]:
@@ -114,5 +147,3 @@ def _experts(layer: SparseMoE, dtype: mx.Dtype) -> Iterator[Use]:
             needed.append(trials.of_expert_gate_up(dtype, chosen, kinds, rows))
             needed.append(trials.of_expert_down(dtype, chosen, (own.down.kind, shared.down.kind), rows))
     yield _one(layer, needed)
-
-

@@ -36,7 +36,7 @@ def check_kernels(model: Model | MTPHead, *, wanted: bool = True, file: Path | N
     backend = current()
     if backend is None:
         return {}
-    asked = list(uses(model.layers, model.norm.weight.dtype, model._rope.half))
+    asked = list(uses(model))
     if not wanted:
         for use in asked:
             use.module.unfused = True
@@ -79,14 +79,16 @@ class _Bench:
 
 
 def _decided(use: Use, bench: _Bench) -> dict[str, str]:
-    """Have a module take the first of its forms that is right; -> kernels of which none is, and what is wrong."""
+    """Have a module take the first of its forms that is right; -> kernels that it does not take, and what is wrong."""
     found: dict[str, str] = {}
     for needed, take in use.forms:
-        found = _faults(needed, bench)
-        if not found:
+        faults = _faults(needed, bench)
+        if not faults:
             take()
             use.module.unfused = False
-            return {}
+            taken = {trial.kernel.name for trial in needed}
+            return {name: why for name, why in found.items() if name not in taken}
+        found |= faults
     use.module.unfused = True
     return found
 

@@ -18,10 +18,12 @@ import numpy as np
 
 from mlx_qwen35.cache import AnyLayer, Cache, Elsewhere
 from mlx_qwen35.config import ModelConfig
+from mlx_qwen35.decoder import DecoderLayer, together
 from mlx_qwen35.experts.resident import ResidentExperts
 from mlx_qwen35.layers.mlp import MLP
 from mlx_qwen35.layers.moe import SparseMoE
-from mlx_qwen35.model import DecoderLayer, Model
+from mlx_qwen35.layers.summed import Summed, array_of
+from mlx_qwen35.model import Model
 from mlx_qwen35.parallel.cuts import text_of
 from mlx_qwen35.parallel.group import Group
 from mlx_qwen35.parallel.plan import Plan
@@ -47,8 +49,9 @@ class RankedMoE(SparseMoE):
         self._group = group
         self._counts: list[mx.array] = []  # of the rows since they were looked at
 
-    def __call__(self, x: mx.array) -> mx.array:
-        """x [B, T, H] -> [B, T, H]; evaluates what is routed."""
+    def __call__(self, x: mx.array | Summed) -> mx.array:
+        """x [B, T, H], or what is to be its norm -> [B, T, H]; evaluates what is routed."""
+        x = array_of(x)
         rows = x.reshape(-1, x.shape[-1])  # [N, H]
         expert_ids, weights = self._group.from_rank_0(*self.choose(rows))  # [N, K]
         shared = gate = None
@@ -89,7 +92,7 @@ class SummedMLP(MLP):
 
     _group_of: tuple[Group]
 
-    def __call__(self, x: mx.array) -> mx.array:
+    def __call__(self, x: mx.array | Summed) -> mx.array:
         return _summed(self._group_of[0], super().__call__(x))
 
 
@@ -106,8 +109,9 @@ class CutLayer(DecoderLayer):
             self.mlp = SummedMLP(text.hidden_size, text.intermediate_size // group.size)
             self.mlp._group_of = (group,)
 
-    def _mixed(self, *inputs: Any) -> mx.array:
-        return _summed(self._group_of[0], super()._mixed(*inputs))
+    def _mixed(self, *inputs: Any) -> tuple[mx.array, mx.array]:
+        x, made = super()._mixed(*inputs)
+        return x, _summed(self._group_of[0], made)
 
 
 def _summed(group: Group, x: mx.array) -> mx.array:
@@ -120,10 +124,15 @@ class Passing(nn.Module):
 
     is_attention = False
 
-    def __call__(self, x: mx.array, *others: Any) -> mx.array:
+    def __call__(self, x: mx.array, *others: Any) -> tuple[mx.array, mx.array | None]:
+        *_, added = others
+        return x, added
+
+    def mix(self, x: mx.array, *others: Any) -> mx.array:
         return x
 
-    feed = mix = __call__
+    def feed(self, x: mx.array) -> tuple[mx.array, None]:
+        return x, None
 
     def join(self) -> None:
         """There is nothing to join."""
@@ -180,7 +189,7 @@ class RanksModel(Model):
         cache.layers = [Elsewhere() if isinstance(layer, Passing) else own for layer, own in pairs]
         return cache
 
-    def _through_layers(self, x: mx.array, *others: Any) -> mx.array:
+    def _through_layers(self, x: mx.array, *others: Any) -> tuple[mx.array, mx.array | None]:
         """In a pipeline what other ranks' layers make of x comes from them; of that the last positions alone."""
         if self.plan.kind != "pipeline":
             return super()._through_layers(x, *others)
@@ -188,12 +197,12 @@ class RanksModel(Model):
         dtype, last = self.norm.weight.dtype, group.size - 1
         if rank:
             x = group.receive(x.shape, dtype, rank - 1)
-        x = super()._through_layers(x, *others)
+        x = together(*super()._through_layers(x, *others))
         count = min(self._returned or x.shape[1], x.shape[1])
         if rank == last:
             x = x[:, -count:]
         group.send(x.astype(dtype), 0 if rank == last else rank + 1)
-        return group.receive((x.shape[0], count, x.shape[2]), dtype, last) if rank == 0 else x
+        return group.receive((x.shape[0], count, x.shape[2]), dtype, last) if rank == 0 else x, None
 
     def routed_alike(self) -> bool:
         """Whether since this was asked last every row went through as many experts as it has, over all ranks."""

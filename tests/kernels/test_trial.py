@@ -21,10 +21,12 @@ from mlx_qwen35.cache_rows import RowsCache
 from mlx_qwen35.config import ModelConfig
 from mlx_qwen35.kernels import (
     add_norm,
+    angles,
     attention_inputs,
     delta_decode,
     expert_down,
     expert_gate_up,
+    norm_matmul,
     ragged_attention,
     router,
     verdicts,
@@ -37,7 +39,8 @@ from tests.metal_emulator import poisoned_outputs
 from tests.tiny_model import tiny_model
 
 OF_ROWS = {"ragged_attention", "ragged_sum"}
-NAMES = {"add_norm", "attention_inputs", "delta_decode", "router", "expert_gate_up", "expert_down"} | OF_ROWS
+NAMES = {"add_norm", "angles", "norm_matmul", "attention_inputs", "delta_decode", "router"} | OF_ROWS
+NAMES |= {"expert_gate_up", "expert_down"}
 TOKENS = mx.array([[3, 1, 4, 1, 5, 9]])
 
 
@@ -129,13 +132,16 @@ def test_each_kind_of_call_is_tried_as_the_model_makes_it(emulator, tmp_path):
         mx.eval(model(TOKENS.reshape(2, 3), model.make_cache(2, left_padding=[0, 2])))
         made = {launch.name for launch in emulator.launches[start:]}
         # Two rows of three experts lie between what is tried: 6 ids, and 8 weights.
-        assert {re.sub("(float|uint32_t)c", r"\1", name) for name in made - tried} <= tried
+        assert {re.sub("(float|u?int32_t)c", r"\1", name) for name in made - tried} <= tried
 
 
 FAULTS = {
     "does not compile": (add_norm, "float squares = 0.0f;", "float squares = missing;"),
     "one wrong value": (attention_inputs, "const T result = static_cast<T>(value * scale);",
                         "const T result = static_cast<T>(value * scale + (number == 3 && i == 1 ? 0.5f : 0.0f));"),
+    "the other axis": (angles, "axes[pair]", "(axes[pair] == 1 ? 2 : axes[pair])"),
+    "one row only": (norm_matmul, "simd_sum(gates[n][r]) * scale",
+                     "simd_sum(gates[n][r]) * scale * (MANY == 1 ? 1.1f : 1.0f)"),
     "NaN": (delta_decode, "made[i] * scale", "(mine == 5 ? as_type<float>(0x7fc00000u) : made[i]) * scale"),
     "not written": (expert_down, "first + r < H) {", "first + r + 1 < H) {"),
     "behind its output": (add_norm, "total[start + i] =",
@@ -233,11 +239,11 @@ def test_load_checks_and_forgets_nothing(emulator, tmp_path, monkeypatch):
     model, _ = mlx_qwen35.load(mtp=True)
     assert NAMES <= names_of(emulator, start) and set(kernels.checked()) == NAMES
     assert all(why is None for why in kernels.checked().values())
-    assert not any(use.module.unfused for use in uses([*model.layers, *model.mtp.layers], mx.float32, model._rope.half))
+    assert not any(use.module.unfused for part in (model, model.mtp) for use in uses(part))
     start = len(emulator.launches)
     model, _ = mlx_qwen35.load(mtp=True, kernels=False)
     assert len(emulator.launches) == start
-    assert all(use.module.unfused for use in uses([*model.layers, *model.mtp.layers], mx.float32, model._rope.half))
+    assert all(use.module.unfused for part in (model, model.mtp) for use in uses(part))
 
 
 def test_nothing_is_asked_where_there_is_no_gpu(tmp_path):
@@ -305,9 +311,10 @@ def test_the_check_of_a_large_model_is_small():
     model = Model(ModelConfig.from_dict(geometry.config("35B-A3B", 4)))  # lazy: no weight is made
     nn.quantize(model, group_size=64, bits=4, class_predicate=lambda path, module: hasattr(module, "to_quantized"))
     with using(Backend("counting", make)):
-        asked = {t.key: t for use in uses(model.layers, mx.bfloat16, 32) for needed, _ in use.forms[:1] for t in needed}
+        model.norm.weight = model.norm.weight.astype(mx.bfloat16)
+        asked = {t.key: t for use in uses(model) for needed, _ in use.forms[:1] for t in needed}
         for trial in asked.values():
             with using(Backend("counting", make)):
                 mx.eval(trial.run())
-    assert len(moved) == len(asked) == 11
+    assert len(moved) == len(asked) == 18
     assert sum(moved) < 40e6, f"{sum(moved):,} bytes"
