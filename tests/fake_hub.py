@@ -16,13 +16,14 @@ from tests.machine import COMMIT
 
 
 class Hub:
-    """repositories: name -> {file: bytes}. gets: the files that were fetched, in order. cut: file -> bytes to send of
-    it before the connection breaks."""
+    """repositories: name -> {file: bytes}. gets: the files that were fetched, in order; begun: those of which only the
+    beginning was, and how much. cut: file -> bytes to send of it before the connection breaks."""
 
     def __init__(self) -> None:
         self.repositories: dict[str, dict[str, bytes]] = {}
         self.gated: set[str] = set()
         self.gets: list[str] = []
+        self.begun: list[tuple[str, int]] = []
         self.cut: dict[str, int] = {}
 
     def publish(self, name: str, folder: Path) -> None:
@@ -83,6 +84,11 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{hashlib.sha256(data).hexdigest()}"'}
         if not body:
             return self._send(200, headers, data, body)
+        asked = self.headers.get("Range", "")
+        if asked.startswith("bytes=0-"):
+            part = data[: int(asked.removeprefix("bytes=0-")) + 1]
+            self.hub.begun.append((file, len(part)))
+            return self._send(206, {**headers, "Content-Range": f"bytes 0-{len(part) - 1}/{len(data)}"}, part, body)
         self.hub.gets.append(file)
         cut = self.hub.cut.pop(file, None)
         self._send(200, headers, data, body, cut)

@@ -24,6 +24,7 @@ from mlx_qwen35.cli.main import build_parser
 from mlx_qwen35.engine import engine
 from tests.conftest import CHECKOUT
 from tests.fake_hub import Hub, serving
+from tests.library.test_gguf import written
 from tests.published import CONFIGS
 
 README = (CHECKOUT / "README.md").read_text(encoding="utf-8")
@@ -88,6 +89,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     hub = Hub()
     config = (CONFIGS / "Qwen3.5-27B.json").read_bytes()
     hub.repositories["Qwen/Qwen3.5-27B"] = {"config.json": config, "model.safetensors": b""}
+    quantized = written(folder / "uploaded" / "Qwen3.5-9B-Q4_K_M.gguf", blocks="Q4_K")
+    hub.publish("unsloth/Qwen3.5-9B-GGUF", quantized.parent)
     with serving(hub) as address:
         (folder / "hub").write_text(address)
         yield folder

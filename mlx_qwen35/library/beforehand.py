@@ -1,4 +1,5 @@
-"""What can be said against loading a model before it is downloaded, by its config.json and the sizes of its files.
+"""What can be said against loading a model before it is downloaded, by its config.json and the sizes of its files, or
+by the header of a GGUF.
 
 Knows what `hold` and `load` would find out later. Fetches nothing of the model itself.
 """
@@ -12,10 +13,11 @@ from typing import TYPE_CHECKING
 from mlx_qwen35.checkpoint.adapters import check_fit
 from mlx_qwen35.checkpoint.context import with_context
 from mlx_qwen35.checkpoint.load import check_kv_form, compute_dtype
+from mlx_qwen35.checkpoint.source import open_source
 from mlx_qwen35.errors import CheckpointError
 from mlx_qwen35.library.drafting import told_drafting
 from mlx_qwen35.library.footprint import weight_bytes
-from mlx_qwen35.library.holding import decide
+from mlx_qwen35.library.holding import decide, of_source
 from mlx_qwen35.library.memory import memory_size
 from mlx_qwen35.library.told import told_demand, told_specs
 from mlx_qwen35.machine.gpu import has_metal
@@ -58,8 +60,13 @@ def check_offer(
     if adapter is not None:
         check_fit(adapter, config)
     mtp = mtp and config.text.mtp_num_hidden_layers > 0  # else the files decide
-    beside = told_drafting(config, mtp, draft_model, dtype, where=offer.name)
+    beside = told_drafting(config, mtp, draft_model, dtype, where=offer.name, folder=offer.gguf)
     if memory is None and config.text.moe is None and not has_metal():
+        return
+    found = where if memory is None else None
+    if offer.gguf is not None:  # whose headers tell all
+        demand = of_source(open_source(offer.gguf, config), compute_dtype(dtype))
+        decide(replace(demand, kv_form=kv_form, beside=beside), size, context_length, found, offer.name)
         return
     # The least: whether there is a vision tower, and what reading takes for a moment, the files say.
     config = replace(config, vision=None)
@@ -69,4 +76,4 @@ def check_offer(
         if weight_bytes(config, demand.specs, demand.itemsize).total > _DOUBTFUL * files:
             return
     demand = replace(demand, kv_form=kv_form, beside=beside, loading=0, loading_layer=0)
-    decide(demand, size, context_length, where if memory is None else None, offer.name)
+    decide(demand, size, context_length, found, offer.name)

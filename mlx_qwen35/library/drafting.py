@@ -180,7 +180,7 @@ def told_drafting(
         check_vocabulary(small, config, found.folder)
         parts.append(_small(of_source(open_source(found.folder, small), compute)))
     elif found is not None:
-        offer = hub.look(found.name, found.revision)
+        offer = hub.look(found.name, found.revision, found.wanted)
         small = offer.config
         check_vocabulary(small, config, found.name)
         if offer.is_drafter:

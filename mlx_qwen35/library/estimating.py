@@ -60,9 +60,10 @@ def estimate(
 ) -> Plan:
     """What a model takes in memory and how long a context fits; with which experts streamed, if not all of it does.
 
-    ref: a name or a folder, as `find` understands it; of a name on the Hub only config.json is fetched, and of an
-    incomplete download it has to do. memory: bytes, or a text such as "24GB" or "60%"; None: what MLX recommends on
-    this Mac, or the memory that is free. context_length: tokens to plan for; None: as many as fit, and 32,768 or fewer
+    ref: a name or a folder, as `find` understands it; of a name on the Hub only config.json, or the header of a GGUF,
+    is fetched, and of an incomplete download it has to do. memory: bytes, or a text such as "24GB" or "60%"; None: what
+    MLX recommends on this Mac, or the memory that is free. context_length: tokens to plan for; None: as many as fit,
+    and 32,768 or fewer
     where experts are streamed. bits: as a conversion to so many bits would have it. mtp, draft_model: with what drafts
     tokens, the model's own MTP head or another model (a name, of which no weight is read either). mac: in place of
     memory, that of a Mac, such as "24GB", of which the system leaves a part to models, and whose GPU computes in
@@ -80,7 +81,7 @@ def estimate(
         raise ArgumentError("mtp and draft_model: only one can draft; leave one out")
     size, source = memory_size(memory) if mac is None else mac_memory(mac)
     compute = compute_dtype(mx.bfloat16 if mac is not None and dtype is None else dtype)
-    name, config, found = _described(ref)
+    name, config, found, offer = _described(ref)
     read = with_context(config, context_length, yarn=yarn, where=name)
     config = read if (context_length or 0) > config.text.max_position_embeddings else config
     form = None if kv_bits is None else KVFormat(kv_bits, kv_group_size, quantized_kv_start)
@@ -112,7 +113,7 @@ def estimate(
         words = Survey(Path(name), config, None, None).quantization
         words = words if words != "?" else "not quantized"
     whole = plan(demand, words, drafts, small if config.quantization is None else None)
-    if probe and whole.streaming is not None and whole_here:
+    if probe and whole.streaming is not None and whole_here and offer is None:
         whole = replace(whole, streaming=_with_speed(whole, found.source))
     return whole
 
@@ -134,16 +135,17 @@ def _with_speed(plan: Plan, source: Source) -> Streaming:
     return replace(streaming, expected=speed)
 
 
-def _described(ref: str | Path | None) -> tuple[str, ModelConfig, Survey | None]:
-    """The name, its geometry, and what its headers say where it is on this machine."""
+def _described(ref: str | Path | None) -> tuple[str, ModelConfig, Survey | None, hub.Offer | None]:
+    """The name, its geometry, what its headers say where they are on this machine, and what the Hub offers otherwise;
+    with that, the headers of a GGUF stay."""
     stored = look_up(ref)
     if not isinstance(stored, Stored):
-        name = stored.name if stored.revision is None else f"{stored.name}@{stored.revision}"
-        return name, hub.look(stored.name, stored.revision).config, None
+        offer = hub.look(stored.name, stored.revision, stored.wanted)
+        return str(stored), offer.config, None if offer.gguf is None else survey(offer.gguf), offer
     found = survey(stored.folder)
     if found.config is None or (found.source is None and not found.missing):
         raise CheckpointError(found.problem)
-    return stored.name, found.source.config if found.source else found.config, found
+    return stored.name, found.source.config if found.source else found.config, found, None
 
 
 def _plan(demand: Demand, mtp: int, memory: int, context_length: int | None, **words: object) -> Plan:

@@ -9,15 +9,15 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import mlx_qwen35
 from mlx_qwen35.checkpoint.contents import read_config
 from mlx_qwen35.checkpoint.files import missing_shards
-from mlx_qwen35.checkpoint.gguf.choosing import is_gguf
-from mlx_qwen35.checkpoint.gguf.container import first_file
+from mlx_qwen35.checkpoint.gguf.choosing import is_gguf, missing_files, models_in
+from mlx_qwen35.checkpoint.gguf.container import first_file, named_files
 from mlx_qwen35.checkpoint.mtp import is_drafter
 from mlx_qwen35.errors import CheckpointError
 from mlx_qwen35.library import hub_cache, lmstudio
@@ -30,18 +30,26 @@ if TYPE_CHECKING:
 DEMO = "demo"
 # A model's page, as it is copied from a browser.
 _PAGE = re.compile(
-    r"(?:(?:https?://)?(?:www\.)?(?:huggingface|hf)\.co/|hf://)(?P<name>[\w.-]+/[\w.-]+)"
-    r"(?:/(?:(?:tree|blob|resolve)/(?:main|(?P<at>[\w.-]+))(?:/[^?#]*)?)?)?(?:[?#].*)?"
+    r"(?:(?:https?://)?(?:www\.)?(?:huggingface|hf)\.co/|hf://)(?P<name>[\w.-]+/[\w.-]+)(?P<wanted>:[\w.-]+)?"
+    r"(?:/(?:(?:tree|blob|resolve)/(?:main|(?P<at>[\w.-]+))(?:(?P<file>/[^?#]+\.gguf)|/[^?#]*)?)?)?(?:[?#].*)?"
 )
-_NAME = re.compile(r"(?P<name>[\w-][\w.-]*(?:/[\w-][\w.-]*)?)(?:@(?P<at>[\w.][\w./-]*))?")
+_NAME = re.compile(
+    r"(?P<name>[\w-][\w.-]*(?:/[\w-][\w.-]*)?)(?:@(?P<at>[\w.][\w./-]*))?(?::(?P<wanted>[\w][\w.-]*))?"
+)
+_FILE = re.compile(r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(?:@(?P<at>[\w.][\w.-]*))?/(?P<wanted>[\w][^:\0]*\.gguf)", re.I)
 
 
 @dataclass(frozen=True)
 class HubName:
-    """A name that only the Hub may know, or of which not all files are here yet."""
+    """A name that only the Hub may know, or of which not all files are here yet. wanted: which GGUF, by its name or
+    quantization."""
 
     name: str
     revision: str | None
+    wanted: str | None = None
+
+    def __str__(self) -> str:
+        return self.name + (f"@{self.revision}" if self.revision else "") + (f":{self.wanted}" if self.wanted else "")
 
 
 def find(
@@ -66,7 +74,7 @@ def find(
     from mlx_qwen35.library import hub  # what is here already needs none of it
 
     try:
-        return hub.download(found.name, found.revision, on_progress, check)
+        return hub.download(found.name, found.revision, on_progress, check, found.wanted)
     except hub.NotOnHub as error:
         raise CheckpointError(f"{error}. {_near_misses(found.name)}") from None
 
@@ -77,7 +85,8 @@ def look_up(ref: str | Path | None) -> Stored | HubName:
         return Stored(DEMO, demo_folder(), "the package")
     if isinstance(ref, str):
         page = _PAGE.fullmatch(ref.strip())
-        ref = ref.strip() if page is None else f"{page['name']}@{page['at']}" if page["at"] else page["name"]
+        named = page and f"{page['name']}{'@' if page['at'] else ''}{page['at'] or ''}"
+        ref = f"{named}{page['file'] or page['wanted'] or ''}" if page else ref.strip()
     elif not isinstance(ref, os.PathLike):
         raise CheckpointError(f"{ref!r} is no name of a model: give a text or a Path")
     if not str(ref):
@@ -89,22 +98,29 @@ def look_up(ref: str | Path | None) -> Stored | HubName:
         return Stored(str(ref), _folder_of(folder), "folder")
     if isinstance(ref, str) and not ref.startswith((".", "/", "~")):
         ref = ref.rstrip("/")
-    named = _NAME.fullmatch(ref) if isinstance(ref, str) else None
+    named = (_NAME.fullmatch(ref) or _FILE.fullmatch(ref)) if isinstance(ref, str) else None
     if named is None:
         by_name = isinstance(ref, str) and not ref.startswith((".", "~")) and "/" not in ref
         near = _near_misses(ref) if by_name else _near_folders(ref)
         raise CheckpointError(f"{ref} is no folder on this machine. {near}")
-    name, at = named["name"], named["at"]
-    candidates = _in_lmstudio(name, at)
+    name, at, wanted = named["name"], named["at"], named["wanted"]
+    candidates = _in_lmstudio(name, wanted or at)
     if not candidates and "/" not in name:
-        candidates = _named(name, at, hub_cache.models())
+        candidates = _named(name, wanted or at, hub_cache.models())
     if candidates:
         return _only(candidates, ref)
     if "/" not in name:
         raise CheckpointError(f"no model on this machine is called {ref}. {_near_misses(ref)}")
-    if cached := [s for s in hub_cache.models() if s.is_gguf and name.lower() == s.name.partition("@")[0].lower()]:
-        if chosen := [s for s in cached if at is None or at.lower() in (s.name.partition("@")[2].lower(), *s.variants)]:
+    if chosen := _cached_gguf(name, at, wanted):
+        if not any(missing_files(stored.folder) for stored in chosen):
             return _only(chosen, ref)
+        if hub_cache.is_offline():
+            raise CheckpointError(f"{ref} is not whole here, and HF_HUB_OFFLINE forbids to download the rest: unset it")
+        return HubName(name, at, wanted)
+    if wanted is not None and hub_cache.is_offline():
+        raise CheckpointError(f"{ref} is not on this machine, and HF_HUB_OFFLINE forbids to look it up: unset it")
+    if wanted is not None:
+        return HubName(name, at, wanted)
     snapshot = hub_cache.snapshot(name, at)
     if snapshot is not None and not _lacks(snapshot):
         stored = Stored(ref, snapshot, hub_cache.PLACE)
@@ -167,9 +183,31 @@ def _named(name: str, variant: str | None, models: list[Stored]) -> list[Stored]
 def _with_variant(models: list[Stored], variant: str | None, name: str) -> list[Stored]:
     if variant is None or not models:
         return models
-    found = [stored for stored in models if variant.lower() in stored.variants]
+    found = [s for s in models if variant.lower() in {*s.variants, s.folder.name.lower()}]
     if not found and "/" not in name:
         raise CheckpointError(f"{name} is not here as @{variant}. Here are:{_listed(models)}")
+    return found
+
+
+def _cached_gguf(name: str, at: str | None, wanted: str | None) -> list[Stored]:
+    """The GGUFs of a repository in the Hub's cache that may be meant, whole or not.
+
+    at: a revision, or a quantization; wanted: a file's name, or a quantization.
+    """
+    found = []
+    here = hub_cache.models()
+    # Beside safetensors, a GGUF is what was asked for by name.
+    more = [replace(s, folder=file) for s in here if wanted and not s.is_gguf for file in models_in(s.folder)]
+    for stored in [*here, *more]:
+        inside = hub_cache.snapshot_of(stored.folder) if stored.is_gguf else None
+        if inside is None or inside[0].lower() != name.lower():
+            continue
+        marks = {*stored.name.lower().split("@")[1:]} - stored.variants
+        files = {file.as_posix().lower() for file in named_files(Path(inside[2]))}
+        words = {*(marks or {hub_cache.DEFAULT_REVISION}), inside[1], *stored.variants, *files}
+        words |= {file.rpartition("/")[2] for file in files}
+        if all(word is None or word.lower() in words for word in (at, wanted)):
+            found.append(stored)
     return found
 
 

@@ -9,12 +9,10 @@ cancelled and gone on with. Knows nothing of names that are no Hub names. huggin
 
 from __future__ import annotations
 
-import _thread
 import os
 import re
 import shutil
 import tempfile
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,15 +21,18 @@ from pathlib import Path
 from typing import Any
 
 from mlx_qwen35.checkpoint.beside import mtp_files, tower_file
+from mlx_qwen35.checkpoint.contents import read_config
 from mlx_qwen35.checkpoint.files import INDEX, gaps, indexed_files, main_files
+from mlx_qwen35.checkpoint.gguf.choosing import is_gguf, is_variant, models_among
+from mlx_qwen35.checkpoint.gguf.opened import open_model
 from mlx_qwen35.checkpoint.mtp import DRAFTER, drafter_config, mtp_bytes
 from mlx_qwen35.checkpoint.source import open_source
 from mlx_qwen35.config import ModelConfig
 from mlx_qwen35.errors import CheckpointError
-from mlx_qwen35.library import hub_cache
+from mlx_qwen35.library import hub_cache, hub_gguf
+from mlx_qwen35.library.hub_gguf import Headers
+from mlx_qwen35.library.hub_progress import Bar, Progress, Watch, reporting
 from mlx_qwen35.machine.files import is_litter
-
-Progress = Callable[[int, int], None]
 
 NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _SMALL = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*", "NOTICE*")
@@ -39,16 +40,29 @@ _SMALL = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*", "NO
 
 @dataclass(frozen=True)
 class Offer:
-    """What the Hub has under a name: a model of this family, or a drafter for one. files: all, name -> bytes."""
+    """What the Hub has under a name: a model of this family, or a drafter for one.
+
+    files: all, name -> bytes, or those of the GGUF that is meant. revision: as it was given, where it is one. headers:
+    of a GGUF; None: it is none.
+    """
 
     name: str
     commit: str
     config: ModelConfig
     files: dict[str, int]
     is_drafter: bool = False
+    revision: str | None = None
+    headers: Headers | None = None
+
+    @property
+    def gguf(self) -> Path | None:
+        """The model with its headers and nothing behind them; None where it is no GGUF."""
+        return None if self.headers is None else self.headers.folder / next(iter(self.files))
 
     def small_files(self) -> Path:
-        """The folder with all but the weights, which are left where they are: enough for a Processor."""
+        """Where all but the weights is, which are left where they are: enough for a Processor."""
+        if self.gguf is not None:
+            return self.gguf
         cache = hub_cache.cache_folder()
         with _clear_errors(self.name, self.commit):
             paths = {name: _fetch(self.name, name, self.commit, cache) for name in _small(self.files)}
@@ -59,8 +73,10 @@ class NotOnHub(CheckpointError):
     """The Hub has no repository of that name, or none that it shows."""
 
 
-def look(name: str, revision: str | None = None) -> Offer:
+def look(name: str, revision: str | None = None, wanted: str | None = None) -> Offer:
     """What a download would bring; leaves nothing on the disk.
+
+    wanted: which GGUF of several, by its name or quantization. A revision that is none may be one, too.
 
     Raises CheckpointError if the network is forbidden or fails, if there is no such repository or revision, and if what
     is there is not a model of this family.
@@ -73,24 +89,37 @@ def look(name: str, revision: str | None = None) -> Offer:
         import huggingface_hub
 
         api = huggingface_hub.HfApi(endpoint=_endpoint())
-        info = api.model_info(name, revision=revision, files_metadata=True)
+        try:
+            info = api.model_info(name, revision=revision, files_metadata=True)
+        except huggingface_hub.errors.RevisionNotFoundError:
+            if wanted is not None or not is_variant(revision or ""):
+                raise
+            revision, wanted = None, revision
+            info = api.model_info(name, files_metadata=True)
         sizes = _sizes(info)
         where = f"{name} on the Hugging Face Hub"
+        plain = INDEX in sizes or bool(main_files(sizes))
+        if wanted is not None or (not plain and models_among(map(Path, sizes))):
+            return _gguf_offer(name, info.sha, revision, hub_gguf.chosen(sizes, wanted, name))
         if "config.json" not in sizes:
-            if any(n.endswith(".gguf") for n in sizes):
-                raise CheckpointError(
-                    f"{where} holds GGUF files, of which you choose one: download it (`hf download {name} FILE`, or "
-                    "in LM Studio) and give that file; or give a name whose files are safetensors"
-                )
-            raise CheckpointError(f"{where} holds no checkpoint: give a name whose files are safetensors")
+            raise CheckpointError(f"{where} holds no checkpoint: give a name whose files are safetensors or GGUF")
         with tempfile.TemporaryDirectory() as folder:
             path = _fetch(name, "config.json", info.sha, Path(folder))
             raw, said = _parsed(path, where), f"config.json of {where}"
             drafts = isinstance(raw, dict) and raw.get("model_type") == DRAFTER
             config = drafter_config(raw, said) if drafts else ModelConfig.from_dict(raw, where=said)
-    if INDEX not in sizes and not main_files(sizes):
+    if not plain:
         raise CheckpointError(f"{where} holds no model*.safetensors: give a name whose files are safetensors")
-    return Offer(name, info.sha, config, sizes, drafts)
+    return Offer(name, info.sha, config, sizes, drafts, revision)
+
+
+def _gguf_offer(name: str, commit: str, revision: str | None, files: dict[str, int]) -> Offer:
+    headers = Headers(files, lambda file, count: _start(name, file, commit, count))
+    try:
+        config = open_model(headers.folder / next(iter(files))).config
+    except CheckpointError as error:
+        raise CheckpointError(str(error).replace(str(headers.folder), f"{name} on the Hugging Face Hub, ")) from None
+    return Offer(name, commit, config, files, revision=revision, headers=headers)
 
 
 def complete_head(folder: Path, on_progress: Progress | None = None) -> None:
@@ -102,7 +131,7 @@ def complete_head(folder: Path, on_progress: Progress | None = None) -> None:
     at = hub_cache.snapshot_of(folder)
     if at is None or hub_cache.is_offline() or mtp_bytes(open_source(folder)):
         return
-    name, commit = at
+    name, commit, inside = at
     try:
         with _clear_errors(name, commit):
             import huggingface_hub
@@ -111,9 +140,10 @@ def complete_head(folder: Path, on_progress: Progress | None = None) -> None:
             sizes = _sizes(api.model_info(name, revision=commit, files_metadata=True))
     except CheckpointError:
         return
-    found = {n: sizes[n] for n in _head_files(ModelConfig.from_folder(folder).raw, sizes)}
+    heads = hub_gguf.head_for(sizes, inside) if is_gguf(folder) else _head_files(read_config(folder).raw, sizes)
+    found = {n: sizes[n] for n in heads}
     _check_space(hub_cache.cache_folder(), sum(found.values()), name)
-    watch = _Watch(sum(found.values()), on_progress) if on_progress and found else None
+    watch = Watch(sum(found.values()), on_progress) if on_progress and found else None
     with _clear_errors(name, commit, watch):
         for file, size in found.items():
             _fetch(name, file, commit, hub_cache.cache_folder(), watch)
@@ -129,6 +159,8 @@ def _sizes(info: Any) -> dict[str, int]:
 def _needed(offer: Offer) -> dict[str, int]:
     """Of what the Hub has, what a checkpoint needs, in order; raises CheckpointError where some of it is not there."""
     sizes, where = offer.files, f"{offer.name} on the Hugging Face Hub"
+    if offer.headers is not None:
+        return dict(reversed(sizes.items()))  # the tower first
     if INDEX in sizes:
         with tempfile.TemporaryDirectory() as folder:
             index = _fetch(offer.name, INDEX, offer.commit, Path(folder)).read_bytes()
@@ -167,15 +199,18 @@ def download(
     revision: str | None = None,
     on_progress: Progress | None = None,
     check: Callable[[Offer], None] | None = None,
+    wanted: str | None = None,
 ) -> Path:
-    """Bring what is missing of a checkpoint into the cache, and return its snapshot.
+    """Bring what is missing of a checkpoint into the cache, and return its snapshot, or the first file of its GGUF.
 
     on_progress: called with (bytes here, bytes in all); None shows one bar for all files. What it raises, or
     Ctrl-C, ends the download: files that were complete are kept and not fetched again, the others leave nothing.
-    check: called with what there is before a file of it is fetched; what it raises ends the download too.
+    check: called with what there is before a file of it is fetched; what it raises ends the download too. wanted: as in
+    `look`.
     Raises CheckpointError as `look`, for an upload that is not complete, and for a full disk.
     """
-    offer = look(name, revision)
+    offer = look(name, revision, wanted)
+    revision = offer.revision
     if check is not None:
         check(offer)
     with _clear_errors(name, revision):
@@ -184,19 +219,37 @@ def download(
     present = hub_cache.snapshot(name, offer.commit)
     absent = [n for n in files if present is None or not (present / n).exists()]
     _check_space(cache, sum(files[n] for n in absent), name)
-    with _reporting(on_progress, name) as report:
-        watch = _Watch(sum(files.values()), report)
+    with reporting(on_progress, name) as report:
+        watch = Watch(sum(files.values()), report)
         with _clear_errors(name, revision, watch):
             # By its name first, which writes down what the name means; then by commit: all files belong together.
-            path = _fetch(name, "config.json", revision, cache)
-            commit = path.parent.name
+            named = next(iter(files)) if offer.headers else "config.json"
+            path = _fetch(name, named, revision, cache, watch if offer.headers else None)
+            snapshot = path.parents[named.count("/")]
             for file, size in files.items():
-                _fetch(name, file, commit, cache, watch)
+                _fetch(name, file, snapshot.name, cache, watch)
                 watch.end(size)
-    return path.parent
+    return snapshot / next(iter(offer.files)) if offer.headers else snapshot
 
 
-def _fetch(name: str, file: str, revision: str | None, cache: Path, watch: _Watch | None = None) -> Path:
+def _start(name: str, file: str, commit: str, count: int) -> bytes:
+    """The first bytes of a file on the Hub."""
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+
+    url = hf_hub_url(name, file, revision=commit, endpoint=_endpoint())
+    headers = {**build_hf_headers(), "Range": f"bytes=0-{count - 1}", "Accept-Encoding": "identity"}
+    made = bytearray()
+    with get_session().stream("GET", url, headers=headers, follow_redirects=True, timeout=30) as answer:
+        hf_raise_for_status(answer)
+        for piece in answer.iter_bytes():
+            made += piece
+            if len(made) >= count:  # whoever sends all of it is not heard to the end
+                break
+    return bytes(made[:count])
+
+
+def _fetch(name: str, file: str, revision: str | None, cache: Path, watch: Watch | None = None) -> Path:
     import huggingface_hub
 
     try:
@@ -206,7 +259,7 @@ def _fetch(name: str, file: str, revision: str | None, cache: Path, watch: _Watc
             revision=revision,
             cache_dir=cache,
             endpoint=_endpoint(),
-            tqdm_class=watch.bar if watch else _Bar,
+            tqdm_class=watch.bar if watch else Bar,
         )
     finally:
         if watch and watch.raised is not None:
@@ -215,93 +268,7 @@ def _fetch(name: str, file: str, revision: str | None, cache: Path, watch: _Watc
 
 
 @contextmanager
-def _reporting(on_progress: Progress | None, name: str) -> Iterator[Progress]:
-    """What was asked to be called, or a bar of its own."""
-    if on_progress is not None:
-        yield on_progress
-        return
-    from huggingface_hub.utils import tqdm  # which HF_HUB_DISABLE_PROGRESS_BARS keeps silent
-
-    with tqdm(desc=name, unit="B", unit_scale=True) as bar:
-
-        def show(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        yield show
-
-
-class _Watch:
-    """Counts bytes for a callback, and carries what it raises to the thread that waits for the download."""
-
-    def __init__(self, total: int, report: Progress) -> None:
-        self._total, self._report = total, report
-        self._done = self._here = 0  # of the files before, of this one
-        self._thread = threading.current_thread()
-        self._said = 0
-        self.raised: BaseException | None = None
-        report(0, total)
-
-    def end(self, size: int) -> None:
-        """A file of `size` bytes is here, whether it was fetched or had been here before."""
-        self._done, self._here = self._done + size, 0
-        self._say()
-
-    @property
-    def bar(self) -> type[_Bar]:
-        """What huggingface_hub takes in place of the class tqdm."""
-        return type("_BarOfThis", (_Bar,), {"watch": self})
-
-    def add(self, count: int) -> None:
-        self._here += count
-        if self.raised is None:
-            self._say()
-
-    def _say(self) -> None:
-        done = min(self._done + self._here, self._total)
-        if done == self._said:  # the last bytes of a file, and its end
-            return
-        self._said = done
-        try:
-            self._report(done, self._total)
-        except BaseException as error:
-            self.raised = error
-            if threading.current_thread() is self._thread:
-                raise
-            # A thread of the downloader would swallow it: interrupt the one that waits, as Ctrl-C does.
-            if self._thread is threading.main_thread():
-                _thread.interrupt_main()
-
-
-class _Bar:
-    """The part of tqdm that huggingface_hub calls; only `update` says something, and only to a watch."""
-
-    watch: _Watch | None = None
-    total: int | None = None
-    n = 0
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        pass
-
-    def __enter__(self) -> _Bar:
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        pass
-
-    def update(self, count: float | None = 1) -> None:
-        if self.watch is not None:
-            self.watch.add(int(count or 0))
-
-    def _nothing(self, *args: Any, **options: Any) -> None:
-        pass
-
-    close = refresh = reset = clear = update_transfer = _nothing
-    set_description = set_postfix = set_postfix_str = set_transfer_postfix_str = _nothing
-
-
-@contextmanager
-def _clear_errors(name: str, revision: str | None, watch: _Watch | None = None) -> Iterator[None]:
+def _clear_errors(name: str, revision: str | None, watch: Watch | None = None) -> Iterator[None]:
     """Says in words what huggingface_hub raises; what a callback raised goes through as it is."""
     from huggingface_hub import errors
 

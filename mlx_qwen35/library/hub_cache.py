@@ -69,13 +69,15 @@ def snapshot(name: str, revision: str | None = None) -> Path | None:
     return None
 
 
-def snapshot_of(folder: Path) -> tuple[str, str] | None:
-    """("publisher/model", commit) of a folder that is a snapshot of this cache; None: it is none."""
-    snapshots, repository = folder.parent, folder.parent.parent
-    here = snapshots.name == "snapshots" and repository.name.startswith(_PREFIX)
-    if not here or repository.parent.resolve() != cache_folder().resolve():
-        return None
-    return repository.name.removeprefix(_PREFIX).replace("--", "/", 1), folder.name
+def snapshot_of(path: Path) -> tuple[str, str, str] | None:
+    """("publisher/model", commit, its name inside) of a snapshot in this cache or a file in one; None: of neither."""
+    for folder in (path, *path.parents[:2]):
+        snapshots, repository = folder.parent, folder.parent.parent
+        here = snapshots.name == "snapshots" and repository.name.startswith(_PREFIX)
+        if here and repository.parent.resolve() == cache_folder().resolve():
+            name = repository.name.removeprefix(_PREFIX).replace("--", "/", 1)
+            return name, folder.name, path.relative_to(folder).as_posix()
+    return None
 
 
 def is_offline() -> bool:

@@ -10,7 +10,7 @@ import pytest
 import mlx_qwen35
 from mlx_qwen35.cli.main import main
 from mlx_qwen35.errors import CheckpointError
-from mlx_qwen35.library import find, hub_cache
+from mlx_qwen35.library import find, hub_cache, hub_progress
 from mlx_qwen35.library import hub as downloads
 from tests.fake_hub import Hub
 from tests.machine import COMMIT, Machine, checkpoint, foreign
@@ -130,9 +130,9 @@ def test_what_is_raised_in_another_thread_reaches_the_caller(machine: Machine) -
         if done:
             raise ValueError("enough")
 
-    watch = downloads._Watch(10, refuse)
+    watch = hub_progress.Watch(10, refuse)
     interrupts: list[None] = []
-    machine.monkeypatch.setattr(downloads._thread, "interrupt_main", lambda: interrupts.append(None))
+    machine.monkeypatch.setattr(hub_progress._thread, "interrupt_main", lambda: interrupts.append(None))
     bar = watch.bar(total=10, desc="x", unit_scale=True)
 
     def report() -> None:
@@ -154,7 +154,7 @@ def test_bytes_that_are_fetched_and_put_together_count_once() -> None:
     if not hasattr(reporting, "XetDownloadProgressReporter"):
         pytest.skip("this huggingface_hub reports otherwise")
     seen: list[int] = []
-    watch = downloads._Watch(100, lambda done, total: seen.append(done))
+    watch = hub_progress.Watch(100, lambda done, total: seen.append(done))
     options = {"reconstruction_desc": "a", "total": 100, "log_level": 20, "name": "a", "tqdm_class": watch.bar}
     with reporting.XetDownloadProgressReporter(**options) as progress:
         for done in (30, 100):
@@ -187,7 +187,7 @@ def test_refusals_before_anything_is_written(machine: Machine, hub: Hub, publish
     before = bytes_in(hub_cache.cache_folder())
     for name, said in {
         "meta/Llama-3": "config.json of meta/Llama-3 on the Hugging Face Hub: model_type is 'llama'",
-        "me/Qwen3.5-GGUF": "holds GGUF files, of which you choose one",
+        "me/Qwen3.5-GGUF": "model-Q4.gguf ends early or is damaged",
         "me/Qwen3.5-bin": "holds no model\\*.safetensors",
         "me/Qwen3.5-odd": "is not valid JSON",
         "me/secret": "is gated: accept its terms",

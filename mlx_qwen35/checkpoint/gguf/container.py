@@ -48,6 +48,7 @@ _LONGEST_TEXT = 1 << 24  # bytes
 _READ = 1 << 20
 _PEEKED = 16  # keys, among which the architecture is in the files of all writers
 _AGAIN = "download the file again"
+_Told = tuple[str, Kind, tuple[int, ...], int]  # of a tensor: name, type, shape, offset from where the blocks begin
 _NUMBERED = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
 
 
@@ -119,8 +120,9 @@ def read_gguf(path: Path) -> Gguf:
     found = {tensor.name: tensor for tensor in tensors}
     if count > 1 and metadata.get("split.no", 0) != 0:
         raise CheckpointError(f"{path} is not the first of its {count} files: give {files[0]}")
+    first = metadata.get("general.alignment")
     for number, other in enumerate(files[1:], 1):
-        more, tensors = _read_file(other)
+        more, tensors = _read_file(other, first)
         if (more.get("split.no"), more.get("split.count")) != (number, count):
             raise CheckpointError(
                 f"{other}: split.no {more.get('split.no')!r:.20} of {more.get('split.count')!r:.20}, where its name "
@@ -143,6 +145,14 @@ def read_metadata(path: Path) -> dict[str, Any]:
     return _read_file(path)[0]
 
 
+def header_size(path: Path) -> int:
+    """Bytes of the header of one file, whatever follows; raises CheckpointError where it is damaged."""
+    with open(path, "rb", buffering=0) as file:
+        header = _Header(path, file.fileno())
+        header.parsed()
+        return header.at
+
+
 def peek(path: Path, key: str) -> Any:
     """One value of the metadata, which stands near its beginning; None where it does not, or nothing can be read."""
     try:
@@ -154,8 +164,16 @@ def peek(path: Path, key: str) -> Any:
 
 def first_file(path: Path) -> Path:
     """The first file of a split model, by the name of any of them; the path itself where it has no number."""
+    return named_files(path)[0]
+
+
+def named_files(path: Path) -> list[Path]:
+    """All files of a split model, by the name of any of them; the path alone where it has no number."""
     numbered = _NUMBERED.fullmatch(path.name)
-    return path if numbered is None else path.with_name(f"{numbered['stem']}-00001-of-{numbered['count']}.gguf")
+    count = int(numbered["count"]) if numbered else 0
+    if not 0 < count <= _MOST_FILES:
+        return [path]
+    return [path.with_name(f"{numbered['stem']}-{n:05d}-of-{count:05d}.gguf") for n in range(1, count + 1)]
 
 
 def split_files(path: Path, count: int) -> list[Path]:
@@ -166,7 +184,7 @@ def split_files(path: Path, count: int) -> list[Path]:
             f"{path}: split.count is {count}, and the file should be called *-00001-of-{count:05d}.gguf: restore the "
             "name that it was published with"
         )
-    files = [path.with_name(f"{numbered['stem']}-{n:05d}-of-{count:05d}.gguf") for n in range(1, count + 1)]
+    files = named_files(path)
     missing = [file.name for file in files if not file.exists()]
     if missing:
         shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
@@ -174,14 +192,19 @@ def split_files(path: Path, count: int) -> list[Path]:
     return files
 
 
-def _read_file(path: Path) -> tuple[dict[str, Any], list[GgufTensor]]:
+def _read_file(path: Path, first: int | None = None) -> tuple[dict[str, Any], list[GgufTensor]]:
+    """first: the alignment that the first of several files names."""
     try:
         with open(path, "rb", buffering=0) as file:
-            return _Header(path, file.fileno()).read()
+            return _Header(path, file.fileno()).read(first)
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist: check the path") from None
     except OSError as error:
         raise ReadError(f"{path} cannot be read ({error}): check the path and its permissions") from None
+
+
+def _is_empty(value: Any) -> bool:
+    return value == "" or (isinstance(value, Array) and not value.count)
 
 
 class _Header:
@@ -222,7 +245,23 @@ class _Header:
             raise self.fail("the header", f"announces {keys} keys and {tensors} tensors")
         return tensors, keys
 
-    def read(self) -> tuple[dict[str, Any], list[GgufTensor]]:
+    def read(self, first: int | None) -> tuple[dict[str, Any], list[GgufTensor]]:
+        """(what keys say, the tensors). first: as in _read_file."""
+        metadata, found = self.parsed()
+        alignment = metadata.get("general.alignment", ALIGNMENT)
+        if first is None or "general.alignment" in metadata:
+            return metadata, self.placed(found, alignment)
+        # Others than the first say nothing: gguf-py pads them alike, llama-gguf-split by the default. Their size tells.
+        try:
+            return metadata, self.placed(found, first)
+        except CheckpointError:
+            return metadata, self.placed(found, alignment)
+
+    def parsed(self) -> tuple[dict[str, Any], list[_Told]]:
+        """The same as it is told, up to the end of the header.
+
+        Keys that are there and empty say nothing: gguf-py does not write them.
+        """
         tensors, keys = self.begin()
         metadata: dict[str, Any] = {}
         for number in range(keys):
@@ -230,11 +269,11 @@ class _Header:
             if name in metadata:
                 raise self.fail(f"key {name!r:.120}", "occurs twice")
             metadata[name] = self.value(f"key {name!r:.120}")
+        metadata = {name: value for name, value in metadata.items() if not _is_empty(value)}
         alignment = metadata.get("general.alignment", ALIGNMENT)
         if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1) or alignment > 1 << 20:
             raise self.fail("general.alignment", f"is {alignment!r:.40}, which is no power of two")
-        found = [self.tensor(number) for number in range(tensors)]
-        return metadata, self.placed(found, alignment)
+        return metadata, [self.tensor(number) for number in range(tensors)]
 
     def fail(self, place: str, problem: str) -> CheckpointError:
         return CheckpointError(f"{self.path}: {place} {problem}: {_AGAIN}")
@@ -313,7 +352,7 @@ class _Header:
         self.need(at - self.at, what)
         self.at = at
 
-    def tensor(self, number: int) -> tuple[str, Kind, tuple[int, ...], int]:
+    def tensor(self, number: int) -> _Told:
         what = f"tensor {number}"
         name = self.text(f"the name of {what}", 1 << 16)
         what = f"tensor {name!r:.120}"
@@ -338,7 +377,7 @@ class _Header:
             raise self.fail(what, f"has rows of {width}, which blocks of {form.values} ({form.name}) do not divide")
         return name, form, sizes[::-1], offset
 
-    def placed(self, found: list[tuple[str, Kind, tuple[int, ...], int]], alignment: int) -> list[GgufTensor]:
+    def placed(self, found: list[_Told], alignment: int) -> list[GgufTensor]:
         """The tensors, which must follow one another without a hole or overlap, as llama.cpp demands it too."""
         start = end = -(-self.at // alignment) * alignment
         tensors: dict[str, GgufTensor] = {}

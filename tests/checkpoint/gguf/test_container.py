@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
 
-from mlx_qwen35.checkpoint.gguf.container import Array, read_gguf
+from mlx_qwen35.checkpoint.gguf.container import Array, header_size, read_gguf
 from mlx_qwen35.errors import CheckpointError
 from tests.checkpoint.gguf.building import finish
 
@@ -76,6 +76,45 @@ def test_files_of_two_split_models_are_not_mixed(tmp_path):
     with pytest.raises(CheckpointError, match="files of two models lie in one folder"):
         (tmp_path / "n-00001-of-00002.gguf").rename(tmp_path / "m-00002-of-00003.gguf")
         read_gguf(tmp_path / "m-00001-of-00003.gguf")
+
+
+@pytest.mark.parametrize("others", [32, 64])
+def test_other_files_are_aligned_as_the_first_or_by_default(tmp_path, others):
+    """Only the first says how. gguf-py pads all alike, llama-gguf-split the others by 32."""
+
+    def write(folder: Path, letters: int, alignment: int) -> list[Path]:
+        folder.mkdir(exist_ok=True)
+        writer = GGUFWriter(folder / "m.gguf", "qwen35", split_max_tensors=2)
+        if alignment != 32:
+            writer.add_custom_alignment(alignment)
+        for number in range(4):
+            writer.add_tensor("abcd"[number] * letters, np.full(5 + number, number, np.float32))
+        finish(writer)
+        return sorted(folder.glob("m-*.gguf"))
+
+    for letters in range(1, 40):
+        first, second = write(tmp_path / "a", letters, 64)
+        if others == 32:
+            second.write_bytes(write(tmp_path / "b", letters, 32)[1].read_bytes())
+        found = read_gguf(first).tensors
+        for number in range(4):
+            tensor = found["abcd"[number] * letters]
+            data = tensor.file.read_bytes()[tensor.offset : tensor.offset + tensor.nbytes]
+            assert data == np.full(5 + number, number, np.float32).tobytes()
+
+
+def test_empty_keys_are_as_if_they_were_not_there(tmp_path):
+    """gguf-py does not write them; others may."""
+    path = small(tmp_path / "a.gguf")
+    found, whole, end = read_gguf(path), path.read_bytes(), header_size(path)
+    start = min(tensor.offset for tensor in found.tensors.values())
+    (count,) = struct.unpack_from("<Q", whole, 16)
+    for kind, value in ((8, bytes(8)), (9, struct.pack("<IQ", 8, 0)), (9, struct.pack("<IQ", 5, 0))):
+        key = struct.pack("<Q", 12) + b"some.nothing" + struct.pack("<I", kind) + value
+        header = whole[:16] + struct.pack("<Q", count + 1) + key + whole[24:end]
+        (tmp_path / "b.gguf").write_bytes(header + bytes(-len(header) % 32) + whole[start:])
+        assert header_size(tmp_path / "b.gguf") == len(header)
+        assert read_gguf(tmp_path / "b.gguf").metadata.keys() == found.metadata.keys()
 
 
 def test_a_file_cut_anywhere_is_named(tmp_path):

@@ -49,7 +49,7 @@ def _source(folder: Path) -> Path:
     if not found.is_dir():
         package = folder / f"{name}.tar.gz"
         if not package.exists():
-            pip = (sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary=:all:")
+            pip = (sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary=llama-cpp-python")
             _run(*pip, "--dest", folder, PACKAGE, seconds=900)
         with tarfile.open(package) as archive:
             archive.extractall(folder, filter="data")
