@@ -31,17 +31,17 @@ def expert_layouts(source: Source) -> dict[int, LayerLayout]:
     Raises CheckpointError where experts are in a form that has to be converted first (FP8 in blocks, GPTQ, ...), and
     for records that are damaged or not of these shards.
     """
+    if not source.streamable:
+        raise CheckpointError(
+            f"{source.folder}: experts in {source.form.name} cannot be streamed as they are. Convert the "
+            f"checkpoint, which takes little memory: mlx-qwen35 convert {source.folder} TARGET -q"
+        )
     layers: dict[int, list[AnyPart]] = {}
     for ours, part in source.parts.items():
         if ours.startswith("layers.") and ".mlp.experts." in ours:
             layers.setdefault(int(ours.split(".")[1]), []).append(part)
     found = {}
     for layer, parts in sorted(layers.items()):
-        if not all(part.passing for part in parts):
-            raise CheckpointError(
-                f"{source.folder}: experts in {source.form.name} cannot be streamed as they are. Convert the "
-                f"checkpoint, which takes little memory: mlx-qwen35 convert {source.folder} TARGET -q"
-            )
         shards = _in_shards(layer, parts)
         found[layer] = _packed(source.folder, shards) or shards
     return found

@@ -74,6 +74,11 @@ class Source:
         dtype = named_dtype(self.config.raw)
         return None, {"weight": Values(f"{module}.weight", found, spec, shape, dtype, signs, block)}
 
+    @property
+    def streamable(self) -> bool:
+        """Whether experts, where there are any, can be read from where they lie."""
+        return all(part.passing for part in self.parts.values() if ".mlp.experts." in part.ours)
+
     def check_norms(self) -> None:
         """Raises CheckpointError where norms are not as the layout has them; to be called before weights are read."""
         check_norms(self.layout, self.files)

@@ -257,7 +257,7 @@ def of_source(source: Source, compute: mx.Dtype) -> Demand:
         loading_layer=_loading(experts, compute),
         reserve=process_bytes(source.folder),
         gpu=mx.default_device().type == mx.gpu,
-        streamable=all(part.passing for part in experts),
+        streamable=source.streamable,
     )
 
 

@@ -17,8 +17,10 @@ from mlx_qwen35.errors import CheckpointError
 from mlx_qwen35.library import hub_cache, lmstudio
 from mlx_qwen35.library.finding import DEMO, demo_folder
 from mlx_qwen35.library.stored import Stored, each_model, expanded, subfolders
-from mlx_qwen35.library.survey import is_ours, survey
+from mlx_qwen35.library.survey import adapter_of, is_ours, survey
 from mlx_qwen35.machine.files import listed
+
+ADAPTER = "adapter"
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,8 @@ class LocalModel:
 
     name: to load it by; place: "LM Studio", "Hugging Face cache", "folder" or "the package"; nbytes: of its weight
     files; quantization: "4-bit", "mxfp4", "fp8", "bf16", ..., with group_size where it has groups; bits_per_weight: as
-    stored, scales included; context_length: tokens; problem: why it cannot be loaded; missing: shards not there.
+    stored, scales included; streams: whether its experts can stay on the disk; context_length: tokens; problem: why it
+    cannot be loaded; missing: shards not there. An adapter has the quantization "adapter", and its model as problem.
     """
 
     name: str
@@ -44,6 +47,7 @@ class LocalModel:
     context_length: int | None
     missing: tuple[str, ...]
     problem: str | None
+    streams: bool | None = None
 
     @property
     def complete(self) -> bool:
@@ -89,7 +93,7 @@ def table(models: Sequence[LocalModel]) -> str:
     """Aligned columns, with the reason under each model that cannot be loaded."""
     if not models:
         return "No Qwen3.5, 3.6 or 3.8 on this machine."
-    rows = [("NAME", "SIZE", "WEIGHTS", "BITS", "SEES", "MTP", "CONTEXT", "PLACE")]
+    rows = [("NAME", "SIZE", "WEIGHTS", "BITS", "SEES", "MTP", "STREAMS", "CONTEXT", "PLACE")]
     rows += [
         (
             model.name,
@@ -98,19 +102,20 @@ def table(models: Sequence[LocalModel]) -> str:
             f"{model.bits_per_weight:.2f}" if model.bits_per_weight else "?",
             _mark(model.vision),
             _mark(model.mtp),
+            _mark(model.streams),
             f"{model.context_length:,}" if model.context_length else "?",
             model.place,
         )
         for model in models
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    right = (1, 3, 6)
+    right = (1, 3, 7)
     lines = []
     for row, model in zip(rows, [None, *models], strict=True):
         cells = (c.rjust(w) if n in right else c.ljust(w) for n, (c, w) in enumerate(zip(row, widths, strict=True)))
         lines.append("  ".join(cells).rstrip())
         if model and model.problem:
-            lines.append(f"    cannot be loaded: {model.problem}")
+            lines.append(f"    {'' if model.quantization == ADAPTER else 'cannot be loaded: '}{model.problem}")
     return "\n".join(lines)
 
 
@@ -138,6 +143,7 @@ def described(name: str, stored: Stored) -> LocalModel:
     """What the files of one model say; name: to list it by."""
     found = survey(stored.folder)
     config = found.source.config if found.source else found.config
+    base = adapter_of(stored.folder)
     return LocalModel(
         name=name,
         folder=stored.folder,
@@ -145,14 +151,15 @@ def described(name: str, stored: Stored) -> LocalModel:
         architecture=None if config is None else "moe" if config.model_type in MOE_TYPES else "dense",
         nbytes=found.nbytes,
         parameters=found.parameters or None,
-        quantization=None if found.quantization == "?" else found.quantization,
+        quantization=ADAPTER if base is not None else None if found.quantization == "?" else found.quantization,
         group_size=found.spec.group_size if found.spec else None,
         bits_per_weight=found.bits_per_weight,
         vision=found.vision if config else None,
         mtp=found.mtp_bytes > 0 if found.source else None,
+        streams=found.streams,
         context_length=config.text.max_position_embeddings if config else None,
         missing=found.missing,
-        problem=found.problem,
+        problem=found.problem if base is None else f"goes with {base or 'a model'}, as --adapter-path {stored.folder}",
     )
 
 

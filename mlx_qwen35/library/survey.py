@@ -81,6 +81,15 @@ class Survey:
         """Of the MTP layer, in the shards or beside them; 0: there is none, or the files cannot be read."""
         return mtp_bytes(self.source) if self.source else 0
 
+    @property
+    def streams(self) -> bool | None:
+        """Whether experts can stay on the disk: there are more than a token takes, in a form that is read from where it
+        lies; None: the files cannot be read."""
+        if self.source is None:
+            return None
+        moe = self.source.config.text.moe
+        return moe is not None and moe.experts_per_token < moe.num_experts and self.source.streamable
+
     @cached_property
     def parameters(self) -> int:
         """Weights of the text model and the vision tower, as many as they were before any quantization."""
@@ -143,12 +152,21 @@ def is_ours(folder: Path, name: str) -> bool:
     """Whether a folder is meant as one of this family: by its config.json, or, where that says nothing, by its name."""
     if is_gguf(folder):
         models = [folder] if not folder.is_dir() else models_in(folder)
-        named = {peek(path, "general.architecture") for path in models} - {None}
+        named = {peek(path, "general.architecture") for path in models} - {None, ""}
         return bool(named & {DENSE, MOE}) if named else bool(_FAMILY.search(name))
     model_type = read_json(folder / "config.json").get("model_type")
     if isinstance(model_type, str):
         return model_type in (*DENSE_TYPES, *MOE_TYPES, HADAMARD)
-    return bool(_FAMILY.search(name))
+    return bool(_FAMILY.search(name) or _FAMILY.search(adapter_of(folder) or ""))
+
+
+def adapter_of(folder: Path) -> str | None:
+    """What an adapter says that its model is, "" where it says nothing; None: the folder holds no adapter alone."""
+    path = folder / "adapter_config.json"
+    if not path.is_file() or (folder / "config.json").exists():
+        return None
+    told = read_json(path)
+    return next((told[key] for key in ("base_model_name_or_path", "model") if isinstance(told.get(key), str)), "")
 
 
 def parameters(config: ModelConfig) -> int:

@@ -140,7 +140,7 @@ def test_the_command(machine: Machine, capsys: pytest.CaptureFixture[str]) -> No
     assert main(["ls", str(extra)]) == 0
     assert "Nothing else is here" not in (said := capsys.readouterr()).err
     head, *rows = said.out.splitlines()
-    assert head.split() == ["NAME", "SIZE", "WEIGHTS", "BITS", "SEES", "MTP", "CONTEXT", "PLACE"]
+    assert head.split() == ["NAME", "SIZE", "WEIGHTS", "BITS", "SEES", "MTP", "STREAMS", "CONTEXT", "PLACE"]
     assert len({row.index("4,096") for row in rows if "4,096" in row}) == 1  # columns stand under each other
     assert sum("cannot be loaded" in row for row in rows) == 1
     assert main(["ls", "--json"]) == 0
