@@ -218,7 +218,8 @@ def _loop(
     own = None
     if store is None and worth_sharing([each.prompt for each in wanted if each.cache is None]):
         store = own = Store(model, processor, most_bytes=model.snapshot_bytes)
-    scheduler = Scheduler(most_rows=most_rows, chunk=model.prefill_chunk, rows_first=True)
+    sizes = {"chunk": model.prefill_chunk, "together_chunk": model.together_chunk}
+    scheduler = Scheduler(most_rows=most_rows, rows_first=True, **sizes)
     loop = Loop(model, store=store, scheduler=scheduler)
     try:
         yield loop

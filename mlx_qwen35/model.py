@@ -17,6 +17,7 @@ import numpy as np
 
 from .cache import Cache, DeltaState, KVCache, StretchedKVCache
 from .cache_list import CacheList
+from .cache_ragged import RaggedCache
 from .cache_rows import RowsCache
 from .config import ModelConfig
 from .decoder import DecoderLayer, together
@@ -77,6 +78,14 @@ class Model(nn.Module):
         return PREFILL_CHUNK if self._pool is None else self._pool.plan.chunk
 
     @property
+    def together_chunk(self) -> int:
+        """Tokens of several prompts that one call may have; 0: it is to have one prompt's, whose bits then hang on no
+        other."""
+        if self.exact:
+            return 0
+        return PREFILL_CHUNK if self._pool is None else min(self._pool.plan.chunk, self._pool.plan.tile)
+
+    @property
     def expert_stats(self) -> ExpertStats | None:
         """What streaming experts did since loading; None if they all are in memory."""
         return None if self._pool is None else self._pool.stats()
@@ -130,7 +139,7 @@ class Model(nn.Module):
     def hidden(
         self,
         tokens: mx.array,
-        cache: Cache | RowsCache | list[Any] | None = None,
+        cache: Cache | RowsCache | RaggedCache | list[Any] | None = None,
         media: Sight | AnyMedia | None = None,
         *,
         more: bool = False,
@@ -139,7 +148,8 @@ class Model(nn.Module):
     ) -> mx.array:
         """tokens [B, T] int -> hidden states after the final norm [B, T, H].
 
-        cache: as in a call, or a RowsCache, whose rows take one token each [B, 1].
+        cache: as in a call, or a RowsCache, whose rows take one token each [B, 1], or a RaggedCache, whose rows take
+        a piece each, one behind the other in [1, T] of at most `together_chunk` tokens, without media.
         more: further tokens of the same prompt follow; streamed experts then keep their memory for the end of it.
         between: called with what came out of each layer, [B, T, H], before the next; what it raises is raised.
         wanted: only so many of the last positions are of use, and returned [B, wanted, H].
@@ -176,7 +186,7 @@ class Model(nn.Module):
         self,
         x: mx.array,
         rope: tuple[mx.array, mx.array],
-        cache: Cache | CacheList | RowsCache | None,
+        cache: Cache | CacheList | RowsCache | RaggedCache | None,
         readable: mx.array | None,
         present: mx.array | None,
         more: bool,

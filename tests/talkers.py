@@ -64,6 +64,7 @@ class Script:
 
     config = SimpleNamespace(text=SimpleNamespace(vocab_size=VOCAB))
     prefill_chunk = 2048
+    together_chunk = 0
     mtp = None
     expert_stats = None
 

@@ -78,6 +78,7 @@ class Engine:
             bytes_per_row=per_row,
             pause=pause,
             chunk=model.prefill_chunk,
+            together_chunk=model.together_chunk,
         )
         mx.eval(model.parameters())  # here, if they are not: another thread has other streams
         self._features = FeatureStore(most_bytes=min(MOST_BYTES, self._scheduler.cache_bytes // _PICTURES))

@@ -7,12 +7,13 @@ Knows nothing of text, arguments or who reads the parts.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from itertools import count
 from typing import TYPE_CHECKING
 
 from mlx_qwen35.engine.drafted import Drafted
 from mlx_qwen35.engine.group import Group
+from mlx_qwen35.engine.prefill import Left, Piece, compute
 from mlx_qwen35.engine.row import Phase, Row
 from mlx_qwen35.engine.scheduler import Load, Scheduler, Turn
 from mlx_qwen35.session.reading import Reading
@@ -72,6 +73,7 @@ class Loop:
             priority=request.priority,
             deadline=None if deadline is None else now + deadline,
             alone=request.steady,
+            apart=bool(request.prompt.media) or request.cache is not None,
         )
         self.scheduler.submit(row.key, load, now)
         self.rows[row.key] = row
@@ -104,8 +106,8 @@ class Loop:
         start, computed = self._now(), self.computed_tokens
         stepped = self._step_solo(turn.solo) if turn.solo in self.rows else turn.decode and self._step_together()
         seconds = self._now() - start
-        if turn.prefill is not None and turn.prefill[0] in self.rows:
-            self._piece(self.rows[turn.prefill[0]], turn.prefill[1], beside=stepped)
+        if turn.prefill:
+            self._read(turn.prefill, beside=stepped)
         elif stepped:
             self._step_seconds = seconds
             self.scheduler.measured_decode(stepped, seconds)
@@ -128,7 +130,7 @@ class Loop:
         self._idle, self.went_on = 0, self.went_on + 1
         for row in self._living():
             if row.phase is Phase.PROMPT:
-                self._piece(row, row.prefill.chunk, beside=False)
+                self._read([(row.key, row.prefill.chunk)], beside=False)
                 return
         for row in [*self._blocked, *self._reading]:
             if row.phase is Phase.WAITING:
@@ -252,30 +254,62 @@ class Loop:
             row.group.change(leaving=[row.seat])
             row.group = None
 
-    def _piece(self, row: Row, most: int, *, beside: bool | int) -> None:
-        if row.phase is Phase.WAITING:
-            self._begin(row)
-        if row.phase is not Phase.PROMPT:
+    def _read(self, turns: Sequence[tuple[Hashable, int]], *, beside: bool | int) -> None:
+        """Pieces of the prompts of these rows, of so many tokens at the most, in one call."""
+        given, start = [], self._now()
+        for key, most in turns:
+            row = self.rows.get(key)
+            if row is not None and row.phase is Phase.WAITING:
+                self._begin(row)
+            if row is not None and row.phase is Phase.PROMPT:
+                given.append((row, most))
+        pieces = self._computed_of(given)
+        if not pieces:
             return
-        prefill, start = row.prefill, self._now()
-        done = prefill.done
-        try:
-            row.piece(most, pausing=bool(self._blocked))
-        except Exception as error:
-            row.fail(error)
-            return
-        tokens, seconds = prefill.done - done, self._now() - start
-        if not tokens:
-            return
+        tokens, seconds = sum(piece.length for piece in pieces.values()), self._now() - start
         self.computed_tokens += tokens
         if beside:  # the step that was queued before it is in its time
             seconds = max(seconds - self._step_seconds, 0.1 * seconds)
         self.scheduler.measured_prefill(tokens, seconds)
-        if row.key in self.rows:
-            self.scheduler.covered(row.key, prefill.covered + prefill.done)
+        for row, piece in pieces.items():
+            if row.key in self.rows:
+                self.scheduler.covered(row.key, piece.prefill.covered + piece.prefill.done)
         blocked, self._blocked = self._blocked, []
         for other in blocked:
             self._begin(other)
+
+    def _computed_of(self, given: Sequence[tuple[Row, int]]) -> dict[Row, Piece]:
+        """Computes the next piece of each row; -> those that were."""
+        pieces: dict[Row, Piece] = {}
+        for row, most in given:
+            try:
+                piece = row.next_piece(most, pausing=bool(self._blocked))
+            except Exception as error:
+                row.fail(error)
+            else:
+                pieces |= {} if piece is None else {row: piece}
+        if not pieces:
+            return {}
+        try:
+            logits = compute([*pieces.values()])
+        except Left:
+            for row in pieces:
+                row.end_without_piece()
+            return {}
+        except Exception as error:
+            if len(pieces) == 1:
+                (row,) = pieces
+                row.fail(error)
+                return {}
+            # whosever it was, the others are computed
+            found = (self._computed_of([(row, piece.length)]) for row, piece in pieces.items())
+            return {row: piece for each in found for row, piece in each.items()}
+        for (row, piece), last in zip(pieces.items(), logits, strict=True):
+            try:
+                row.has_computed(piece, last)
+            except Exception as error:
+                row.fail(error)
+        return pieces
 
     def _step_together(self) -> int:
         """A step of all that answer and do not draft for themselves; -> of how many."""

@@ -1,18 +1,20 @@
-"""A prompt on its way into a cache, a piece at a time.
+"""Prompts on their way into caches, a piece at a time; pieces of several go in one call.
 
-Knows how far it is, and where a piece has to end or a snapshot is wanted on the way. Knows nothing of who waits
+Knows how far each is, and where a piece has to end or a snapshot is wanted on the way. Knows nothing of who waits
 meanwhile.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, MutableMapping, Sequence
-from dataclasses import replace
-from itertools import pairwise
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
+from mlx_qwen35.cache_ragged import RaggedCache
 from mlx_qwen35.errors import ArgumentError
 from mlx_qwen35.request import check_covered
 from mlx_qwen35.vision.sight import Sight
@@ -85,7 +87,7 @@ class Prefill:
         self._tokens, self._media, self._features = tokens, media, features
         self._stops, self._places = stops, places
         self._on_place, self._on_progress = on_place, on_progress
-        self._leaves = leaves
+        self.leaves = leaves
 
     def begin(self) -> None:
         """Makes room, and tells of the beginning."""
@@ -100,64 +102,30 @@ class Prefill:
         pausing: it ends at the next of the `places`, too. An error or interrupt inside leaves the cache as it was
         before the piece. Pictures are encoded before the first.
         """
-        model, cache = self._model, self._cache
-        if self._media and not isinstance(self._media, Sight):
-            seeing = {"known": self._features, "covered": self.covered}
-            self._media = model.see(self._tokens, self._media, cache, **seeing)
-        places = sorted(self._places())
-        start, end = self.done, self._end(most, places if pausing else ())
-        places = [place for place in places if start < place < end]
-        before = cache.snapshot()
-        logits = None
-        try:
-            sight = self._media[start:end]
-            part = self._tokens[:, self.covered + start : self.covered + end]
-            hidden, kept = self._through(part, sight, places)  # [B, piece, H]
-            if end == self.total:
-                logits = model.head(hidden[:, -1:])[:, -1]  # [B, V]
-                mx.eval(logits)
-            mx.eval(cache.arrays(), [snapshot.arrays() for snapshot in kept])
-            kept = [snapshot.detached() for snapshot in kept]
-            if kept:
-                cache.detach()
-        except BaseException:
-            cache.restore(before)
-            raise
-        mx.clear_cache()
-        for snapshot in kept:
-            self._on_place(snapshot)
-        self.done = end
-        if self._on_progress:
-            self._on_progress(end, self.total)
+        piece = self.next(most, pausing=pausing)
+        (logits,) = compute([piece])
+        piece.tell()
         return logits
 
-    def _through(self, tokens: mx.array, sight: Sight | tuple, places: list[int]) -> tuple[mx.array, list[Snapshot]]:
-        """The next tokens [B, piece] through the model and what drafts -> hidden states, a snapshot at each place."""
-        cache, start, length = self._cache, self.done, tokens.shape[1]
-        how: dict[str, Any] = {"more": start + length < self.total}
-        if self._leaves is not None and length >= LONG:
-            how["between"] = _Between(self._leaves)
-        if cache.draft is None:
-            how["wanted"] = 1
-        if not places:
-            hidden = self._model.hidden(tokens, cache, sight, **how)
-            if cache.draft is not None:
-                cache.draft.prime(tokens, hidden, sight.positions if sight else None)
-            return hidden, []
-        held = cache.offset
-        with cache.each_step([held + place - start for place in places]) as kept:
-            hidden = self._model.hidden(tokens, cache, sight, **how)
-        found = []
-        # cut at each place: what drafts goes back to where it was there
-        for at, (begin, end) in enumerate(pairwise([0, *(place - start for place in places), length])):
-            part = slice(begin, end)
-            if cache.draft is not None:
-                positions = sight[part].positions if sight else None
-                cache.draft.prime(tokens[:, part], hidden[:, part], positions, offset=held + end)
-            if end < length:
-                delta = sight[part].next_positions[0] - held - end if sight else cache.rope_delta
-                found.append(replace(kept[at], rope_delta=delta, draft=cache.draft_mark()))
-        return hidden, found
+    def next(self, most: int | None = None, *, pausing: bool = False) -> Piece:
+        """The next piece, for `compute`; arguments as above."""
+        if self._media and not isinstance(self._media, Sight):
+            seeing = {"known": self._features, "covered": self.covered}
+            self._media = self._model.see(self._tokens, self._media, self._cache, **seeing)
+        places = sorted(self._places())
+        start, end = self.done, self._end(most, places if pausing else ())
+        sight = self._media[start:end]
+        tokens = self._tokens[:, self.covered + start : self.covered + end]
+        inside = tuple(place - start for place in places if start < place < end)
+        return Piece(self, self._model, self._cache, tokens, sight, inside, end == self.total)
+
+    def computed(self, length: int, kept: Iterable[Snapshot]) -> None:
+        """The cache has so many tokens more: tells of it."""
+        for snapshot in kept:
+            self._on_place(snapshot)
+        self.done += length
+        if self._on_progress:
+            self._on_progress(self.done, self.total)
 
     def _end(self, most: int | None, places: Iterable[int]) -> int:
         """Of the next piece: a whole chunk's, a place to stop at, or what is left."""
@@ -166,3 +134,93 @@ class Prefill:
         if most is not None:
             ends.append(self.done + most)
         return min([chunk, self.total, *ends])
+
+
+@dataclass(eq=False)
+class Piece:
+    """Tokens [B, T] of a prompt, which `compute` brings into its cache; then `tell` says so.
+
+    places: after how many of them a snapshot is wanted, ascending; last: the prompt ends with them.
+    """
+
+    prefill: Prefill
+    model: Model
+    cache: Cache
+    tokens: mx.array
+    sight: Sight | tuple
+    places: tuple[int, ...]
+    last: bool
+    kept: list[Snapshot] = field(default_factory=list)
+
+    @property
+    def length(self) -> int:
+        return self.tokens.shape[1]
+
+    def took(self, hidden: mx.array, kept: Sequence[Snapshot]) -> None:
+        """Its hidden states [B, T, H] are known to what drafts, and the snapshots that its cache kept on the way have
+        what is not the cache's."""
+        cache, sight = self.cache, self.sight
+        held = cache.offset - self.length
+        # cut at each place: what drafts goes back to where it was there
+        for at, (begin, end) in enumerate(pairwise([0, *self.places, self.length])):
+            part = slice(begin, end)
+            if cache.draft is not None:
+                positions = sight[part].positions if sight else None
+                cache.draft.prime(self.tokens[:, part], hidden[:, part], positions, offset=held + end)
+            if end < self.length:
+                delta = sight[part].next_positions[0] - held - end if sight else cache.rope_delta
+                self.kept.append(replace(kept[at], rope_delta=delta, draft=cache.draft_mark()))
+
+    def detach(self) -> None:
+        """The snapshots keep nothing else alive, and the cache nothing of theirs."""
+        self.kept = [snapshot.detached() for snapshot in self.kept]
+        if self.kept:
+            self.cache.detach()
+
+    def tell(self) -> None:
+        """Whoever asked for it is told that it was computed."""
+        self.prefill.computed(self.length, self.kept)
+
+
+def compute(pieces: Sequence[Piece]) -> list[mx.array | None]:
+    """Computes pieces of prompts in one call of the model, each into its own cache; several have one sequence each,
+    without padding and media. -> of each the logits of its last position [B, V], where the prompt ends there.
+
+    An error or interrupt inside leaves all caches as they were. A long call is left, too, when all are to end.
+    """
+    model, befores = pieces[0].model, [piece.cache.snapshot() for piece in pieces]
+    lengths = [piece.length for piece in pieces]
+    how: dict[str, Any] = {"more": any(not piece.last for piece in pieces)}
+    if sum(lengths) >= LONG and all(piece.prefill.leaves is not None for piece in pieces):
+        how["between"] = _Between(lambda: all(piece.prefill.leaves() for piece in pieces))
+    try:
+        with ExitStack() as stack:
+            kept = [
+                stack.enter_context(piece.cache.each_step([piece.cache.offset + place for place in piece.places]))
+                if piece.places
+                else []
+                for piece in pieces
+            ]
+            if len(pieces) == 1:
+                if pieces[0].cache.draft is None:
+                    how["wanted"] = 1
+                hidden = model.hidden(pieces[0].tokens, pieces[0].cache, pieces[0].sight, **how)
+                each = [hidden]
+            else:
+                tokens = mx.concatenate([piece.tokens for piece in pieces], axis=1)
+                hidden = model.hidden(tokens, RaggedCache([piece.cache for piece in pieces], lengths), **how)
+                each = mx.split(hidden, [*accumulate(lengths)][:-1], axis=1)
+        for piece, own, snapshots in zip(pieces, each, kept, strict=True):
+            piece.took(own, snapshots)
+        ended = [own[:, -1:] for piece, own in zip(pieces, each, strict=True) if piece.last]
+        logits = [] if not ended else [*model.head(mx.concatenate(ended, axis=1)).swapaxes(0, 1)]
+        mx.eval(logits, [[piece.cache.arrays(), [one.arrays() for one in piece.kept]] for piece in pieces])
+        for piece in pieces:
+            piece.detach()
+    except BaseException:
+        for piece, before in zip(pieces, befores, strict=True):
+            piece.cache.restore(before)
+        raise
+    mx.clear_cache()
+    found = iter(logits)
+    return [next(found) if piece.last else None for piece in pieces]

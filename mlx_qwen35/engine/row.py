@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 
 from mlx_qwen35.engine.group import Group, Seat
-from mlx_qwen35.engine.prefill import Left, Prefill
+from mlx_qwen35.engine.prefill import Piece, Prefill
 from mlx_qwen35.parts import Clock, Part
 
 if TYPE_CHECKING:
@@ -153,34 +153,34 @@ class Row:
         if self.request.on_progress:
             self.request.on_progress(done, total)
 
-    def piece(self, most: int | None, *, pausing: bool = False) -> bool:
-        """Computes the next piece of its prompt, of `most` tokens at the most; -> whether that was the last. A row that
-        was cancelled meanwhile ends, without the piece. pausing: the piece goes no further than to the next place where
-        prompts meet."""
-        prefill = self.prefill
-        if not prefill.begun:
-            prefill.begin()
+    def next_piece(self, most: int | None, *, pausing: bool = False) -> Piece | None:
+        """The next piece of its prompt, of `most` tokens at the most; None: it was cancelled, and ends without.
+        pausing: the piece goes no further than to the next place where prompts meet."""
+        if not self.prefill.begun:
+            self.prefill.begin()
             if self.request.cancelled():
-                self._clock.prompt_done(self.cache.offset)
-                self.end("cancelled")
-                return False
-        left = False
+                self.end_without_piece()
+                return None
+        return self.prefill.next(most, pausing=pausing)
+
+    def end_without_piece(self) -> None:
+        """It was cancelled before a piece of its prompt, or in the middle of one."""
+        self._clock.prompt_done(self.cache.offset)
+        self.end("cancelled")
+
+    def has_computed(self, piece: Piece, logits: mx.array | None) -> None:
+        """The piece is in its cache; logits [1, V] with the last one, from which the first token is drawn."""
         try:
-            logits = prefill.piece(most, pausing=pausing)
-        except Left:
-            logits, left = None, True
+            piece.tell()
         finally:
             self._clock.prompt_done(self.cache.offset)
-        if left:
-            self.end("cancelled")
         if logits is None:
-            return False
+            return
         self.prefill, self.phase = None, Phase.ANSWER
         if self.request.limit == 0:
             self.end("length")
         elif self.seat.drawn is None:  # otherwise it was drawn before the cache was given up
             self.seat.draw_first(logits)
-        return True
 
     def take(self, *, distribution: bool = True) -> Part | None:
         """The next part, or None where there is none yet; raises what went wrong. distribution: with its logprobs."""

@@ -28,7 +28,7 @@ step, then one of each.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 
 from mlx_qwen35.engine.pieces import Pieces
@@ -45,7 +45,8 @@ class Load:
     """What one request weighs.
 
     prompt_tokens: of its prompt, all of it. most_tokens: of the prompt and the longest answer. priority: higher goes
-    first. deadline: a time on the caller's clock. alone: it does not decode beside others in one call.
+    first. deadline: a time on the caller's clock. alone: it does not decode beside others in one call. apart: nor is
+    its prompt computed so.
     """
 
     prompt_tokens: int
@@ -53,6 +54,7 @@ class Load:
     priority: int = 0
     deadline: float | None = None
     alone: bool = False
+    apart: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,14 +64,14 @@ class Turn:
     expired: those whose deadline is past, waiting or running: end them. They are told again until they have ended.
     put_back: those whose cache is given up; they wait again, and have to compute their prompt and what they have of an
     answer once more. free: bytes that the store has to give up. admit: those that get a cache now (tell `covered` and
-    `waits_for_prefix`; their prompts' turn comes from the next turn on). prefill: whose prompt gets a piece, and of how
-    many tokens at the most. decode: whether those whose prompts are done take a step together. solo: who takes a step
-    of its own; never together with `decode`. store_bytes: the most bytes the store may hold from now on, those in use
-    too; None: as many as it likes.
+    `waits_for_prefix`; their prompts' turn comes from the next turn on). prefill: whose prompts get a piece, in
+    one call, and of how many tokens each at the most. decode: whether those whose prompts are done take a step
+    together. solo: who takes a step of its own; never together with `decode`. store_bytes: the most bytes the store may
+    hold from now on, those in use too; None: as many as it likes.
     """
 
     admit: tuple[Hashable, ...] = ()
-    prefill: tuple[Hashable, int] | None = None
+    prefill: tuple[tuple[Hashable, int], ...] = ()
     decode: bool = False
     expired: tuple[Hashable, ...] = ()
     put_back: tuple[Hashable, ...] = ()
@@ -117,7 +119,8 @@ class Scheduler:
     caches and of the store; None: any number. bytes_per_token, bytes_per_row: what a cache takes, by the token and
     once (delta states, and what its capacity is rounded up by). pause: seconds of pieces of prompts for each second of
     others' steps; 0: they wait until nobody decodes. chunk, least: tokens of the longest piece, and of the shortest.
-    rows_first: steps wait for prompts.
+    together_chunk: tokens of a call that computes pieces of several prompts, at the most; 0: there is none. rows_first:
+    steps wait for prompts.
     """
 
     def __init__(
@@ -131,6 +134,7 @@ class Scheduler:
         pause: float = 0.5,
         chunk: int = 2048,
         least: int = 16,
+        together_chunk: int = 0,
         rows_first: bool = False,
     ) -> None:
         for name, value in (("most_rows", most_rows), ("chunk", chunk), ("least", least)):
@@ -140,7 +144,7 @@ class Scheduler:
             raise ArgumentError(f"pause is {pause}; it must be 0 or more: seconds of prompts for each second of steps")
         self.most_rows, self.most_waiting, self.cache_bytes = most_rows, most_waiting, cache_bytes
         self.bytes_per_token, self.bytes_per_row = bytes_per_token, bytes_per_row
-        self.chunk = chunk
+        self.chunk, self.together_chunk = chunk, together_chunk
         self._pieces = Pieces(pause, chunk, least)
         self.rows_first, self._went_on = rows_first, True  # whether the last piece that was asked for was computed
         self._jobs: dict[Hashable, _Job] = {}  # in the order of their coming
@@ -255,7 +259,7 @@ class Scheduler:
         prompts = [job for job in running if not job.done and not job.reading]
         self._pieces.crowd(len(prompts), len(decoding))
         prefill = self._prefill(prompts)
-        waits = self.rows_first and prefill is not None and self._went_on
+        waits = self.rows_first and bool(prefill) and self._went_on
         self._went_on = not waits
         solo, decode = (None, False) if waits else self._step(decoding)
         return Turn(
@@ -325,15 +329,15 @@ class Scheduler:
             tokens += sum(min(STRETCH, max(0, other.load.most_tokens - other.reserved)) for other in before)
         return self.bytes_per_row + self.bytes_per_token * tokens <= self._room(rows)
 
-    def _prefill(self, prompts: list[_Job]) -> tuple[Hashable, int] | None:
-        """Whose prompt gets a piece, and of how many tokens."""
+    def _prefill(self, prompts: list[_Job]) -> tuple[tuple[Hashable, int], ...]:
+        """Whose prompts get a piece, and of how many tokens each."""
         if not self._beside:
             self._pieces.nobody_decodes()
         if not prompts:
-            return None
+            return ()
         most = self._pieces.next() if self._beside else self.chunk
         if not most:
-            return None
+            return ()
         by_key = {job.key: job for job in prompts}
         ready = [job for job in prompts if job.behind not in by_key] or prompts  # a ring of them waits for itself
         places = {job.key: job for job in ready}  # who is served by its going on: itself, or one behind it
@@ -343,13 +347,13 @@ class Scheduler:
                 at, steps = by_key[at.behind], steps + 1
             if at.key in places and job.rank < places[at.key].rank:
                 places[at.key] = job
-        first = min(ready, key=lambda job: places[job.key].rank)
+        ready.sort(key=lambda job: places[job.key].rank)
+        first = ready[0]
         priority = places[first.key].load.priority
         shorter = [
             job
-            for job in ready
-            if job is not first
-            and places[job.key].load.priority >= priority
+            for job in ready[1:]
+            if places[job.key].load.priority >= priority
             and first.passed + min(job.left, most) <= first.left
             and job.left < first.left
         ]
@@ -357,7 +361,18 @@ class Scheduler:
         tokens = min(chosen.left, most)
         if chosen is not first:
             first.passed += tokens
-        return chosen.key, tokens
+        return ((chosen.key, tokens), *self._beside_it(chosen, ready, min(most, self.together_chunk) - tokens))
+
+    def _beside_it(self, chosen: _Job, ready: list[_Job], room: int) -> Iterator[tuple[Hashable, int]]:
+        """Whose prompts get a piece in the same call, in which there is room for so many tokens."""
+        for job in ready:
+            if job is chosen or job.load.apart or chosen.load.apart:
+                continue
+            tokens = min(job.left, room)
+            if tokens < min(job.left, self._pieces.least):
+                return
+            room -= tokens
+            yield job.key, tokens
 
     def _step(self, decoding: list[_Job]) -> tuple[Hashable | None, bool]:
         """Who takes a step of its own, or else whether the others take theirs."""

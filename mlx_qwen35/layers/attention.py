@@ -9,6 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..cache import KVCache, StretchedKVCache
+from ..cache_ragged import RaggedKV
 from ..cache_rows import RowsKV
 from ..config import TextConfig
 from ..kernels.activation import gated
@@ -51,7 +52,7 @@ class GatedAttention(JoinedInputs, nn.Module):
         self,
         x: mx.array | Summed,
         rope: tuple[mx.array, mx.array],
-        cache: KVCache | StretchedKVCache | RowsKV | None = None,
+        cache: KVCache | StretchedKVCache | RowsKV | RaggedKV | None = None,
         readable: mx.array | None = None,
     ) -> mx.array:
         """x [B, T, H], or what is to be its norm -> [B, T, H]. rope: cos, sin of these T positions. cache: of
@@ -77,6 +78,11 @@ class GatedAttention(JoinedInputs, nn.Module):
         )
         if isinstance(cache, RowsKV):
             out = self.rows(queries, keys, values, cache, cached_attention)
+        elif isinstance(cache, RaggedKV):
+            made = []
+            for own, part in cache.parts:
+                made.append(cached_attention(queries[:, :, part], keys[:, :, part], values[:, :, part], own))
+            out = mx.concatenate(made, axis=2)
         else:
             out = cached_attention(queries, keys, values, cache, readable)
         out = out.swapaxes(1, 2).reshape(batch, length, -1)

@@ -14,6 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..cache import DeltaState
+from ..cache_ragged import RaggedDelta
 from ..config import TextConfig
 from ..kernels.activation import fused, silu
 from ..kernels.backend import on_gpu
@@ -51,6 +52,10 @@ class ShortConv(nn.Module):
         key = tuple((part.start, part.stop) for part in channels)
         weight = once(self.weight, key, lambda all_: mx.concatenate([all_[part] for part in channels]))
         return _convolution(self._with_window(x, window), weight)
+
+    def over(self, windowed: mx.array) -> mx.array:
+        """[B, K-1+T, C], x behind its window -> y [B, T, C]."""
+        return _convolution(windowed, self.weight)
 
     def next_window(self, x: mx.array, window: mx.array | None) -> mx.array:
         """The window after x [B, T, C] and `window`."""
@@ -125,7 +130,10 @@ class GatedDeltaNet(JoinedInputs, nn.Module):
         self.eval()  # train() chooses another form of the recurrence
 
     def __call__(
-        self, x: mx.array | Summed, cache: DeltaState | None = None, present: mx.array | None = None
+        self,
+        x: mx.array | Summed,
+        cache: DeltaState | RaggedDelta | None = None,
+        present: mx.array | None = None,
     ) -> mx.array:
         """x [B, T, H], or what is to be its norm -> [B, T, H]. cache: of this layer, or None.
 
@@ -133,6 +141,8 @@ class GatedDeltaNet(JoinedInputs, nn.Module):
         leaves window and state at zero, because nothing here has a bias; padding on the right (mlx-lm's batches have
         it) leaves them as they were.
         """
+        if isinstance(cache, RaggedDelta):
+            return self._ragged(x, cache)
         batch, length, _ = x.shape
         in_one = on_gpu() and present is None and length <= self._most_in_one and not (self.training or self.unfused)
         if in_one and self.conv1d.weight.shape[1] > 1:
@@ -149,6 +159,21 @@ class GatedDeltaNet(JoinedInputs, nn.Module):
         out, matrix = self._ruled(u, z, b, a, slice(0, self.value_heads), cache, present)
         self._keep(cache, raw, window, matrix)
         return self.out_proj(out)
+
+    def _ragged(self, x: mx.array | Summed, cache: RaggedDelta) -> mx.array:
+        """The same for pieces of several sequences, one behind the other in x [1, N, H]."""
+        raw, *given = columns(self._joined(x, self.joinable()), self._widths)
+        before, made = self.conv1d.weight.shape[1] - 1, []
+        for block in cache.blocks:
+            states = cache.of(block)
+            ends = [block.length] if states.steps is None else states.ends(block.length)
+            windowed = block.windowed(raw, cache.windows(block), before)
+            z, b, a = (each[0][block.tokens] for each in given)
+            u = self.conv1d.over(windowed)
+            out, matrix = self._ruled(u, z, b, a, slice(0, self.value_heads), states, block.present)
+            cache.take(block, windowed, matrix, ends)
+            made.append(out)
+        return self.out_proj(cache.in_order(made))
 
     def _ruled(
         self,

@@ -152,6 +152,8 @@ class _Nowhere(nn.Module):
 class RanksModel(Model):
     """A rank's share of a model. Its calls are made by all ranks together, with the same tokens."""
 
+    together_chunk = 0  # a call for other ranks is of one prompt
+
     def __init__(self, config: ModelConfig, plan: Plan, group: Group) -> None:
         super().__init__(config)
         self._plan, self._ranks_group = (plan,), (group,)

@@ -161,20 +161,26 @@ class Replay:
         self.scheduler.covered(ask.key, tokens)
 
     def prefill(self, turn: Turn, decoding: list[Ask]) -> None:
-        key, tokens = turn.prefill
-        ask = self.here[key]
-        assert ask.row and not ask.done and key not in turn.admit
-        assert 1 <= tokens <= min(self.scheduler.chunk, ask.need - ask.computed)
-        tokens = self.chance.choice((tokens, tokens, max(1, tokens - 3)))  # a piece may end at a boundary
-        seconds = self.machine.piece(tokens, self.chance)
+        asks = [self.here[key] for key, _ in turn.prefill]
+        assert len({ask.key for ask in asks}) == len(asks)
+        assert len(asks) == 1 or not any(ask.load.apart for ask in asks)
+        most = self.scheduler.chunk if len(asks) == 1 else self.scheduler.together_chunk
+        assert sum(tokens for _, tokens in turn.prefill) <= min(most, self.scheduler.chunk)
+        lengths = []
+        for ask, (key, tokens) in zip(asks, turn.prefill, strict=True):
+            assert ask.row and not ask.done and key not in turn.admit
+            assert 1 <= tokens <= ask.need - ask.computed
+            lengths.append(self.chance.choice((tokens, tokens, max(1, tokens - 3))))  # a piece may end at a boundary
+        seconds = self.machine.piece(sum(lengths), self.chance)
         self.now += seconds
         if decoding:
             self.pieces += seconds
-        self.scheduler.measured_prefill(tokens, seconds)
-        self.compute(ask, ask.computed + tokens)
-        if ask.computed == ask.need:
-            ask.done = True
-            self.give(ask)
+        self.scheduler.measured_prefill(sum(lengths), seconds)
+        for ask, tokens in zip(asks, lengths, strict=True):
+            self.compute(ask, ask.computed + tokens)
+            if ask.computed == ask.need:
+                ask.done = True
+                self.give(ask)
 
     def step(self, turn: Turn, decoding: list[Ask]) -> None:
         assert not (turn.decode and turn.solo is not None)

@@ -1,6 +1,7 @@
 """The scheduler, by replay: thousands of courses on made-up machines, and the rules of its docstring one by one."""
 
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -23,10 +24,11 @@ def drawn(seed: int) -> Replay:
             priority=chance.choice((0, 0, 0, 1, -1, 5)),
             deadline=at + chance.expovariate(0.3) if chance.random() < 0.15 else None,
             alone=chance.random() < 0.2,
+            apart=chance.random() < 0.1,
         )
         answer = chance.randint(1, answer)
         most = load.prompt_tokens + answer + chance.choice((0, 0, 500))
-        load = Load(load.prompt_tokens, most, load.priority, load.deadline, load.alone)
+        load = replace(load, most_tokens=most)
         cancel = at + chance.expovariate(0.5) if chance.random() < 0.15 else float("inf")
         known = chance.choice((0, 0, load.prompt_tokens // 2, load.prompt_tokens - 1))
         behind = chance.randrange(24) if chance.random() < 0.2 else None
@@ -39,6 +41,7 @@ def drawn(seed: int) -> Replay:
         bytes_per_row=chance.choice((0, 100)),
         pause=chance.choice((0.0, 0.25, 0.5, 2.0)),
         chunk=chance.choice((7, 64, 512)),
+        together_chunk=chance.choice((0, 5, 64, 512)),
         least=chance.choice((1, 16)),
         rows_first=chance.random() < 0.25,
     )
@@ -173,7 +176,7 @@ def test_who_is_put_back() -> None:
     assert scheduler.turn(2.0).admit == (0,)
     scheduler.ended(2)
     turn = scheduler.turn(2.0)
-    assert turn.admit == (1,) and turn.prefill == (0, 15)  # its prompt, and what it had of an answer
+    assert turn.admit == (1,) and turn.prefill == ((0, 15),)  # its prompt, and what it had of an answer
     scheduler.covered(0, 15)
     assert scheduler.turn(2.0).decode
     assert scheduler.turn(2.0).decode
@@ -286,9 +289,9 @@ def test_cautious_before_anything_is_measured() -> None:
     scheduler.turn(0.0)
     scheduler.covered(0, 5)
     scheduler.submit(1, Load(5000, 6000), 0.0)
-    assert scheduler.turn(0.0).prefill is None
+    assert not scheduler.turn(0.0).prefill
     turns = [scheduler.turn(0.0) for _ in range(8)]  # nobody tells times: it goes on all the same, in small pieces
-    assert {turn.prefill for turn in turns} == {None, (1, 16)} and all(turn.decode for turn in turns)
+    assert {turn.prefill for turn in turns} == {(), ((1, 16),)} and all(turn.decode for turn in turns)
 
 
 def test_whole_chunks_where_nobody_decodes() -> None:
@@ -297,7 +300,7 @@ def test_whole_chunks_where_nobody_decodes() -> None:
     scheduler.turn(0.0)
     found = []
     for _ in range(3):
-        key, tokens = scheduler.turn(0.0).prefill
+        ((key, tokens),) = scheduler.turn(0.0).prefill
         scheduler.measured_prefill(tokens, 1.0)
         found.append(tokens)
         scheduler.covered(key, sum(found))
@@ -312,7 +315,7 @@ def test_rows_first() -> None:
     scheduler.turn(0.0)
     for key, tokens, covered in ((0, 10, 10), (1, 512, 512), (1, 88, 600)):
         turn = scheduler.turn(0.0)
-        assert turn.prefill == (key, tokens) and not turn.decode
+        assert turn.prefill == ((key, tokens),) and not turn.decode
         scheduler.covered(key, covered)
         scheduler.measured_prefill(tokens, 1.0)
     assert scheduler.turn(0.0).decode
@@ -320,7 +323,7 @@ def test_rows_first() -> None:
     assert scheduler.turn(0.0).admit == (2,)
     turns = [scheduler.turn(0.0) for _ in range(4)]  # its piece is not computed, whatever keeps it
     assert [turn.decode for turn in turns] == [False, True, False, True]
-    assert all(turn.prefill == (2, 20) for turn in turns)
+    assert all(turn.prefill == ((2, 20),) for turn in turns)
 
 
 def pieces(loads: list[Load], *, chunk: int = 100, tokens_at: dict[int, int] | None = None) -> list:
@@ -334,7 +337,7 @@ def pieces(loads: list[Load], *, chunk: int = 100, tokens_at: dict[int, int] | N
             scheduler.submit(key, loads[key], 0.0)
             if key in scheduler.turn(0.0).admit:
                 scheduler.covered(key, 0)
-        key, tokens = scheduler.turn(0.0).prefill
+        ((key, tokens),) = scheduler.turn(0.0).prefill
         total, computed[key] = total + tokens, computed[key] + tokens
         scheduler.covered(key, computed[key])
         found.append(key)
@@ -369,19 +372,19 @@ def test_one_that_waits_for_a_prefix() -> None:
     scheduler.submit("first", Load(50, 60), 0.0)
     scheduler.submit("waits", Load(20, 40, priority=3), 0.0)
     scheduler.turn(0.0)
-    assert scheduler.turn(0.0).prefill == ("waits", 10)
+    assert scheduler.turn(0.0).prefill == (("waits", 10),)
     scheduler.waits_for_prefix("waits", "late")
-    assert scheduler.turn(0.0).prefill == ("late", 10)  # it has the place of the one that waits
+    assert scheduler.turn(0.0).prefill == (("late", 10),)  # it has the place of the one that waits
     scheduler.waits_for_prefix("late", "waits")  # nonsense: but somebody goes on
-    assert scheduler.turn(0.0).prefill == ("first", 10)
+    assert scheduler.turn(0.0).prefill == (("first", 10),)
     scheduler.ended("first")
-    assert scheduler.turn(0.0).prefill == ("waits", 10)
+    assert scheduler.turn(0.0).prefill == (("waits", 10),)
     scheduler.waits_for_prefix("late", None)
     scheduler.waits_for_prefix("waits", None)
-    assert scheduler.turn(0.0).prefill == ("waits", 10)
+    assert scheduler.turn(0.0).prefill == (("waits", 10),)
     scheduler.waits_for_prefix("waits", "late")
     scheduler.ended("late")  # it will not tell any more
-    assert scheduler.turn(0.0).prefill == ("waits", 10)
+    assert scheduler.turn(0.0).prefill == (("waits", 10),)
 
 
 def test_those_who_decode_alone_take_turns() -> None:

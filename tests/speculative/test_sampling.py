@@ -36,6 +36,7 @@ class Table:
     config = SimpleNamespace(text=SimpleNamespace(vocab_size=VOCAB))
     mtp = expert_stats = None
     prefill_chunk = 100
+    together_chunk = 0
 
     def __init__(self, seed: int) -> None:
         self.table = mx.array(np.random.default_rng(seed).normal(0, 1.2, (VOCAB, VOCAB)).astype(np.float32))
