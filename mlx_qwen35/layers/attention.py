@@ -5,6 +5,8 @@ Knows heads, masks and how to keep the scores small. Knows neither where positio
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import mlx.core as mx
 import mlx.nn as nn
 
@@ -14,6 +16,7 @@ from ..cache_rows import RowsKV
 from ..config import TextConfig
 from ..kernels.activation import gated
 from ..kernels.attention_inputs import attention_inputs
+from ..kernels.backend import METAL, current
 from .joined import JoinedInputs, columns
 from .linear import Linear
 from .norm import RMSNorm
@@ -25,12 +28,18 @@ from .summed import Summed
 MOST_SCORES = 2**26
 ON_THE_WAY = 4  # tiles that the CPU backend allocates for while it works on one
 _FUSED_ROWS = 8
+_FUSED_QUERIES = 32  # of a head of keys, that MLX's kernel for few queries takes on Metal; those of one position are
+_LEAST_QUERIES = 6  # so many or more where how many positions there are changes no bit
+# Numbers of keys from which on that kernel adds up in another order (scaled_dot_product_attention.cpp of MLX: from
+# where on it takes two passes, and in how many blocks on which chip).
+_ORDERS = (1024, 1025, 4096, 8193, 16384, 32769, 65536, 65537)
 
 
 class GatedAttention(JoinedInputs, nn.Module):
     """softmax(q k^T) v * sigmoid(gate), projected; grouped key/value heads."""
 
     unfused = False  # MLX's operations take the kernel's place: it was found wrong here, or is not wanted
+    _one_by_one = False
 
     def __init__(self, config: TextConfig):
         super().__init__()
@@ -84,9 +93,13 @@ class GatedAttention(JoinedInputs, nn.Module):
                 made.append(cached_attention(queries[:, :, part], keys[:, :, part], values[:, :, part], own))
             out = mx.concatenate(made, axis=2)
         else:
-            out = cached_attention(queries, keys, values, cache, readable)
+            out = cached_attention(queries, keys, values, cache, readable, one_by_one=self._one_by_one)
         out = out.swapaxes(1, 2).reshape(batch, length, -1)
         return self.o_proj(gated(out, gate))
+
+    def be_exact(self) -> None:
+        """From now on a few positions attend one by one, whatever MLX's source says of its kernel."""
+        self._one_by_one = True
 
     def joinable(self) -> list[nn.Module]:
         return [self.q_proj, self.k_proj, self.v_proj]
@@ -98,16 +111,19 @@ def cached_attention(
     values: mx.array,
     cache: KVCache | StretchedKVCache | None,
     readable: mx.array | None = None,
+    *,
+    one_by_one: bool = False,
 ) -> mx.array:
     """Attention of T tokens: queries [B, Hq, T, D], keys and values [B, Hkv, T, D] -> [B, Hq, T, D].
 
-    cache: what came before, which takes the keys and values in; None: nothing did. `readable` as above.
+    cache: what came before, which takes the keys and values in; None: nothing did. `readable` as above. one_by_one: a
+    few positions are never asked for together.
     """
     if isinstance(cache, StretchedKVCache):
         return stretched_attention(queries, cache.update(keys, values), readable)
     if cache is not None:
         keys, values = cache.update(keys, values)
-    return causal_attention(queries, keys, values, readable)
+    return causal_attention(queries, keys, values, readable, one_by_one=one_by_one)
 
 
 def causal_attention(
@@ -117,24 +133,29 @@ def causal_attention(
     readable: mx.array | None = None,
     *,
     most_scores: int = MOST_SCORES,
+    one_by_one: bool = False,
 ) -> mx.array:
     """Attention of the last T of S positions: queries [B, Hq, T, D], keys and values [B, Hkv, S, D] -> [B, Hq, T, D].
 
     Query t reads keys up to its own; `readable` as above. Computed in tiles of queries so that at most about
-    `most_scores` scores exist at once, and each tile reads only the keys before its end.
+    `most_scores` scores exist at once, and each tile reads only the keys before its end. A few positions have the bits
+    that each has alone; one_by_one as above.
     """
     batch, heads, length, dim = queries.shape
     past = keys.shape[2] - length
     if mx.default_device().type == mx.cpu:
         most_scores //= ON_THE_WAY
     rows = max(_FUSED_ROWS, most_scores // (batch * heads * keys.shape[2]))
-    if length <= _FUSED_ROWS:
-        rows = 1  # each by itself, with the bits of a single step: MLX's forms add up more keys in another order
+    few = length <= _FUSED_ROWS
+    if few:
+        together = current() is METAL and readable is None and not one_by_one
+        ends = alike(past, length, heads // keys.shape[1]) if together else list(range(1, length + 1))
+    else:
+        ends = [*range(rows, length, rows), length]
     tiles = []
-    for start in range(0, length, rows):
-        stop = min(start + rows, length)
+    for start, stop in pairwise([0, *ends]):
         asking = queries[:, :, start:stop]
-        if tiles and rows > 1:  # one after the other: MLX would begin twenty at once, each with its scores
+        if tiles and not few:  # one after the other: MLX would begin twenty at once, each with its scores
             (asking,) = mx.depends([asking], [tiles[-1]])
         mask = "causal" if stop - start > 1 else None
         if readable is not None:
@@ -149,6 +170,23 @@ def causal_attention(
             )
         )
     return tiles[0] if len(tiles) == 1 else mx.concatenate(tiles, axis=2)
+
+
+def alike(past: int, length: int, each: int) -> list[int]:
+    """Where a few positions behind `past` are to be parted, so that MLX's kernel for few queries adds up for each as it
+    does for that one alone: the ends of the parts, of `length` positions. each: queries of a head of keys a position.
+
+    A query goes over the keys before it in an order that depends on how many keys the call has, by steps, and on
+    nothing else where there are enough queries; what lies behind it is left out.
+    """
+    most = _FUSED_QUERIES // each if each >= _LEAST_QUERIES else 1
+    ends, start = [], 0
+    for stop in range(1, length + 1):
+        last = stop == length
+        if last or stop + 1 - start > most or past + stop + 1 in _ORDERS:
+            ends.append(stop)
+            start = stop
+    return ends
 
 
 def _mask(readable: mx.array, first: int) -> mx.array:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from mlx_qwen35.cache import KVCache
-from mlx_qwen35.layers.attention import causal_attention
+from mlx_qwen35.layers.attention import alike, causal_attention
 from mlx_qwen35.layers.rope import RotaryEmbedding
 
 from ..tiny_model import tiny_model
@@ -98,3 +98,17 @@ def test_padding_is_never_read(length, past):
         np.testing.assert_array_equal(other[0, :, tokens:], out[0, :, tokens:])
         np.testing.assert_array_equal(other[1], out[1])
     assert np.isfinite(out).all()
+
+
+@pytest.mark.parametrize(
+    "past, length, each, ends",
+    [
+        (300, 8, 8, [4, 8]), (300, 8, 16, [2, 4, 6, 8]), (300, 8, 6, [5, 8]), (300, 1, 8, [1]),
+        (300, 3, 4, [1, 2, 3]),  # so few that their number chooses the order
+        (300, 2, 40, [1, 2]),  # more than the kernel takes
+        (1020, 6, 6, [3, 4, 6]),  # 1,023 keys are one pass, 1,024 and 1,025 others
+        (8188, 8, 8, [4, 8]), (8190, 5, 8, [2, 5]),
+    ],
+)  # fmt: skip
+def test_positions_that_add_up_as_each_does_alone(past, length, each, ends):
+    assert alike(past, length, each) == ends
