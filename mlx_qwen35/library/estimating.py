@@ -103,7 +103,9 @@ def estimate(
         )  # fmt: skip
 
     made = assign(None, text_tensors(config), default_spec(bits or CONVERTED_BITS, 64, "affine"), config)
-    small = plan(told_demand(config, made, compute, folder), f"converted to {bits or CONVERTED_BITS}-bit", as_converted)
+    # Whatever form it has now, what convert writes streams.
+    demand = replace(told_demand(config, made, compute, folder), streamable=True)
+    small = plan(demand, f"converted to {bits or CONVERTED_BITS}-bit", as_converted)
     if bits is not None:
         return small
     if whole_here:

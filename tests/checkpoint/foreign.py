@@ -28,8 +28,9 @@ FFN = {"dense": {"intermediate_size": 288},
        "moe": {"moe_intermediate_size": 96, "shared_expert_intermediate_size": 192, "num_experts": 4}}  # fmt: skip
 
 
-def config_of(kind: str, section: Mapping[str, Any], **sizes: Any) -> dict[str, Any]:
-    config = tiny_config(kind, vision=True, **SIZES | FFN[kind] | sizes)
+def config_of(kind: str, section: Mapping[str, Any], flat: bool = False, **sizes: Any) -> dict[str, Any]:
+    """flat: text only, without text_config."""
+    config = tiny_config(kind, vision=not flat, flat=flat, **SIZES | FFN[kind] | sizes)
     return config | {"quantization_config": dict(section)}
 
 
