@@ -31,6 +31,8 @@ install = for step in install update install; do \
 clang = $(shell command -v clang++-19)
 # They drive the page in it, and skip that without. (Ubuntu's is a snap.)
 chromium = $(shell command -v chromium || grep -qs '^ID=debian' /etc/os-release || echo none)
+# They press Tab in these, or skip that.
+shells = $(shell command -v zsh >/dev/null && command -v fish)
 # A processor that is newer than OpenBLAS gets its kernels of 2004, with which prompts take twice as long.
 kernels = $(shell grep -qw avx512bw /proc/cpuinfo && echo SkylakeX || grep -qw avx2 /proc/cpuinfo && echo Haswell)
 coretype = $(or $(OPENBLAS_CORETYPE),$(firstword $(kernels)))
@@ -84,6 +86,7 @@ $(TESTED): $(MADE)
 	@$(if $(can_install),$(if $(openblas),,$(call install,libopenblas0-pthread)))
 	@$(if $(can_install),$(if $(clang),,$(call install,clang-19 libclang-rt-19-dev)))
 	@$(if $(can_install),$(if $(chromium),,$(call install,--no-install-recommends chromium)))
+	@$(if $(can_install),$(if $(shells),,$(call install,zsh fish)))
 	@touch $@
 
 $(PLOTS): $(TESTED)

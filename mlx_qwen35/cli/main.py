@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_qwen35 import __version__
-from mlx_qwen35.cli import chat, convert, doctor, estimate, generate, ls, serve
+from mlx_qwen35.cli import chat, completion, convert, doctor, estimate, generate, ls, serve
 from mlx_qwen35.cli.demo import DEMO_HINT
 from mlx_qwen35.cli.wrong import Parser, command_named, near
 from mlx_qwen35.errors import Qwen35Error, Qwen35Warning
@@ -33,7 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="mlx-qwen35", description="Run Qwen3.5, 3.6 and 3.8 on MLX.", epilog=DEMO_HINT)
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
-    for module in (generate, chat, serve, convert, ls, estimate, doctor):
+    for module in (generate, chat, serve, convert, ls, estimate, doctor, completion):
         name = module.__name__.rpartition(".")[2]
         epilog = DEMO_HINT if module in (generate, chat) else None
         command = commands.add_parser(name, help=module.DESCRIPTION, description=module.DESCRIPTION, epilog=epilog)
@@ -73,6 +73,8 @@ def _parsed(argv: list[str]) -> argparse.Namespace:
     """What the words mean; ends the program where they mean nothing, with what was probably meant."""
     parser = build_parser()
     (commands,) = (action.choices for action in parser._actions if isinstance(action.choices, dict))
+    if completion.asked():
+        completion.answer(parser, commands.values())
     first = argv[0] if argv else ""
     if not argv:
         parser.print_help(sys.stderr)

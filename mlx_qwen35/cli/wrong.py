@@ -69,7 +69,7 @@ _NEEDLESS = {
     "--use-default-chat-template": "the checkpoint's template is used anyway",
 }  # fmt: skip
 _COMMANDS = {
-    "generate": "ask complete completion prompt gen answer infer",
+    "generate": "ask complete prompt gen answer infer",
     "chat": "run talk repl interactive cli",
     "serve": "server start api http up",
     "convert": "quantize quantise quant pack",
