@@ -59,6 +59,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if (status := options.follows(args)) is not None:
+        return status
     with ending_on_signals() as ending, options.locked_session(args):
         try:
             return _answer(args, ending)
@@ -91,6 +93,7 @@ def _answer(args: argparse.Namespace, ending: Ending) -> int:
     settings = options.answer_options(args, processor)
     forms.check(form, processor, tools)
     model = options.load_model(args, held)
+    options.bound_to(processor, model)
     session = options.open_session(args, model, processor)
     from mlx_qwen35.generation import stream_generate
 

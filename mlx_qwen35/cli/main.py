@@ -22,8 +22,9 @@ from mlx_qwen35 import __version__
 from mlx_qwen35.cli import chat, completion, convert, doctor, estimate, generate, ls, serve
 from mlx_qwen35.cli.demo import DEMO_HINT
 from mlx_qwen35.cli.wrong import Parser, command_named, near
-from mlx_qwen35.errors import Qwen35Error, Qwen35Warning
+from mlx_qwen35.errors import Qwen35Error, Qwen35Warning, RankLostError
 from mlx_qwen35.machine import system
+from mlx_qwen35.parallel import early, place
 
 INTERRUPTED = 130
 PIPE_CLOSED = 141
@@ -43,16 +44,29 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command and returns the exit status: 0, 2 for an error, 130 for Ctrl-C, 141 for a closed pipe."""
+    """Runs one command and returns the exit status: 0, 2 for an error, 70 where a rank is lost, 130 for Ctrl-C, 141 for
+    a closed pipe."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # an answer does not end at a character that the terminal lacks
             stream.reconfigure(errors="replace")
     args = _parsed(sys.argv[1:] if argv is None else list(argv))
+    status = _run(args)
+    place.say_status(status)
+    if status == early.STATUS:  # MLX's threads may wait for a rank that is lost, and with them an end in good order
+        sys.stderr.flush()
+        os._exit(status)
+    return status
+
+
+def _run(args: argparse.Namespace) -> int:
     try:
         with _plain_warnings():
             status = args.run(args)
         sys.stdout.flush()
         return status
+    except RankLostError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return early.STATUS
     except Qwen35Error as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlx_qwen35.cli import experts
+from mlx_qwen35.cli import experts, ranks
 from mlx_qwen35.cli.demo import DEMO_HINT
 from mlx_qwen35.cli.progress import Progress
 from mlx_qwen35.errors import Qwen35Error
@@ -67,6 +67,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "too; slower",
     )
     add_computing_arguments(group)
+    ranks.add_rank_arguments(group)
     drafts = parser.add_argument_group("drafts (how fast tokens come, not which; see --exact)")
     drafts.add_argument(
         "--mtp",
@@ -208,6 +209,8 @@ def hold(args: argparse.Namespace, check: CheckOffer | None = None) -> Held:
     Refuses flags that make no sense, and before a download all that can be refused by then; check: as in `find_model`.
     """
     check_sampling(args)
+    if ranks.count_of(args) > 1 and args.draft_model is not None:
+        raise OptionError("--draft-model is not for a model on ranks: --mtp drafts there")
     if args.context_length is not None and args.context_length < 2:
         raise OptionError(f"--context-length is {args.context_length}; it must be 2 or more")
     if args.mtp and args.draft_model is not None:
@@ -247,7 +250,7 @@ def find_model(args: argparse.Namespace, check: CheckOffer | None = None) -> Pat
     from mlx_qwen35.library.memory import memory_size
 
     memory_size(args.memory)
-    chosen = _chosen(args)
+    chosen = chosen_of(args)
     adapter = None if args.adapter_path is None else read_adapter(args.adapter_path)
 
     def check_all(offer: Offer) -> None:
@@ -263,7 +266,9 @@ def find_model(args: argparse.Namespace, check: CheckOffer | None = None) -> Pat
 def _held(args: argparse.Namespace, folder: Path) -> Held:
     from mlx_qwen35 import library
 
-    chosen = _chosen(args)
+    chosen = chosen_of(args)
+    if ranks.count_of(args) > 1:  # each decides that of its share
+        return library.Held(folder, args.dtype, args.context_length, None, False, args.yarn, chosen["kv_form"])
     if not args.mtp and args.draft_model is None:
         return library.hold(folder, args.memory, **chosen)
     from mlx_qwen35.library.drafting import drafting_bytes
@@ -280,7 +285,7 @@ def _held(args: argparse.Namespace, folder: Path) -> Held:
     return _held(args, folder)  # by its files now
 
 
-def _chosen(args: argparse.Namespace) -> dict[str, Any]:
+def chosen_of(args: argparse.Namespace) -> dict[str, Any]:
     """Arguments of `hold`."""
     from mlx_qwen35.kv import KVFormat
 
@@ -308,6 +313,8 @@ def load_model(args: argparse.Namespace, held: Held) -> Model:
     from mlx_qwen35.checkpoint.load import read_config
 
     progress = progress_of(args, "Loading", "bytes")
+    if (count := ranks.count_of(args)) > 1:
+        return _load_ranked(args, held, count, progress)
     adapter = None if args.adapter_path is None else read_adapter(args.adapter_path)
     if adapter is not None:
         check_fit(adapter, read_config(held.folder))
@@ -318,6 +325,34 @@ def load_model(args: argparse.Namespace, held: Held) -> Model:
 
         model.take_mtp(load_head(held.folder, model, dtype=args.dtype, on_progress=progress))
     return model if adapter is None else load_adapter(model, adapter)
+
+
+def _load_ranked(
+    args: argparse.Namespace, held: Held, count: int, progress: Callable[[int, int], None] | None
+) -> Model:
+    """Rank 0's, when all have theirs."""
+    from mlx_qwen35.library.drafting import load_head
+    from mlx_qwen35.library.ranked import load_leader
+
+    how = {"memory": args.memory, "warm_start": args.warm_start, "on_progress": progress}
+    model = load_leader(held.folder, count, ranks.options_of(args, chosen_of(args)), **how)
+    if args.verbose:
+        ranks.tell_plan(model)
+    if args.mtp:
+        model.take_mtp(load_head(held.folder, model, dtype=args.dtype, on_progress=progress))
+    return model
+
+
+def bound_to(processor: Processor, model: Model) -> None:
+    """Prompts are no longer than what the ranks of a model have room for."""
+    most = getattr(model, "context_length", None)
+    if most is not None:
+        processor.context_length = min(processor.context_length, most)
+
+
+def follows(args: argparse.Namespace) -> int | None:
+    """As ranks.follows."""
+    return ranks.follows(args, lambda: find_model(args), chosen_of(args))
 
 
 @contextmanager

@@ -7,8 +7,10 @@ import argparse
 import logging
 import os
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from mlx_qwen35.cli import ranks, watching
 from mlx_qwen35.cli.demo import DEMO_HINT
 from mlx_qwen35.cli.options import OptionError, add_computing_arguments, kv_options
 from mlx_qwen35.cli.progress import Progress
@@ -43,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     models.add_argument("--mtp", action="store_true", help="let a model's own multi-token-prediction head draft")
     models.add_argument("--exact", action="store_true", help="the same bits whoever else asks, on a GPU too; slower")
     add_computing_arguments(models)
+    ranks.add_rank_arguments(models)
     answers = parser.add_argument_group("answers")
     answers.add_argument(
         "--parallel", type=int, default=4, metavar="N", help="compute N at once for a model (default: 4)"
@@ -90,15 +93,23 @@ def run(args: argparse.Namespace) -> int:
     logging.getLogger("mlx_qwen35.serving").setLevel(logging.DEBUG if args.verbose else logging.INFO)
     if args.kv_bits is None and (args.kv_group_size, args.quantized_kv_start) != (64, 0):
         raise OptionError("--kv-group-size and --quantized-kv-start say how --kv-bits is done: add --kv-bits 4 or 8")
+    count = ranks.count_of(args)
+    if count > 1:
+        if len(args.model) > 1:
+            raise OptionError("a model on ranks is the only one: give one --model")
+        if not os.environ.get(watching.WATCHED):
+            return _watched(args)
+        if (status := ranks.follows(args, lambda: _folder(args), _chosen(args))) is not None:
+            return status
     serve(
-        args.model or None,
+        args.model or (["demo"] if count > 1 else None),
         host=args.host,
         port=args.port,
         api_key=args.api_key or os.environ.get(KEY) or None,
         memory=args.memory,
         parallel=args.parallel,
         most_waiting=args.most_waiting,
-        ttl=args.ttl,
+        ttl=0 if count > 1 else args.ttl,
         cache_dir=args.cache_dir,
         mtp=args.mtp,
         cors=args.cors,
@@ -110,6 +121,8 @@ def run(args: argparse.Namespace) -> int:
         exact=args.exact,
         kernels=args.kernels,
         fetch=args.fetch,
+        ranks=count if count > 1 else None,
+        plan=args.plan,
         **kv_options(args),
         on_ready=_tell,
         on_progress=Progress("Downloading", "bytes"),
@@ -117,8 +130,34 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _watched(args: argparse.Namespace) -> int:
+    """This program again, watched over; where it answers, the port is this process's."""
+    from mlx_qwen35.parallel.place import place_of
+    from mlx_qwen35.serving.server import bound, check_installed
+
+    check_installed()
+    place = place_of()
+    door = bound(args.host, args.port) if place is None or place.rank == 0 else None
+    return watching.watch(sys.argv[1:], door)
+
+
+def _folder(args: argparse.Namespace) -> Path:
+    from mlx_qwen35.library import find
+
+    return find(args.model[0] if args.model else None, on_progress=Progress("Downloading", "bytes"))
+
+
+def _chosen(args: argparse.Namespace) -> dict[str, Any]:
+    """Of `load`, as rank 0's server has it."""
+    from mlx_qwen35.kv import KVFormat
+
+    form = None if args.kv_bits is None else KVFormat(args.kv_bits, args.kv_group_size, args.quantized_kv_start)
+    return {"dtype": args.dtype, "context_length": args.context_length, "yarn": args.yarn, "kv_form": form}
+
+
 def _tell(server: Server) -> None:
     """Where it answers, and to which names."""
+    watching.tell_ready()
     names = [place.name for place in server.places]
     if names == ["demo"]:
         note(f"This is the demo, a tiny model inside the package. {DEMO_HINT}")

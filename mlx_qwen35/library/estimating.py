@@ -81,7 +81,7 @@ def estimate(
         raise ArgumentError("mtp and draft_model: only one can draft; leave one out")
     size, source = memory_size(memory) if mac is None else mac_memory(mac)
     compute = compute_dtype(mx.bfloat16 if mac is not None and dtype is None else dtype)
-    name, config, found, offer = _described(ref)
+    name, config, found, offer = described(ref)
     read = with_context(config, context_length, yarn=yarn, where=name)
     config = read if (context_length or 0) > config.text.max_position_embeddings else config
     form = None if kv_bits is None else KVFormat(kv_bits, kv_group_size, quantized_kv_start)
@@ -137,7 +137,7 @@ def _with_speed(plan: Plan, source: Source) -> Streaming:
     return replace(streaming, expected=speed)
 
 
-def _described(ref: str | Path | None) -> tuple[str, ModelConfig, Survey | None, hub.Offer | None]:
+def described(ref: str | Path | None) -> tuple[str, ModelConfig, Survey | None, hub.Offer | None]:
     """The name, its geometry, what its headers say where they are on this machine, and what the Hub offers otherwise;
     with that, the headers of a GGUF stay."""
     stored = look_up(ref)

@@ -227,12 +227,15 @@ def tensor_plan(sizes: Sizes, hosts: Sequence[Host], link: Link) -> Plan | None:
         return None
     each = sum(sizes.experts)
     part = (sizes.trunk + sum(sizes.cache)) // ranks + sizes.table
-    shares = shared_out(sizes.num_experts or ranks, [1e18] * ranks)
-    nbytes = tuple(
-        int(part + (rank == 0) * _rank_0(sizes) + (stop - first) * each * bool(sizes.num_experts))
-        for rank, (first, stop) in enumerate(shares)
-    )
-    held = tuple(1.0 if size <= host.memory else 0.0 for size, host in zip(nbytes, hosts, strict=True))
+    fixed = [part + (rank == 0) * _rank_0(sizes) for rank in range(ranks)]
+    room = [host.memory - size for host, size in zip(hosts, fixed, strict=True)]
+    if min(room) < 0 or (each and sum(int(size // each) for size in room) < sizes.num_experts):
+        return None
+    shares = shared_out(sizes.num_experts, [size / each for size in room]) if each else tuple(
+        (rank, rank + 1) for rank in range(ranks)
+    )  # fmt: skip
+    nbytes = tuple(int(size + (stop - first) * each) for size, (first, stop) in zip(fixed, shares, strict=True))
+    held = (1.0,) * ranks
     active = busiest(shares, sizes.experts_per_token) * each if sizes.num_experts else 0
     seconds = len(sizes.layers) * (LAUNCH + 2 * link.sum_seconds(ranks, 4 * sizes.hidden))
     seconds += (sizes.trunk / ranks + sizes.head + active) / min(host.bandwidth for host in hosts)
@@ -265,8 +268,7 @@ def choose(sizes: Sizes, hosts: Sequence[Host], link: Link, kind: str | None = N
         if kind not in found:
             raise ArgumentError(f"the {kind} plan does not do here: {_why_not(sizes, hosts, kind)}")
         return _with_why(found[kind], found, sizes, hosts, link, "asked for")
-    useful = [plan for plan in found.values() if plan.fits or (plan.kind != "tensor" and sizes.num_experts)]
-    useful = [plan for plan in useful if plan.fits or min(plan.held) > 0]
+    useful = [plan for plan in found.values() if plan.fits or (sizes.num_experts and min(plan.held) > 0)]
     if not useful:
         raise ArgumentError(
             f"the model does not fit on {len(hosts)} ranks: "

@@ -9,6 +9,7 @@ notices; where it waits for ever (a rank that was stopped), this process ends so
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import threading
 import time
@@ -24,6 +25,8 @@ from mlx_qwen35.parallel.call import Call
 from mlx_qwen35.parallel.early import end_at_once
 from mlx_qwen35.parallel.wire import BYTES, FAILED, FRAME, TOLD, Watched, Wire
 
+WATCHED = "MLX_QWEN35_WATCHED"  # another process starts this one again (cli/watching.py)
+_TELLING = 1.5  # seconds for clients to be told before that
 _GRACE = 4.0  # seconds for a call to end by itself once a rank is lost
 _NAMING = 3.0  # seconds that an error of MLX waits for the name of who is lost
 _ENDING = 5.0  # seconds for processes to end when they are told to
@@ -183,8 +186,9 @@ class Ranks:
         threading.Thread(target=self._end_if_stuck, name="mlx-qwen35 ranks", daemon=True).start()
 
     def _end_if_stuck(self) -> None:
-        time.sleep(_GRACE)
-        if self._busy:
+        watched = WATCHED in os.environ
+        time.sleep(_TELLING if watched else _GRACE)
+        if self._busy or watched:
             end_at_once(self.lost)
 
 

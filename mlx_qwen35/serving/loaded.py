@@ -47,12 +47,14 @@ class Loading:
     kernels: bool = True
     warm_start: bool = True
     fetch: bool = False
+    ranks: int | None = None
+    plan: str | None = None
 
     @property
     def of_load(self) -> dict[str, Any]:
         """Arguments of `load`, but memory."""
         names = ("mtp", "kv_bits", "kv_group_size", "quantized_kv_start", "context_length", "yarn", "dtype", "exact")
-        return {name: getattr(self, name) for name in (*names, "kernels", "warm_start")}
+        return {name: getattr(self, name) for name in (*names, "kernels", "warm_start", "ranks", "plan")}
 
 
 class Loaded:

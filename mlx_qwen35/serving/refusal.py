@@ -15,6 +15,7 @@ from mlx_qwen35.errors import (
     GrammarError,
     LengthError,
     Qwen35Error,
+    RankLostError,
 )
 
 # kind -> HTTP status
@@ -66,6 +67,8 @@ class Refusal(Exception):
             )
         if isinstance(error, CheckpointError):
             return cls("unavailable", str(error))
+        if isinstance(error, RankLostError):
+            return cls("unavailable", str(error), retry_after=10)
         if isinstance(error, LengthError):
             return cls("too_long", str(error), tokens=error.tokens, most=error.most)
         if isinstance(error, BudgetError):

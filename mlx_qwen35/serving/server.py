@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 import math
+import os
 import signal
 import socket
 import threading
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("mlx_qwen35.serving")
 
+SOCKET = "MLX_QWEN35_SOCKET"  # a descriptor that listens already, of the process that watches over this one
 _LAST = 3.0  # seconds after `grace` in which ended answers are told so
 
 
@@ -63,7 +65,8 @@ class Server:
     def bind(self) -> None:
         """Takes the port. Raises ServerError where another has it."""
         if self._socket is None:
-            self._socket = _bound(self.doors.host, self.port)
+            given = os.environ.get(SOCKET)
+            self._socket = socket.socket(fileno=int(given)) if given else bound(self.doors.host, self.port)
             self.port = self._socket.getsockname()[1]
             host = f"[{self.doors.host}]" if ":" in self.doors.host else self.doors.host
             self.url = f"http://{host}:{self.port}"
@@ -178,7 +181,8 @@ def serve(
     model computes at once; most_waiting: that may wait beside them, others are refused (429). ttl: seconds after which
     an idle model is unloaded; 0: never. cache_dir: a folder in which what was computed outlasts the process. mtp: let
     models' own MTP heads draft. loading: fetch=True, which lets pictures be read from http(s); and context_length,
-    yarn, kv_bits, kv_group_size, quantized_kv_start, dtype, exact, kernels and warm_start, as `load` has them.
+    yarn, kv_bits, kv_group_size, quantized_kv_start, dtype, exact, kernels, warm_start, ranks and plan, as `load` has
+    them; a model on ranks is the only one, and stays.
     grace: seconds that answers have to end after a signal; a second one ends them at once. most_body_bytes: of a
     request. on_ready: called once with the Server, when it answers. on_progress: of downloads.
     Raises ArgumentError for what makes no sense, and Qwen35Error where a model or the port cannot be had.
@@ -253,7 +257,8 @@ def check_installed() -> None:
         raise ServerError(f"{error.name} is missing for the server: pip install starlette uvicorn") from None
 
 
-def _bound(host: str, port: int) -> socket.socket:
+def bound(host: str, port: int) -> socket.socket:
+    """A socket that listens. Raises ServerError."""
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
             0

@@ -20,6 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if (status := options.follows(args)) is not None:
+        return status
     from mlx_qwen35.cli.chat.running import converse
 
     with ending_on_signals() as ending:

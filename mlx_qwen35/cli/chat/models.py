@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlx_qwen35.cli import options
+from mlx_qwen35.cli import options, ranks
+from mlx_qwen35.errors import ArgumentError
 from mlx_qwen35.machine.files import listed
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ class Models:
         """
         from mlx_qwen35 import library
 
+        if ranks.count_of(self._args) > 1:
+            raise ArgumentError("a model on ranks stays for the whole of a chat: end it, and begin with the other one")
         before = self._args, self._held
         args = argparse.Namespace(**{**vars(self._args), "model": name, "adapter_path": None, "draft_model": None})
         args.num_draft_tokens = args.num_draft_tokens if args.mtp else None

@@ -54,6 +54,7 @@ def converse(args: argparse.Namespace, ending: Ending) -> int:
         question = [{"role": "user", "content": prompting.media_parts(args)}]
         shown = processor.prepare(question, **told.reading)[0]["content"]
         model = options.load_model(args, held)
+        options.bound_to(processor, model)
         session = options.open_session(args, model, processor)
         models = Models(args, held, model, processor)
         talk = Conversation(
