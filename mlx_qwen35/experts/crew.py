@@ -5,7 +5,8 @@ Knows queues, jobs and memory to be filled. Knows neither layers nor why an expe
     a Read    queued ── a thread takes its first job ──▶ reading ── its last job ends ──▶ done, or failed
                 └── cancel ──▶ cancelled: its memory will not be touched
     queues    urgent ones first, then the others; in each, first come first served
-    threads   as many as there are processors copy what lies in memory; who has to wait for a disk calls another first
+    threads   as many as there are processors copy what lies in memory; who has to wait for a disk calls another first.
+              Who waits for reads copies too: an expert of a small model is there before a thread would be awake
 
 Nothing here waits on a Condition or an Event: an interrupt (Ctrl-C) inside of those can leave their lock taken for
 good. What an interrupt may hit takes plain locks for a few lines, publishes in one step, and what it leaves behind is
@@ -37,6 +38,7 @@ from .layout import Chunk, Job
 _QUEUED, _READING, _DONE, _FAILED, _CANCELLED = range(5)
 _LOOK_SECONDS = 0.5  # who waits longer looks whether anybody is left who reads
 _CLOSED = "its reader was closed. Load the model again", None
+_ALONE = 1 << 20  # bytes of an expert that who waits for it copies sooner than a thread is awake
 _CLOSE_SECONDS = 10.0  # how long closing waits for a disk that does not answer
 
 
@@ -145,6 +147,8 @@ class Crew:
         self._numbers = itertools.count()
         self._threads: dict[int, threading.Thread] = {}  # that have not ended
         self._at: dict[int, tuple[Read, float]] = {}  # what each of them reads, and since when
+        self._helping: dict[int, int] = {}  # numbers of those who help, and their threads
+        self._spare: list[_Scratch] = []  # that they have used
         self._at_disk: set[int] = set()  # those of them that wait for a disk, and take no processor
         self._copying = min(threads, processors())  # how many of the others are of use at once
         self._bytes_read = self._records = self._max_depth = 0
@@ -162,14 +166,20 @@ class Crew:
             self.join()
             raise
 
-    def queue(self, read: Read, *, urgent: bool) -> None:
-        """Have the pending jobs of a read done; raises ExpertReadError if the threads were ended."""
+    def queue(self, read: Read, *, urgent: bool, helped: bool = False) -> None:
+        """Have the pending jobs of a read done; raises ExpertReadError if the threads were ended.
+
+        helped: the caller will `help` before it waits for the read.
+        """
         if self._ending:
             raise ExpertReadError(f"{read.what}: {_CLOSED[0]}")
         if os.getpid() != self._process:
             raise ExpertReadError(f"{read.what}: a fork of the process has no threads that read. Load the model again")
         (self._urgent if urgent else self._later).extend([read] * len(read.pending))
-        self._call()
+        if not helped:
+            self._call()
+        elif sum(read.sizes) > _ALONE:
+            self._call(besides=1)
         self._tidy()  # the threads may have ended meanwhile
 
     def cancel(self, read: Read) -> bool:
@@ -196,9 +206,7 @@ class Crew:
             now = perf_counter()
             running = self._read_seconds + sum(now - since for _, since in self._at.values())
             busy = self._busy_seconds + (now - self._busy_since if self._at else 0.0)
-            return ReadStats(
-                self._bytes_read, self._records, running, busy, self._processor_seconds, self._max_depth
-            )
+            return ReadStats(self._bytes_read, self._records, running, busy, self._processor_seconds, self._max_depth)
 
     def end(self) -> None:
         """Let threads end when they have done the job they are at. Takes no lock: a garbage collection may call it."""
@@ -219,13 +227,35 @@ class Crew:
 
     # Threads
 
-    def _call(self) -> None:
-        """Wake threads for what is queued, but no more than can copy at once besides those that wait for a disk.
+    def help(self) -> None:
+        """Do what is urgent on this thread, until nothing of it is left to be begun. What goes wrong is the read's."""
+        number, scratch = next(self._numbers), self._spare.pop() if self._spare else _Scratch()
+        self._helping[number] = threading.get_ident()
+        try:
+            while work := None if self._ending else self._take(number):
+                read, job = work
+                began = thread_time()
+                try:
+                    count, problem = self._do(number, read, job, scratch), None
+                except Exception as error:
+                    count, problem = 0, _problem(error)
+                self._finish(number, count, problem, thread_time() - began)
+                del work, read, job, problem
+        except BaseException as error:  # an interrupt: it fails what it was at
+            self._finish(number, 0, _problem(error))
+            raise
+        finally:
+            self._helping.pop(number, None)
+        self._spare.append(scratch)
+
+    def _call(self, besides: int = 0) -> None:
+        """Wake threads for what is queued, but no more than can copy at once besides those that wait for a disk, and
+        besides so many others.
 
         Takes no lock: who ends a job looks into the queues after it counts no more, so that one of the two is seen.
         """
         busy = len(self._at) - len(self._at_disk) + self._calls.qsize()
-        for _ in range(min(len(self._urgent) + len(self._later), self._copying - busy)):
+        for _ in range(min(len(self._urgent) + len(self._later), self._copying - busy - besides)):
             self._calls.put(None)
 
     def _wait_for_disk(self, number: int) -> None:
@@ -264,9 +294,10 @@ class Crew:
 
     def _take(self, number: int) -> tuple[Read, Job] | None:
         """The next job there is."""
+        helps = number in self._helping
         with self._lock:
-            for queue in (self._urgent, self._later):
-                while queue and number in self._threads:
+            for queue in (self._urgent,) if helps else (self._urgent, self._later):
+                while queue and (helps or number in self._threads):
                     read = queue[0]
                     if read.done or not read.pending:
                         queue.popleft()
@@ -369,7 +400,10 @@ class Crew:
                 del self._threads[number]
                 if not self._ending:
                     self._start()
-            left = self._at.keys() - self._threads.keys()
+            for number, thread in [*self._helping.items()]:  # who looks does not help, whatever an interrupt left
+                if thread == threading.get_ident():
+                    self._helping.pop(number, None)
+            left = self._at.keys() - self._threads.keys() - self._helping.keys()
         for number in left:
             self._finish(number, 0, ("the thread that read it is gone: ask again", None))
         for _ in range(len(self._urgent) + len(self._later) or 1):

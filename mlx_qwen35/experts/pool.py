@@ -94,9 +94,7 @@ class ExpertStats:
 class ExpertPool:
     """The shared half of all StreamedExperts of a model; `banks` in the order of the layers."""
 
-    def __init__(
-        self, reader: Reader, plan: StreamPlan, *, prefetch: bool = True, hot_list: HotList | None = None
-    ):
+    def __init__(self, reader: Reader, plan: StreamPlan, *, prefetch: bool = True, hot_list: HotList | None = None):
         """hot_list: where close() writes what was in memory at last, and warm_up() reads it."""
         if mx.default_device().type == mx.gpu and not has_metal():
             raise NotImplementedError(
@@ -179,8 +177,9 @@ class ExpertPool:
         bank.release()
         self._unsure.discard(bank)
 
-    def wait(self, reads: Sequence[Read], meanwhile: Sequence[mx.array] = ()) -> None:
-        """Until reads are done; raises what the first failed with. meanwhile: arrays to compute in that time."""
+    def wait(self, reads: Sequence[Read], meanwhile: Sequence[mx.array] = (), *, helped: bool = False) -> None:
+        """Until reads are done; raises what the first failed with. meanwhile: arrays to compute in that time. helped:
+        they were submitted so, and are read on this thread too."""
         if all(read.done for read in reads):
             self.reader.wait(reads)
             return
@@ -188,6 +187,8 @@ class ExpertPool:
             mx.async_eval(*meanwhile)
         start = perf_counter()
         try:
+            if helped:
+                self.reader.help()
             self.reader.wait(reads)
         finally:
             self.wait_seconds += perf_counter() - start
@@ -203,9 +204,7 @@ class ExpertPool:
         """Counts since the model was loaded."""
         read = self.reader.stats
         each = [bank.residency for bank in self.banks]
-        sums = {
-            name: sum(getattr(r, name) for r in each) for name in ("hits", "misses", "prefetched", "prefetch_hits")
-        }
+        sums = {name: sum(getattr(r, name) for r in each) for name in ("hits", "misses", "prefetched", "prefetch_hits")}
         return ExpertStats(
             **sums,
             swept=self.swept,

@@ -47,11 +47,13 @@ class Reader:
         self._crew = Crew(open_all(ends.items()), threads, is_mac() if bounce is None else bounce)
         self._finalizer = weakref.finalize(self, self._crew.end)
 
-    def submit(self, layer: int, expert: int, targets: Sequence[Target], *, urgent: bool = True) -> Read:
+    def submit(
+        self, layer: int, expert: int, targets: Sequence[Target], *, urgent: bool = True, helped: bool = False
+    ) -> Read:
         """Begin to read an expert; targets: one for each tensor of the layer's layout.
 
         The memory must not be read or written by others until the Read is done. Raises ExpertReadError if the reader
-        is closed, ValueError if targets do not fit.
+        is closed, ValueError if targets do not fit. helped: the caller calls `help` before it waits.
         """
         layout = self._layouts[layer]
         if len(targets) != len(layout.tensors):
@@ -61,8 +63,12 @@ class Reader:
                 raise ValueError(f"{tensor.name} has {size} bytes, its target {target.view.nbytes}")
         jobs = layout.jobs(expert, self._job_bytes)
         read = Read(self._crew, layer, expert, targets, layout.sizes, jobs)
-        self._crew.queue(read, urgent=urgent)
+        self._crew.queue(read, urgent=urgent, helped=helped)
         return read
+
+    def help(self) -> None:
+        """Read what is urgent on this thread, as long as there is any that nobody has begun."""
+        self._crew.help()
 
     def wait(self, reads: Sequence[Read]) -> None:
         """Return when all these experts are there; raises what the first that is not there would raise.

@@ -170,10 +170,10 @@ class StreamedExperts:
                 self._looked_at(expert, self._ahead.pop(expert))
             placed = self.residency.demand(wanted)
         slots, loads = placed
-        self._reads += [self._submit(expert, slot) for expert, slot in loads]
+        self._reads += [self._submit(expert, slot, helped=True) for expert, slot in loads]
         coming = {expert: self._ahead.pop(expert) for expert in wanted if expert in self._ahead}
         self._reads += coming.values()
-        self._pool.wait(self._reads, beside)
+        self._pool.wait(self._reads, beside, helped=True)
         self._reads = []
         for expert in coming:
             self.residency.landed(expert)
@@ -270,9 +270,11 @@ class StreamedExperts:
 
     # Reads
 
-    def _submit(self, expert: int, slot: int, slots: Slots | None = None, *, urgent: bool = True) -> Read:
+    def _submit(
+        self, expert: int, slot: int, slots: Slots | None = None, *, urgent: bool = True, helped: bool = False
+    ) -> Read:
         targets = (slots or self._slots).targets(slot)
-        return self._pool.reader.submit(self._layout.layer, expert, targets, urgent=urgent)
+        return self._pool.reader.submit(self._layout.layer, expert, targets, urgent=urgent, helped=helped)
 
     def _stop(self, reads: Sequence[Read]) -> None:
         for read in reads:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from mlx_qwen35.errors import ExpertReadError
-from mlx_qwen35.experts.crew import Crew
+from mlx_qwen35.experts.crew import _FAILED, Crew
 from mlx_qwen35.experts.handles import Handle
 from mlx_qwen35.experts.layout import Extent, LayerLayout, Tensor
 from mlx_qwen35.experts.reader import Read, Reader, Target
@@ -182,31 +182,42 @@ def test_killed_at_every_line(files: Files, disk: Disk, name: str) -> None:
     assert len(struck) > 0.7 * len(lines)
 
 
-def test_interrupted_at_every_point(files: Files) -> None:
-    """Ctrl-C while experts are asked for, promoted, waited for and given up: afterwards all is in order."""
+@pytest.mark.parametrize("helped", [False, True])
+def test_interrupted_at_every_point(files: Files, helped: bool) -> None:
+    """Ctrl-C while experts are asked for, promoted, waited for, read by who waits and given up: afterwards all is in
+    order."""
 
     def work(reader: Reader, memories: list[Memory]) -> None:
-        reads = [reader.submit(n % 2, n, memory.targets, urgent=False) for n, memory in enumerate(memories)]
+        how = {"urgent": helped, "helped": helped}
+        reads = [reader.submit(n % 2, n, memory.targets, **how) for n, memory in enumerate(memories)]
+        asked[:] = reads
+        if helped:
+            reader.help()
+            assert all(read.done for read in reads)
         reads[3].promote()
         reads[2].cancel()
         reads[0].wait()
         reader.settle(reads)
         assert reader.stats.records
 
+    asked: list[Read] = []
     with Reader(files.layouts, threads=2, bounce=False) as reader:
         with Interrupt() as points:
             work(reader, [Memory() for _ in range(5)])
         assert points.count > 100
         for at in range(points.count):
             memories = [Memory() for _ in range(5)]
+            asked.clear()
             try:
                 with Interrupt(at):
                     work(reader, memories)
             except KeyboardInterrupt:
                 pass
             reader.abandon()
+            broken = {read.expert for read in asked if read.state == _FAILED}  # interrupted while it was read here
+            assert len(broken) <= helped and all(read.done for read in asked)
             for n, memory in enumerate(memories):
-                assert memory.untouched or memory.holds(files.values[n % 2, n]), at
+                assert memory.untouched or memory.holds(files.values[n % 2, n]) or n in broken, at
                 for array in memory.arrays:
                     array[:] = 0xA5
             memory = Memory()

@@ -128,6 +128,33 @@ def test_who_copies_and_who_waits_for_the_disk(
         assert all(memory.holds(files.values[0, n]) for n, memory in enumerate(memories))
 
 
+def test_who_waits_reads_what_no_thread_was_called_for(files: Files, disk: Disk) -> None:
+    """What is small; and who has to wait for the disk calls the others."""
+    with Reader(files.layouts, threads=2, bounce=False) as reader:
+        memories = [Memory() for _ in range(3)]
+        with disk.shut():
+            reads = [reader.submit(0, n, memory.targets, helped=True) for n, memory in enumerate(memories)]
+            assert not disk.entered.acquire(timeout=0.05)
+            helper = threading.Thread(target=reader.help)
+            helper.start()
+            for _ in reads:
+                assert disk.entered.acquire(timeout=20)
+        helper.join(20)
+        reader.wait(reads)
+        assert all(memory.holds(files.values[0, n]) for n, memory in enumerate(memories))
+        assert reader.stats.records == 3 and not reader._crew._helping
+
+
+def test_what_fails_for_who_helps_is_the_reads(files: Files, disk: Disk) -> None:
+    with Reader(files.layouts, threads=1, bounce=False) as reader:
+        disk.before = lambda: 1 / 0
+        reads = [reader.submit(0, n, Memory().targets, helped=True) for n in range(2)]
+        reader.help()
+        assert all(read.done for read in reads)
+        with pytest.raises(ExpertReadError, match="layer 0, expert 0: ZeroDivisionError"):
+            reader.wait(reads)
+
+
 def test_waiting_for_several_raises_what_the_first_failed_with(files: Files, disk: Disk) -> None:
     with Reader(files.layouts, threads=1, bounce=False) as reader:
         with disk.shut():
