@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,6 +106,15 @@ class Engine:
         EngineClosedError after `close`.
         """
         check_options(options, "submit", names=OPTIONS)
+        with self.expecting():
+            return self._submit(prompt, options)
+
+    def expecting(self) -> AbstractContextManager[None]:
+        """Inside, something is about to be submitted: where nobody runs, who came before waits some milliseconds for
+        it, so that their prompts are read together. `submit` says so by itself; who reads a request first may, too."""
+        return self._worker.expecting()
+
+    def _submit(self, prompt: Any, options: Mapping[str, Any]) -> Answer:
         given = {"features": self._features} | options
         first = requests.read(self._model, self._processor, prompt, given)
         wanted = requests.flattened(first)

@@ -9,9 +9,10 @@ Whoever decodes waits while a piece is computed. On average that adds at most `p
 Where more wait for their prompts than decode, `pause` is as many times larger: seven do not wait for one.
 
 A piece is as long as is predicted to take pause x step, or a tenth of a second where several prompts wait (as rarely as
-credit has it). Where even `least` tokens take longer (a short piece reads all
-weights, as a step does), it is `least`, and what costs next to nothing more, every few steps. The prediction is a line
-through what was measured of short, longer and long pieces, as running means that one hiccup does not move far.
+credit has it), and as many tenths as prompts wait for each row that decodes. Where even `least` tokens take longer (a
+short piece reads all weights, as a step does), it is `least`, and what costs next to nothing more, every few steps. The
+prediction is a line through what was measured of short, longer and long pieces, as running means that one hiccup does
+not move far.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ _SAVED = 1.5  # pieces' worth of credit that can be saved up
 _DEBT = 4.0  # pieces' worth of credit that can be owed
 _UNIT = 4  # tokens: pieces are multiples of it
 _UNSEEN = 0.1  # seconds that a piece may take where several prompts wait: short ones cost several times as much a token
+_SHORT = 256  # tokens of a piece that may go with others' while little is known of times
+_LITTLE = 5.0  # times as long as the shortest a piece may take alone, to be better computed with others
 _BLIND = 4  # turns without any measured step after which the least is computed all the same
 
 
@@ -76,13 +79,14 @@ class Pieces:
         self._credit = 0.0
         self._tried = False  # whether a piece was computed beside others yet
         self._several = False  # whether more than one prompt waits
+        self._crowd = 1.0  # prompts that wait for each row that decodes, 1 at the least
         self._blind = 0
 
     def crowd(self, prompts: int, decoding: int) -> None:
         """So many wait for their prompts, and so many decode: where more wait, their seconds weigh more, and where
-        several do, a piece may take a tenth of a second."""
-        self._several = prompts > 1
-        self.pause = self._base * max(1.0, prompts / max(1, decoding))
+        several do, a piece may take a tenth of a second, or as many times that."""
+        self._several, self._crowd = prompts > 1, max(1.0, prompts / max(1, decoding))
+        self.pause = self._base * self._crowd
 
     def nobody_decodes(self) -> None:
         """What was saved or owed is forgotten: there is nobody to owe it to."""
@@ -120,6 +124,13 @@ class Pieces:
         smaller = self._longest(self._credit)  # something is owed: somewhat less, and at once
         return smaller if smaller >= wanted // 2 else 0
 
+    def worth_sharing(self, tokens: int) -> bool:
+        """Whether a piece of so many tokens is better computed in one call with others: they wait for its tokens, and
+        it saves what a call takes whatever is in it."""
+        if tokens <= self.least or not (self._known(self.least) and self._known(tokens)):
+            return tokens <= _SHORT
+        return self.seconds(tokens) <= _LITTLE * self.seconds(self.least)
+
     def seconds(self, tokens: int) -> float | None:
         """What a piece of so many tokens is predicted to take; None: nothing was measured."""
         points = self._points()
@@ -138,7 +149,7 @@ class Pieces:
         shortest = self.seconds(self.least)
         if shortest is None or not self._tried:
             return self.least
-        share = max(self.pause * self._step.seconds, _UNSEEN if self._several else 0.0)
+        share = max(self.pause * self._step.seconds, _UNSEEN * self._crowd if self._several else 0.0)
         if shortest <= share:
             return self._longest(share)
         longer = min(2 * self.least, self.chunk)

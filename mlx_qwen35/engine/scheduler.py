@@ -19,6 +19,9 @@ nobody does. The first of the order is computed first. One of its priority, or a
 compute may go before it as long as what it has let go before it is less than it has left itself: in all, the first
 waits for no more tokens than its own. A row that waits for a prefix that another computes lends it its place.
 
+**One call.** Where a piece leaves room in its call (`together_chunk`, and beside those who decode what a pause allows),
+pieces of the next in order fill it. Where nobody decodes only short ones do: the first waits for all of them.
+
 **Rows first.** Where nobody reads along (`rows_first`) steps wait until no row has a prompt to compute: a step of many
 rows takes little longer than one of few.
 
@@ -371,6 +374,8 @@ class Scheduler:
             tokens = min(job.left, room)
             if tokens < min(job.left, self._pieces.least):
                 return
+            if not (self._beside or self.rows_first or self._pieces.worth_sharing(tokens)):
+                continue  # who is first would wait for longer than that saves
             room -= tokens
             yield job.key, tokens
 

@@ -14,8 +14,8 @@ import threading
 import time
 import traceback
 import weakref
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -37,6 +37,9 @@ _RUNNING: weakref.WeakSet[Worker] = weakref.WeakSet()
 # Seconds before the interpreter goes. A thread that is joined may still give back what MLX keeps for it, for which it
 # takes the interpreter's lock: where that is gone, the process is aborted.
 _PARTING = 0.2
+_GATHER = 0.03  # seconds that the first may wait while others are being submitted
+_NEXT = 0.001  # seconds in which the next of a loop of submits begins
+_ANOTHER = 0.006  # the same where two came already: a thread may have to wait for Python's lock, 5 ms at a time
 _made: list[int] = []  # processes in which there was one
 _PACKAGES = (__name__.partition(".")[0], "mlx")  # whose functions hold caches and what is computed
 _WAITING = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
@@ -55,6 +58,7 @@ class Worker:
         most_waiting: int | None,
     ) -> None:
         self.open, self.closing = 0, False
+        self._coming = 0  # that are about to be put
         self.failed: BaseException | None = None
         self.loop = Loop(model, store=store, features=features, scheduler=scheduler, behind=True)
         self._model, self._store, self._features = model, store, features
@@ -87,6 +91,19 @@ class Worker:
             self.open += len(wanted)
             for each in wanted:
                 self._incoming.put((each, channel))
+
+    @contextmanager
+    def expecting(self) -> Iterator[None]:
+        """Inside, something is about to be put."""
+        with self._counting:
+            self._coming += 1
+        try:
+            yield
+        finally:
+            with self._counting:
+                self._coming -= 1
+                if not self._coming:
+                    self._incoming.put(None)  # whoever waits for it waits no more
 
     def stop(self) -> None:
         """All ends soon. Takes no lock: a garbage collection may come here in the middle of anything."""
@@ -127,6 +144,7 @@ class Worker:
         try:
             while not self.closing:
                 self._add(self._incoming.get())
+                self._gather()
                 with self._in_place():
                     self._answer()
         except BaseException as error:  # nobody else would see it
@@ -152,6 +170,17 @@ class Worker:
         with suppress(queue.Empty):
             while True:
                 self._add(self._incoming.get_nowait())
+
+    def _gather(self) -> None:
+        """Who comes together with the first, where nobody ran before: their prompts are read in one call."""
+        until = time.perf_counter() + _GATHER
+        while self._rows and len(self._rows) < self._most_rows and not self.closing:
+            left = max(0.0, until - time.perf_counter())
+            wait = left if self._coming else min(left, _NEXT if len(self._rows) == 1 else _ANOTHER)
+            try:
+                self._add(self._incoming.get(timeout=wait))
+            except queue.Empty:
+                return
 
     def _add(self, asked: tuple[Request, Channel] | None) -> None:
         if asked is None:

@@ -139,7 +139,8 @@ class EngineAnswering:
             return
         reading = asyncio.ensure_future(self._pool.in_thread(lambda: lease.loaded.submit(self._ask, self._read)))
         try:
-            self._answer = await asyncio.shield(reading)
+            with lease.loaded.engine.expecting():
+                self._answer = await asyncio.shield(reading)
         except asyncio.CancelledError:
             reading.add_done_callback(_cancel)  # the thread goes on until the prompt is read
             raise

@@ -181,3 +181,55 @@ def test_nobody_reads_what_another_computes_for_it():
     scheduler.waits_for_prefix(1, 0)
     scheduler.waits_for_disk(2, True)
     assert scheduler.turn(0.0).prefill == ((0, 20),)
+
+
+def test_long_ones_wait_for_each_other_and_short_ones_do_not():
+    """Where somebody reads along; a call with both would keep the first waiting for the tokens of all."""
+    assert len(together([Load(1000, 1100), Load(900, 1000)])) == 1
+    assert len(together([Load(1000, 1100), Load(900, 1000)], rows_first=True)) == 2
+    assert sorted(together([Load(200, 300), Load(220, 320)])) == [(0, 200), (1, 220)]
+    scheduler = Scheduler(together_chunk=2048)
+    for tokens in (16, 16, 220, 220):
+        scheduler.measured_prefill(tokens, 0.01 + 0.001 * tokens)
+    for key in range(2):
+        scheduler.submit(key, Load(220 - key, 400), 0.0)
+    scheduler.turn(0.0)
+    assert scheduler.turn(0.0).prefill == ((1, 219),)  # which takes nine times as long as a call with a few tokens
+
+
+def test_where_many_wait_for_one_a_piece_is_longer():
+    lengths = []
+    for prompts in (2, 6):
+        scheduler = Scheduler(together_chunk=2048)
+        for key in range(prompts + 1):
+            scheduler.submit(key, Load(600, 10**6), 0.0)
+        scheduler.turn(0.0)
+        scheduler.covered(0, 600)
+        scheduler.turn(0.0)
+        for _ in range(40):
+            scheduler.measured_decode(1, 0.02)
+            scheduler.measured_prefill(512, 0.3)
+            scheduler.measured_prefill(16, 0.01)
+        turn = scheduler.turn(0.0)
+        while not turn.prefill:
+            scheduler.measured_decode(1, 0.02)
+            turn = scheduler.turn(0.0)
+        lengths.append(sum(tokens for _, tokens in turn.prefill))
+    assert 150 < lengths[0] < 400 < 2 * lengths[0] < lengths[1]
+
+
+def test_what_is_submitted_meanwhile_goes_with_the_first(calls):
+    """While one request is read, those before it wait, for a little; one that fails keeps nobody."""
+    from mlx_qwen35.engine.engine import Engine
+
+    with Engine(MODEL, Endless()) as engine:
+        options = {"sampling": Sampling(), "max_tokens": 6}
+        with engine.expecting():
+            first = [engine.submit(prompt, **options) for prompt in PROMPTS[:3]]
+            others = [engine.submit(prompt, **options) for prompt in PROMPTS[3:]]
+        made = [list(answer.result(timeout=60).tokens) for answer in (*first, *others)]
+        with pytest.raises(ValueError), engine.expecting():
+            raise ValueError
+        assert list(engine.submit(PROMPTS[0], **options).result(timeout=60).tokens) == made[0]
+    assert made == [expected(prompt)[0] for prompt in PROMPTS]
+    assert len(calls[0]) == len(PROMPTS)
