@@ -410,6 +410,13 @@ class Cache:
             for layer in deltas:
                 layer.steps = layer.places = None
 
+    def step_again(self) -> None:
+        """Inside `each_step`, after going back to where it began: what was left by then does not count."""
+        for layer in self.layers:
+            if isinstance(layer, DeltaState) and layer.steps is not None:
+                layer.steps = []
+                layer.places = [offset - self.offset for offset in self.each] if self.each else None
+
     def restore(self, snapshot: Snapshot) -> None:
         """Go back to `snapshot`, as if what came later had never been computed.
 

@@ -91,11 +91,9 @@ class Follower:
         snapshots = []
         if isinstance(cache, Cache) and call.each is not None:
             with cache.each_step(call.each or None) as snapshots:
-                x = model.hidden(tokens, cache, sight, more=call.more)
+                x = model.computed(tokens, cache, sight or (), more=call.more)
         else:
-            x = model.hidden(tokens, cache, sight, more=call.more)
-        mx.eval(x, [] if cache is None else cache.arrays())
-        model.routed_alike()
+            x = model.computed(tokens, cache, sight or (), more=call.more)
         self._last = x
         self._keep(call, cache, snapshots)
         self._steps += 1

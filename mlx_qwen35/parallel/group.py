@@ -6,7 +6,8 @@ Knows MLX's groups. Knows no layers.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -54,6 +55,15 @@ class Group:
         x = mx.distributed.recv(list(shape), dtype, source, group=self._group)
         mx.eval(x)
         return x
+
+    @contextmanager
+    def led_by_rank_0(self) -> Iterator[None]:
+        """Inside, all take rank 0's choice of experts."""
+        before, self.alike = self.alike, False
+        try:
+            yield
+        finally:
+            self.alike = before
 
     def from_rank_0(self, expert_ids: mx.array, weights: mx.array) -> tuple[mx.array, mx.array]:
         """Who was chosen: where chips differ, and may choose differently where two tie, rank 0's choice."""

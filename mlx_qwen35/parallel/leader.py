@@ -74,9 +74,7 @@ class LeaderModel(RanksModel):
             ranks.send_call(call)
             self._returned = length if wanted is None else min(wanted, length)
             with ranks.together():
-                x = super().hidden(tokens, cache, sight or (), more=more, wanted=wanted)
-                mx.eval(x, [] if cache is None else cache.arrays())
-            ranks.check_alike(self.routed_alike())
+                x = self.computed(tokens, cache, sight or (), more=more, wanted=wanted)
             for held, point in zip(_caches(cache), points, strict=True):
                 held.point = point
             if each is not None:

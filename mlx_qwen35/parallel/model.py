@@ -17,8 +17,10 @@ import mlx.nn as nn
 import numpy as np
 
 from mlx_qwen35.cache import AnyLayer, Cache, Elsewhere
+from mlx_qwen35.cache_rows import RowsCache
 from mlx_qwen35.config import ModelConfig
 from mlx_qwen35.decoder import DecoderLayer, together
+from mlx_qwen35.errors import RankLostError
 from mlx_qwen35.experts.resident import ResidentExperts
 from mlx_qwen35.layers.mlp import MLP
 from mlx_qwen35.layers.moe import SparseMoE
@@ -27,6 +29,7 @@ from mlx_qwen35.model import Model
 from mlx_qwen35.parallel.cuts import text_of
 from mlx_qwen35.parallel.group import Group
 from mlx_qwen35.parallel.plan import Plan
+from mlx_qwen35.vision.sight import Sight
 
 _FEW = 64  # rows whose sums are float32 whatever is computed in
 
@@ -205,6 +208,37 @@ class RanksModel(Model):
             x = x[:, -count:]
         group.send(x.astype(dtype), 0 if rank == last else rank + 1)
         return group.receive((x.shape[0], count, x.shape[2]), dtype, last) if rank == 0 else x, None
+
+    def computed(
+        self,
+        tokens: mx.array,
+        cache: Cache | RowsCache | None,
+        media: Sight | tuple[()],
+        *,
+        more: bool,
+        wanted: int | None = None,
+    ) -> mx.array:
+        """`hidden`, computed with what the cache then holds. To be called by all ranks.
+
+        Where they chose different experts for a row, whose sums every rank sees, all go back and take rank 0's choice.
+        """
+        before = None if cache is None else cache.snapshot() if isinstance(cache, Cache) else cache.mark()
+        held = [] if cache is None else cache.arrays
+        x = super().hidden(tokens, cache, media, more=more, wanted=wanted)
+        mx.eval(x, held and held())
+        if self.routed_alike():
+            return x
+        if isinstance(cache, Cache):
+            cache.restore(before)
+            cache.step_again()
+        elif cache is not None:
+            cache.go_back(before)
+        with self.group.led_by_rank_0():
+            x = super().hidden(tokens, cache, media, more=more, wanted=wanted)
+            mx.eval(x, held and held())
+        if not self.routed_alike():
+            raise RankLostError("the ranks computed different experts with one choice: they have not the same weights")
+        return x
 
     def routed_alike(self) -> bool:
         """Whether since this was asked last every row went through as many experts as it has, over all ranks."""

@@ -102,12 +102,6 @@ class Ranks:
             self._busy = False
         self._check()
 
-    def check_alike(self, alike: bool) -> None:
-        """Raises RankLostError where ranks have chosen different experts for a row."""
-        if not alike:
-            self.fail("the ranks chose different experts of the same numbers: their chips or systems round differently")
-            self._check()
-
     def tell(self, **what: Any) -> None:
         for each in self._watched:
             each.tell(**what)
