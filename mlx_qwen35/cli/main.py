@@ -122,6 +122,7 @@ def _command_meant(commands: Iterable[str], word: str, rest: list[str]) -> str:
 
 _PACKAGES = {"PIL": "pillow", "mlx_lm": "mlx-lm", "mlx_vlm": "mlx-vlm", "IPython": "ipython"}
 _NEEDED = ("mlx", "mlx_lm", "numpy", "safetensors", "PIL", "tokenizers", "jinja2", "huggingface_hub", "prompt_toolkit")
+_NEEDED += ("argcomplete",)
 
 
 def _what_to_install(error: ImportError) -> str | None:
