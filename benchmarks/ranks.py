@@ -1,8 +1,8 @@
 """One model on several ranks of this machine, over loopback, beside mlx-lm's sharding of the same checkpoint.
 
-`python -m benchmarks.ranks [--ranks 2] [--rounds 2] [--only traffic|speed|memory|streamed]`. Every side is processes of
-its own, in turns. What is counted (messages, bytes, experts, memory) does not depend on the machine; what is timed says
-what processes on these cores do, and nothing about two Macs: docs/DISTRIBUTED.md has the model for those.
+`python -m benchmarks.ranks [--ranks 2] [--rounds 2]`. Every side is processes of its own, in turns. What is counted
+(messages, bytes, memory) does not depend on the machine; what is timed says what processes on these cores do, and
+nothing about two Macs: docs/DISTRIBUTED.md has the model for those.
 """
 
 from __future__ import annotations
@@ -43,31 +43,26 @@ def ours(folder: Path, ranks: int, plan: str, steps: int, memory: str) -> dict[s
     prompt = tokens(model.config.raw, PROMPT)
     logits = model(mx.array([prompt]), cache)
     said, marks = [mx.argmax(logits[0, -1]).item()], []
-    before, early = (traffic.messages, traffic.nbytes), None
-    for number in range(steps):
+    before = traffic.messages, traffic.nbytes
+    for _ in range(steps):
         start = time.perf_counter()
         logits = model.head(model.hidden(mx.array([[said[-1]]]), cache))
         said.append(mx.argmax(logits[0, -1]).item())
         marks.append(time.perf_counter() - start)
-        if number == steps // 2 - 1:
-            early = [model.expert_stats, *model.ranks.ask(statistics=True)]
     others = model.ranks.ask(statistics=True)
-    stats = [None if model.expert_stats is None else vars(model.expert_stats), *(each["experts"] for each in others)]
     made = {
         "tokens": said,
         "seconds": marks,
         "messages": (traffic.messages - before[0]) / steps,
         "bytes": (traffic.nbytes - before[1]) / steps,
         "memory": [mx.get_active_memory(), *(each["memory"] for each in others)],
-        "experts": stats,
-        "early": [early[0] and vars(early[0]), *(each["experts"] for each in early[1:])],
     }
     model.unload()
     return made
 
 
 def alone(folder: Path, memory: str, steps: int) -> dict[str, Any]:
-    """This package in one process; a given memory streams experts."""
+    """This package in one process."""
     from mlx_qwen35.library import load_model
 
     model = load_model(folder, dtype="float32", memory=memory, context_length=2048, warm_start=False)
@@ -77,8 +72,7 @@ def alone(folder: Path, memory: str, steps: int) -> dict[str, Any]:
     for _ in range(steps):
         logits = model(mx.array([[said[-1]]]), cache)
         said.append(mx.argmax(logits[0, -1]).item())
-    stats = model.expert_stats
-    made = {"tokens": said, "memory": mx.get_active_memory(), "experts": None if stats is None else vars(stats)}
+    made = {"tokens": said, "memory": mx.get_active_memory()}
     model.unload()
     return made
 
@@ -138,10 +132,22 @@ def run(side: str, folder: Path, ranks: int = 2, steps: int = STEPS, plan: str =
     return seen[0] | {"memory": [each["memory"][0] for each in seen]}
 
 
-def compare(folder: Path, ranks: int, rounds: int) -> dict[str, Any]:
+def expected(folder: Path, whole: int, ranks: int) -> list[float]:
+    """Bytes of a model on each rank: an equal part of its experts, the head on rank 0, the shared experts on the last,
+    and all else on each. whole: of the model in one process."""
+    text = json.loads((folder / "config.json").read_text())["text_config"]
+    values = 3 * text["hidden_size"] * text["moe_intermediate_size"]  # 4 bits, a scale and a bias of 4 bytes for 64
+    expert, head = (count // 2 + count // 64 * 8 for count in (values, text["hidden_size"] * text["vocab_size"]))
+    layers = text["num_hidden_layers"]
+    sizes = [whole - layers * expert * text["num_experts"] * (ranks - 1) / ranks] * ranks
+    return [size - (rank > 0) * head - (rank < ranks - 1) * layers * expert for rank, size in enumerate(sizes)]
+
+
+def compare(folder: Path, ranks: int, rounds: int, steps: int) -> dict[str, Any]:
     """Tokens a second, messages, bytes and memory, of both in turns."""
-    rows = in_turns([lambda: run("ours", folder, ranks), lambda: run("theirs", folder, ranks)], rounds, warm=0)
-    one = run("alone", folder)
+    sides = [lambda side=side: run(side, folder, ranks, steps) for side in ("ours", "theirs")]
+    rows = in_turns(sides, rounds, warm=0)
+    one = run("alone", folder, 1, steps)
     found: dict[str, Any] = {"same tokens": [sum(a == b for a, b in zip(x["tokens"], one["tokens"], strict=True))
                                              for x in rows[0]], "of": len(one["tokens"])}  # fmt: skip
     for at, name in enumerate(("ours", "mlx-lm")):
@@ -156,32 +162,22 @@ def compare(folder: Path, ranks: int, rounds: int) -> dict[str, Any]:
     found["ratio"] = summary(ratios)
     found["messages ratio"] = found["ours"]["messages a token"] / found["mlx-lm"]["messages a token"]
     found["alone memory"] = one["memory"]
+    planned = expected(folder, one["memory"], ranks)
+    found["memory as expected"] = [a / b for a, b in zip(found["ours"]["memory"], planned, strict=True)]
     print(f"tokens a second: ours {spread(found['ours']['tokens a second'])}, mlx-lm "
           f"{spread(found['mlx-lm']['tokens a second'])}; ratio {spread(found['ratio'])}")  # fmt: skip
     for name in ("messages", "bytes"):
         here, there = (found[side][f"{name} a token"] for side in ("ours", "mlx-lm"))
         print(f"{name} a token: {here:,.1f} beside {there:,.1f}")
     print(f"memory a rank: {found['ours']['memory']} beside {found['mlx-lm']['memory']}; one process {one['memory']}")
+    print(f"memory beside that of an equal share: {[round(each, 4) for each in found['memory as expected']]}")
     print(f"tokens as in one process: {found['same tokens']} of {found['of']}")
-    return found
-
-
-def streamed(folder: Path, memory: int) -> dict[str, Any]:
-    """Two ranks with half of a pool each beside one process with the whole."""
-    two, one = run("ours", folder, 2, 96, "experts", f"{2 * memory}MB"), run("alone", folder, 2, 96, "x", f"{memory}MB")
-    found: dict[str, Any] = {"same tokens": two["tokens"] == one["tokens"], "one": one["experts"]}
-    found["two"] = two["experts"]
-    for name, each in (("one process", [one["experts"]]), ("two ranks", two["experts"])):
-        hits, misses = (sum(stats[kind] for stats in each if stats) for kind in ("hits", "misses"))
-        bytes_read = [stats["bytes_read"] for stats in each if stats]
-        print(f"{name}: {hits / max(hits + misses, 1):.1%} hits of {hits + misses}, bytes read {bytes_read}")
     return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--side", choices=("ours", "theirs", "alone"))
-    parser.add_argument("--only", choices=("compare", "streamed"))
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=2)
@@ -206,11 +202,7 @@ def main() -> None:
         if not (folder / "config.json").exists():
             config = synthetic_config("35B", args.layers, num_experts=args.experts, vocab_size=32768)
             write_synthetic(folder, config)
-        found: dict[str, Any] = {}
-        if args.only in (None, "compare"):
-            found["compare"] = compare(folder, args.ranks, args.rounds)
-        if args.only in (None, "streamed"):
-            found["streamed"] = streamed(folder, 0)
+        found = compare(folder, args.ranks, args.rounds, args.steps)
         write([found], {"benchmark": "ranks", **circumstances()}, args.out)
 
 
