@@ -1,4 +1,4 @@
-# make demo | test | soak | bench | lint | clean. The first `make demo` makes .venv with the package alone (half a minute);
+# make demo | test | soak | bench | mutants | lint | clean. The first `make demo` makes .venv with the package alone (half a minute);
 # the first `make test` brings what tests need (a few minutes, apt-get among it where it may). Later runs start at once.
 # PYTHON=python3.12 chooses the interpreter, ARGS="-k cache" goes to pytest or to the benchmark. WORKERS=4 runs the
 # tests in so many processes (0: in one, for ARGS=--pdb); each takes up to 2 GB.
@@ -42,7 +42,7 @@ run = $(if $(openblas),$(if $(coretype),OPENBLAS_CORETYPE=$(coretype)) LD_PRELOA
 pytest = PYTHONDONTWRITEBYTECODE= OPENBLAS_NUM_THREADS=$(or $(OPENBLAS_NUM_THREADS),1) $(run) -m pytest \
 	-n $(WORKERS) --dist worksteal
 
-.PHONY: demo test soak bench lint clean
+.PHONY: demo test soak bench mutants lint clean
 
 question := What is 17 + 25?
 
@@ -59,6 +59,10 @@ soak: $(TESTED)
 
 bench: $(PLOTS)
 	@$(run) benchmarks/bench.py $(ARGS)
+
+# Plants faults, and says which the tests do not notice (tools/mutants.py): ARGS="--count 300 --room engine".
+mutants: $(TESTED)
+	@$(run) tools/mutants.py $(ARGS)
 
 lint: $(TESTED)
 	@$(VENV)/bin/ruff check .
