@@ -74,6 +74,21 @@ class AnyPart(Protocol):
         """What fetch() gave, as our tensor, evaluated. dtype: of floats; None: as the files have them."""
 
 
+class OfEntries:
+    """What parts have in common that take all of some published tensors, and are read along the first axis of ours."""
+
+    entries: tuple[Entry, ...]
+    shape: Shape
+
+    @property
+    def nbytes(self) -> int:
+        return sum(entry.nbytes for entry in self.entries)
+
+    @property
+    def rows(self) -> int:
+        return self.shape[0]
+
+
 @dataclass(frozen=True)
 class Part:
     """A tensor that the files hold as floats, or as MLX packs it. shape: ours, [E, M, H] for stacked or halved experts.

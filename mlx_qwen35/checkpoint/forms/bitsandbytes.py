@@ -26,6 +26,7 @@ from mlx_qwen35.checkpoint.files import Entry
 from mlx_qwen35.checkpoint.forms.face import LEAST, Made, Published, Taken, named_dtype
 from mlx_qwen35.checkpoint.forms.grids import Factors, as_floats, signed_bytes
 from mlx_qwen35.checkpoint.inventory import FACTORS, Shape, is_linear
+from mlx_qwen35.checkpoint.part import OfEntries
 from mlx_qwen35.config import GROUP_SIZES
 from mlx_qwen35.errors import CheckpointError
 
@@ -60,7 +61,7 @@ class BitsAndBytes:
 
 
 @dataclass(frozen=True)
-class FourBits:
+class FourBits(OfEntries):
     """A map, or a stack of maps, in blocks. One entry of each kind for each expert; nested: () or (absmax, table)."""
 
     ours: str
@@ -79,14 +80,6 @@ class FourBits:
     @property
     def entries(self) -> tuple[Entry, ...]:
         return self.codes + self.absmax + self.table + self.state + tuple(e for kind in self.nested for e in kind)
-
-    @property
-    def nbytes(self) -> int:
-        return sum(entry.nbytes for entry in self.entries)
-
-    @property
-    def rows(self) -> int:
-        return self.shape[0]
 
     @property
     def stacked(self) -> bool:

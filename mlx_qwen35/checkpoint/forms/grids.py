@@ -26,7 +26,7 @@ from mlx_qwen35.checkpoint.forms.face import Made, Published, Taken
 from mlx_qwen35.checkpoint.forms.integers import Integers
 from mlx_qwen35.checkpoint.forms.values import as_floats
 from mlx_qwen35.checkpoint.inventory import FACTORS, Shape
-from mlx_qwen35.checkpoint.part import FLOATS, AnyPart, Part, Passing, as_array
+from mlx_qwen35.checkpoint.part import FLOATS, AnyPart, OfEntries, Part, Passing, as_array
 from mlx_qwen35.config import GROUP_SIZES, QuantSpec
 from mlx_qwen35.errors import CheckpointError
 from mlx_qwen35.experts.cast import Step
@@ -47,7 +47,7 @@ UNUSED = (
 
 
 @dataclass(frozen=True)
-class Factors:
+class Factors(OfEntries):
     """One float32 a tensor, [1], or a row, [out]; for experts [E, 1] or [E, out].
 
     entries: of one value or a column, one for each expert, or a list of all experts'. inverse: whether the files have
@@ -68,14 +68,6 @@ class Factors:
     def passing(self) -> Passing | None:
         step = Step(times=1 / self.over, inverse=self.inverse)
         return Passing(None if step == Step() and self.entries[0].dtype == "F32" else step, exact=True)
-
-    @property
-    def nbytes(self) -> int:
-        return sum(entry.nbytes for entry in self.entries)
-
-    @property
-    def rows(self) -> int:
-        return self.shape[0]
 
     @property
     def cuts(self) -> bool:
@@ -131,7 +123,7 @@ class Signed(Part):
 
 
 @dataclass(frozen=True)
-class Same:
+class Same(OfEntries):
     """Scales or biases that are one number everywhere, and lie nowhere. entries: those that they belong to."""
 
     ours: str
@@ -148,10 +140,6 @@ class Same:
     @property
     def passing(self) -> Passing:
         return Passing(fixed=self.value)
-
-    @property
-    def rows(self) -> int:
-        return self.shape[0]
 
     def fetch(self, start: int = 0, stop: int | None = None) -> int:
         return (self.rows if stop is None else stop) - start

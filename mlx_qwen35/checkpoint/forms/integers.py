@@ -24,7 +24,7 @@ from mlx_qwen35.checkpoint import files
 from mlx_qwen35.checkpoint.files import Entry
 from mlx_qwen35.checkpoint.forms.face import Made
 from mlx_qwen35.checkpoint.inventory import Shape
-from mlx_qwen35.checkpoint.part import DTYPES, Passing, as_array
+from mlx_qwen35.checkpoint.part import DTYPES, OfEntries, Passing, as_array
 from mlx_qwen35.config import GROUP_SIZES, QuantSpec
 from mlx_qwen35.experts.cast import Step
 
@@ -91,7 +91,7 @@ class Integers:
 
 
 @dataclass(frozen=True)
-class _OfIntegers:
+class _OfIntegers(OfEntries):
     """What the parts of a map have in common."""
 
     ours: str
@@ -104,10 +104,6 @@ class _OfIntegers:
     @property
     def passing(self) -> Passing | None:
         return None
-
-    @property
-    def rows(self) -> int:
-        return self.of.shape[0]
 
     @property
     def cuts(self) -> bool:
@@ -152,10 +148,6 @@ class Words(_OfIntegers):
     @property
     def shape(self) -> Shape:
         return (*self.of.shape[:-1], self.of.shape[-1] * self.of.packing.bits // 32)
-
-    @property
-    def nbytes(self) -> int:
-        return sum(entry.nbytes for entry in self.of.codes)
 
     def fetch(self, start: int = 0, stop: int | None = None) -> np.ndarray:
         which = self._slice(start, stop)
@@ -238,10 +230,6 @@ class Dequantized(_OfIntegers):
     @property
     def shape(self) -> Shape:
         return self.of.shape
-
-    @property
-    def nbytes(self) -> int:
-        return sum(entry.nbytes for entry in self.entries)
 
     @property
     def growth(self) -> int:

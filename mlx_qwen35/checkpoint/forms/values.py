@@ -14,14 +14,14 @@ import mlx.core as mx
 from mlx_qwen35.checkpoint.files import Entry
 from mlx_qwen35.checkpoint.forms.face import Made
 from mlx_qwen35.checkpoint.inventory import Shape
-from mlx_qwen35.checkpoint.part import AnyPart
+from mlx_qwen35.checkpoint.part import AnyPart, OfEntries
 from mlx_qwen35.checkpoint.quantize import unpack
 from mlx_qwen35.config import QuantSpec
 from mlx_qwen35.layers.rotation import unrotated
 
 
 @dataclass(frozen=True)
-class Values:
+class Values(OfEntries):
     """The values that packed parts stand for, where nothing computes with those as they are.
 
     packed: "weight", "scales", .. and perhaps "factors"; spec: of them; dtype: of the model that was quantized. signs,
@@ -45,10 +45,6 @@ class Values:
     @property
     def nbytes(self) -> int:
         return sum(part.nbytes for part in self.packed.values())
-
-    @property
-    def rows(self) -> int:
-        return self.shape[0]
 
     @property
     def stacked(self) -> bool:

@@ -14,11 +14,11 @@ import numpy as np
 from mlx_qwen35.checkpoint import files
 from mlx_qwen35.checkpoint.files import Entry
 from mlx_qwen35.checkpoint.inventory import Shape
-from mlx_qwen35.checkpoint.part import DTYPES, as_array
+from mlx_qwen35.checkpoint.part import DTYPES, OfEntries, as_array
 
 
 @dataclass(frozen=True)
-class FramesPart:
+class FramesPart(OfEntries):
     """The patch embedding out of its frames. entries: of the frames, as [V, C, P, P]."""
 
     ours: str
@@ -39,14 +39,6 @@ class FramesPart:
     @property
     def dtype(self) -> str:
         return self.entries[0].dtype
-
-    @property
-    def nbytes(self) -> int:
-        return sum(entry.nbytes for entry in self.entries)
-
-    @property
-    def rows(self) -> int:
-        return self.entries[0].shape[0]
 
     def fetch(self, start: int = 0, stop: int | None = None) -> np.ndarray:
         """[T, rows, C, P, P] as they lie in the file."""
