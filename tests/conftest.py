@@ -38,6 +38,7 @@ hypothesis.settings.load_profile("project")
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--as-mac", action="store_true", help="run as if this were a Mac (tests/mac/pretended.py)")
     parser.addoption("--llama-cpp", metavar="FOLDER", help="hold GGUFs against llama.cpp, built into FOLDER if need be")
+    parser.addoption("--writers", metavar="PYTHON", help="read what other libraries write, run by that Python")
 
 
 def pytest_report_header() -> str | None:

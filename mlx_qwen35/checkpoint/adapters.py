@@ -167,11 +167,12 @@ def updates(adapter: Adapter, config: ModelConfig) -> dict[str, Update]:
     check_fit(adapter, config)
     if adapter.kind == "full":
         return {name: partial(_replaced, leaves[""]) for name, leaves in adapter.tensors.items()}
-    whole = {name: partial(_replaced, value) for name, value in adapter.whole.items()}
-    return whole | {
-        f"{module}.weight": partial(_updated, leaves, adapter.scale_of(module), module == EMBEDDING)
-        for module, leaves in adapter.tensors.items()
-    }
+    made: dict[str, Update] = {name: partial(_replaced, value) for name, value in adapter.whole.items()}
+    for module, leaves in adapter.tensors.items():
+        update = partial(_updated, leaves, adapter.scale_of(module), module == EMBEDDING)
+        before = made.get(f"{module}.weight")
+        made[f"{module}.weight"] = update if before is None else partial(_after, before, update)
+    return made
 
 
 def check_fit(adapter: Adapter, config: ModelConfig) -> None:
@@ -357,6 +358,10 @@ def _updated(
 
 def _replaced(whole: mx.array, weight: mx.array, start: int, stop: int) -> mx.array:
     return whole[start:stop].astype(mx.float32)
+
+
+def _after(first: Update, then: Update, weight: mx.array, start: int, stop: int) -> mx.array:
+    return then(first(weight, start, stop), start, stop)
 
 
 def _adapted(base: nn.Module, adapter: Adapter, name: str) -> nn.Module:

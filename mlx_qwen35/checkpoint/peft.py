@@ -7,6 +7,7 @@ Knows adapter_config.json of peft_type LORA and the names in adapter_model.safet
     PATH.lora_embedding_A  [r, vocab]                  PATH.lora_embedding_B  [H, r]
     experts[.base_layer].lora_A.weight   [E * r, in]   experts[.base_layer].lora_B.weight  [out, r * E]
     PATH.weight                                        the whole of a module (modules_to_save)
+    PATH.base_layer.weight                             the embeddings below an adapter, which PEFT saves with it
 
 scale is lora_alpha / r, or / sqrt(r) (use_rslora); both may differ from module to module. Of a tensor of all experts,
 A has a block for each expert and B a column for each expert within each rank. Which tensor is meant, its name does not
@@ -28,7 +29,7 @@ from mlx_qwen35.checkpoint.names import bare, is_centred
 
 _ROOT = "base_model.model."
 _LEAF = re.compile(r"(.+?)(\.base_layer)?\.lora_(A|B|embedding_A|embedding_B|magnitude_vector)(\.default)?(\.weight)?")
-_SAVED = re.compile(r"(.+?)(\.modules_to_save)?(\.default)?\.weight")
+_SAVED = re.compile(r"(.+?)(\.modules_to_save|\.base_layer)?(\.default)?\.weight")
 # What changes the weights that an adapter belongs to.
 _OTHER_BASE = ("pissa", "olora", "corda", "loftq")
 _MOST_REPEATS, _LONGEST = 4, 200  # of a pattern: a config comes from anywhere

@@ -71,7 +71,9 @@ def test_ranks_and_scales_of_single_modules(tmp_path: Path, rslora: bool) -> Non
     check(tmp_path, config, merged, save(tmp_path / "adapter", told, files))
 
 
-def test_dora_embedding_and_whole_modules(tmp_path: Path) -> None:
+@pytest.mark.parametrize("below", [False, True], ids=["", "with the embeddings below"])
+def test_dora_embedding_and_whole_modules(tmp_path: Path, below: bool) -> None:
+    """below: PEFT saves the embeddings that an adapter is on, which were those of the model, or others."""
     config, tensors = model(tmp_path / "model", "dense")
     rng, merged, files = np.random.RandomState(2), dict(tensors), {}
     name = f"{LAYER}self_attn.v_proj"
@@ -84,7 +86,10 @@ def test_dora_embedding_and_whole_modules(tmp_path: Path) -> None:
     embedding = "model.language_model.embed_tokens"
     a, b = matrix(rng, 4, len(tensors[f"{embedding}.weight"])), matrix(rng, 64, 4)
     files |= {f"{ROOT}{embedding}.lora_embedding_A": a, f"{ROOT}{embedding}.lora_embedding_B": b}
-    merged[f"{embedding}.weight"] = tensors[f"{embedding}.weight"] + 1.5 * (b @ a).T
+    base = tensors[f"{embedding}.weight"]
+    if below:
+        base = files[f"{ROOT}{embedding}.base_layer.weight"] = base + matrix(rng, *base.shape)
+    merged[f"{embedding}.weight"] = base + 1.5 * (b @ a).T
     for saved in ("lm_head", "model.language_model.norm"):
         merged[f"{saved}.weight"] = matrix(rng, *tensors[f"{saved}.weight"].shape)
         files[f"{ROOT}{saved}.weight"] = merged[f"{saved}.weight"]
