@@ -151,6 +151,10 @@ class _Nowhere(nn.Module):
     def __call__(self, tokens: mx.array) -> mx.array:
         return mx.zeros((*tokens.shape, self._size))
 
+    def to_quantized(self, **how: Any) -> _Nowhere:
+        """nn.quantize calls this."""
+        return self
+
 
 class RanksModel(Model):
     """A rank's share of a model. Its calls are made by all ranks together, with the same tokens."""
