@@ -97,7 +97,7 @@ def _not_run(node: ast.AST) -> Iterator[ast.AST]:
         yield from node.decorator_list
     elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
         yield from [*node.decorator_list, *filter(None, [node.returns])]
-    elif isinstance(node, ast.keyword) and node.arg == "strict":  # of zip: a promise to the reader
+    elif isinstance(node, ast.keyword) and node.arg in ("strict", "total"):  # of zip and TypedDict: for readers
         yield node.value
     elif isinstance(node, ast.arg | ast.AnnAssign) and node.annotation is not None:
         yield node.annotation
