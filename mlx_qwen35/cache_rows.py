@@ -99,6 +99,12 @@ class RowsKV:
             self._tail = None
         return self.rows
 
+    def offsets(self) -> list[int]:
+        """How many positions each row holds."""
+        if self._end:
+            return [first + self._end for first in self._firsts]
+        return [row.offset for row in self.rows]
+
     def go_back(self, offsets: Sequence[int]) -> None:
         """Each row holds so many positions again."""
         self._own = None

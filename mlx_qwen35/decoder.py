@@ -12,6 +12,7 @@ from .cache import DeltaState, KVCache, StretchedKVCache
 from .config import TextConfig
 from .experts.resident import ResidentExperts
 from .layers.attention import GatedAttention
+from .layers.begun import begin
 from .layers.delta_net import GatedDeltaNet
 from .layers.mlp import MLP
 from .layers.moe import SparseMoE
@@ -50,8 +51,28 @@ class DecoderLayer(nn.Module):
     ) -> tuple[mx.array, mx.array]:
         """x and added (None: nothing) [B, T, H] -> two such parts. Which positions are tokens and not padding (None:
         all), readable [B, S]: of all up to the last of x; present [B, T]: of those of x."""
+        return self.fed(self.met(x, rope, cache, readable, present, added))
+
+    def met(
+        self,
+        x: mx.array,
+        rope: tuple[mx.array, mx.array],
+        cache: LayerCache | None,
+        readable: mx.array | None,
+        present: mx.array | None,
+        added: mx.array | None,
+    ) -> Summed:
+        """What the feed-forward block meets; arguments as above."""
         met = Summed(self.post_attention_layernorm, *self._mixed(x, rope, cache, readable, present, added))
+        if not self.training:
+            begin(x, lambda: (met.total, met.normed))
+        return met
+
+    def fed(self, met: Summed) -> tuple[mx.array, mx.array]:
+        """From there to the layer's two parts; may be done again."""
         made = self.mlp(met)
+        if not self.training:
+            begin(made, lambda: (made,))
         return met.total, made
 
     def mix(

@@ -15,6 +15,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from . import windows
 from .cache import Cache, DeltaState, KVCache, StretchedKVCache
 from .cache_list import CacheList
 from .cache_ragged import RaggedCache
@@ -22,6 +23,7 @@ from .cache_rows import RowsCache
 from .config import ModelConfig
 from .decoder import DecoderLayer, together
 from .errors import PromptError, Qwen35Error
+from .experts.chances import Chances
 from .kv import KVFormat
 from .layers.embedding import Embedding
 from .layers.linear import Linear
@@ -90,6 +92,7 @@ class Model(nn.Module):
         """What streaming experts did since loading; None if they all are in memory."""
         return None if self._pool is None else self._pool.stats()
 
+    _in_windows = True  # whether a few tokens may go through several layers before it is known where their experts are
     ranks_told: str | None = None  # how other ranks have parts of this model: their number, the plan
 
     def save_shares(self, path: Path, points: Sequence[Any]) -> str | None:
@@ -214,7 +217,10 @@ class Model(nn.Module):
 
         if pool is None:
             return through()
+        in_windows = self._in_windows and between is None and windows.suit(states, x.size // x.shape[-1])
         with pool.one_at_a_time, pool.turn(more):
+            if in_windows:
+                return windows.through(self.layers, states, pool, x, rope, readable, present)
             return through()
 
     def see(
@@ -334,6 +340,7 @@ class Model(nn.Module):
             if number + 1 in banks:
                 bank.follow(banks[number + 1], _Guess(self.layers[number], self.layers[number + 1]))
         pool.banks = [banks[number] for number in sorted(banks)]
+        pool.chances = Chances(banks)
         self._pool = pool
 
     def join(self) -> None:

@@ -25,6 +25,7 @@ import mlx.core as mx
 from ..errors import ExpertReadError
 from ..machine.gpu import has_metal, keep_wired, limit_cache
 from .budget import StreamPlan
+from .chances import Chances
 from .guessing import Guessing
 from .hot_list import HotList
 from .reader import Read, Reader
@@ -105,6 +106,8 @@ class ExpertPool:
         self.guessing = Guessing(shared_processor=mx.default_device().type == mx.cpu)
         self.guess = prefetch  # whether this turn reads ahead
         self.banks: list[StreamedExperts] = []
+        self.chances = Chances()
+        self.hoped: list[tuple[StreamedExperts, mx.array]] | None = None  # while a window is queued: banks and ids
         self.more = False  # further tokens of the same prompt follow this turn
         self.wait_seconds = 0.0
         self.swept = self.warmed = 0
@@ -129,7 +132,7 @@ class ExpertPool:
         return _Turn(self, more)
 
     def begin(self, more: bool) -> None:
-        self.more = more
+        self.more, self.hoped = more, None
         self.guess = self.prefetch and self.guessing.pays()
         if threading.current_thread() is not self._warmer:
             self._warming = False  # what a prompt asks for is worth more
@@ -175,6 +178,20 @@ class ExpertPool:
         mx.eval(y, *arrays)
         self._queued = None
         bank.release()
+        self._unsure.discard(bank)
+
+    def look(self, *arrays: mx.array) -> StreamedExperts | None:
+        """The end of a window: evaluate arrays; -> the first bank that lacked an expert. What it and those behind it
+        gave counts for nothing."""
+        hoped, self.hoped = self.hoped or [], None
+        self.settled(*arrays, *(ids for _, ids in hoped))
+        for bank, ids in hoped:
+            if not bank.had(ids):
+                return bank
+        return None
+
+    def sure(self, bank: StreamedExperts) -> None:
+        """The residency of a bank is in order again."""
         self._unsure.discard(bank)
 
     def wait(self, reads: Sequence[Read], meanwhile: Sequence[mx.array] = (), *, helped: bool = False) -> None:

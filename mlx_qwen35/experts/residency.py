@@ -27,7 +27,7 @@ class Residency:
     `slot_of`: the slot of every expert that has one, those still in flight included; not to be written to.
     Counted: `hits` and `misses`, experts demanded that had a slot or had none (misses are the loads of `demand`);
     `prefetched`, the loads of `prefetch`, and `prefetch_hits`, those of them that were then demanded (hits, too);
-    `evictions`, experts that lost their slot to another.
+    `evictions`, experts that lost their slot to another. `changes` goes up whenever `at_hand` may have another answer.
 
     A call that is interrupted (Ctrl-C) may leave it inconsistent: `clear` mends that, once no read is under way.
     """
@@ -43,10 +43,12 @@ class Residency:
             raise ValueError(f"unknown policy {policy!r}: choose from {', '.join(PROTECTED)}")
         self.num_experts, self.slots, self.policy = num_experts, slots, policy
         self.hits = self.misses = self.prefetched = self.prefetch_hits = self.evictions = 0
+        self.changes = 0
         self.clear()
 
     def clear(self) -> None:
         """Forget everything but the counters: no expert is held, nothing is pinned, every slot is free."""
+        self.changes += 1
         self.slot_of: dict[int, int] = {}
         self._free = list(reversed(range(self.slots)))
         self._in_flight: dict[int, bool] = {}  # has it been demanded meanwhile?
@@ -56,6 +58,28 @@ class Residency:
 
     def holds(self, expert: int) -> bool:
         return expert in self.slot_of
+
+    def at_hand(self) -> dict[int, int]:
+        """The slot of every expert that has one and is not in flight."""
+        return {expert: slot for expert, slot in self.slot_of.items() if expert not in self._in_flight}
+
+    def asked(self, experts: Sequence[int]) -> bool:
+        """`demand` and `release` of experts, each named once, that all are at hand. False, and nothing is changed,
+        where one is not, or something is pinned."""
+        if self._pinned or not self.slot_of.keys() >= set(experts):
+            return False
+        if self._in_flight and not self._in_flight.keys().isdisjoint(experts):
+            return False
+        again = []
+        for expert in experts:
+            unasked = expert in self._waiting
+            self._remove_movable(expert)
+            self.prefetch_hits += unasked
+            again.append(not unasked)
+        for expert, before in zip(experts, again, strict=True):
+            self._idle.add(expert, before)
+        self.hits += len(again)
+        return True
 
     def demand(self, experts: Sequence[int]) -> tuple[list[int], list[Load]] | None:
         """Pin experts, each named once, until `release`. -> their slots in the order given; what has to be read first.
@@ -109,6 +133,7 @@ class Residency:
     def landed(self, expert: int) -> None:
         """The read of a prefetched expert is done. One that is not in flight is left as it is."""
         demanded = self._in_flight.pop(expert, None)
+        self.changes += 1
         if demanded is None or expert in self._pinned:
             return
         if demanded:
@@ -121,6 +146,7 @@ class Residency:
         slot = self.slot_of.pop(expert, None)
         if slot is None:
             return
+        self.changes += 1
         self._in_flight.pop(expert, None)
         self._pinned.pop(expert, None)
         self._remove_movable(expert)
@@ -186,6 +212,7 @@ class Residency:
                 self._free.append(self.slot_of.pop(victim))
                 self.evictions += 1
         loads = [(expert, self._free.pop()) for expert in absent]
+        self.changes += 1
         self.slot_of.update(loads)
         return loads
 

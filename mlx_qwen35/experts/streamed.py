@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import mlx.core as mx
 import numpy as np
@@ -50,6 +51,7 @@ class StreamedExperts:
         self._reads: list[Read] = []  # under way for this turn
         self._next: StreamedExperts | None = None
         self._guess: Guess | None = None
+        self._table: tuple[int, mx.array] | None = None  # slots by expert, as of so many changes
 
     def be_exact(self) -> None:
         """From now on the slots' sums are those of all experts for any number of rows, on every device."""
@@ -66,6 +68,8 @@ class StreamedExperts:
 
         beside: arrays that can be computed while experts are read. Raises ExpertReadError if the disk fails.
         """
+        if self._pool.hoped is not None:
+            return weighted_sum(self._slots.experts.pairs(x, self._hope(expert_ids)), weights)
         if not self._slots.experts.few(expert_ids):
             self._pool.settled(expert_ids, x)
             return weighted_sum(self._many(x, np.array(expert_ids), beside), weights)
@@ -81,8 +85,10 @@ class StreamedExperts:
 
     def mixed(self, x: mx.array, expert_ids: mx.array, weights: mx.array, shared: Projections) -> mx.array:
         """What ResidentExperts.mixed computes, by the same kernels; raises as __call__ does."""
-        guessed = self._decided(x, expert_ids)
         compute = self._slots.experts.mixed
+        if self._pool.hoped is not None:
+            return compute(x, self._hope(expert_ids), weights, shared)
+        guessed = self._decided(x, expert_ids)
         return self._few(
             np.array(expert_ids), guessed, (), lambda rows, slots: compute(x[rows], slots, weights[rows], shared)
         )
@@ -113,6 +119,30 @@ class StreamedExperts:
             read.wait()
         self._reads = []
         return count
+
+    # Few rows, in a window of layers
+
+    def _hope(self, expert_ids: mx.array) -> mx.array:
+        """The slots of these experts, as far as they have one; nothing is evaluated."""
+        if self._table is None or self._table[0] != self.residency.changes:
+            slots = np.zeros(self.residency.num_experts, np.uint32)
+            at_hand = self.residency.at_hand()
+            slots[list(at_hand.keys())] = list(at_hand.values())
+            self._table = self.residency.changes, mx.array(slots)
+        self._pool.hoped.append((self, expert_ids))
+        return mx.take(self._table[1], expert_ids)
+
+    def had(self, expert_ids: mx.array) -> bool:
+        """Whether all that was hoped for was there; then it counts as asked for, else nothing is changed."""
+        rows = expert_ids.tolist()
+        wanted = rows[0] if len(rows) == 1 else list(dict.fromkeys(chain.from_iterable(rows)))
+        self._pool.touch(self)
+        there = self.residency.asked(wanted)
+        if not self._ahead:
+            self._pool.sure(self)
+        if there:
+            self._pool.chances.looked(self.layer, False)
+        return there
 
     # Few rows
 
@@ -172,6 +202,7 @@ class StreamedExperts:
         slots, loads = placed
         self._reads += [self._submit(expert, slot, helped=True) for expert, slot in loads]
         coming = {expert: self._ahead.pop(expert) for expert in wanted if expert in self._ahead}
+        self._pool.chances.looked(self.layer, bool(loads or coming))
         self._reads += coming.values()
         self._pool.wait(self._reads, beside, helped=True)
         self._reads = []

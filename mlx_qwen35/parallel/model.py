@@ -159,6 +159,8 @@ class _Nowhere(nn.Module):
 class RanksModel(Model):
     """A rank's share of a model. Its calls are made by all ranks together, with the same tokens."""
 
+    _in_windows = False  # a layer that is done again would meet no other rank
+
     together_chunk = 0  # a call for other ranks is of one prompt
 
     def __init__(self, config: ModelConfig, plan: Plan, group: Group) -> None:
@@ -172,9 +174,7 @@ class RanksModel(Model):
             self.layers = [CutLayer(config, kind, plan, group) for kind in text.layer_types]
         else:
             first, stop = plan.shares[group.rank]
-            self.layers = [
-                layer if first <= number < stop else Passing() for number, layer in enumerate(self.layers)
-            ]
+            self.layers = [layer if first <= number < stop else Passing() for number, layer in enumerate(self.layers)]
         if group.rank:
             for name in ("lm_head", "vision"):
                 if name in self:
@@ -253,4 +253,3 @@ class RanksModel(Model):
         if not counts:
             return True
         return bool((mx.concatenate(counts) == self.config.text.moe.experts_per_token).all().item())
-

@@ -80,6 +80,16 @@ class AgainstNaive(RuleBasedStateMachine):
         self.pinned.clear()
         self.real.release()
 
+    @rule(experts=subset)
+    def asked(self, experts):
+        there = not self.pinned and all(e in self.used and e not in self.flying for e in experts)
+        if there:
+            self.counts["hits"] += len(experts)
+            self.counts["prefetch_hits"] += sum(self.used[e][0] is False for e in experts)
+            for e in experts:
+                self.used[e] = (True, next(self.clock))
+        assert self.real.asked(experts) == there
+
     @rule(experts=subset, most=st.none() | st.integers(0, 4))
     def prefetch(self, experts, most):
         room = self.slots - len(self.used) + len(self.movable(experts))
@@ -178,6 +188,26 @@ def test_segmented_order(asked, slots):
             if len(protected) > room:
                 probation.append(protected.pop(0))
         assert residency.hot() == [*reversed(protected), *reversed(probation)]
+
+
+@pytest.mark.parametrize("policy", ["lru", "slru"])
+def test_asked_is_demand_and_release(policy):
+    rng, both = random.Random(1), (Residency(12, 8, policy), Residency(12, 8, policy))
+    for _ in range(300):
+        experts = rng.sample(range(12), 4)
+        for each in both:
+            if rng.random() < 0.1 and each is both[0]:
+                for other in both:
+                    for expert, _ in other.prefetch(experts):
+                        other.landed(expert)
+        if not both[0].asked(experts):
+            both[0].demand(experts)
+            both[0].release()
+        both[1].demand(experts)
+        both[1].release()
+        assert both[0].slot_of == both[1].slot_of and both[0].hot() == both[1].hot()
+    for name in ("hits", "misses", "prefetched", "prefetch_hits", "evictions"):
+        assert getattr(both[0], name) == getattr(both[1], name) > 0
 
 
 def test_a_sweep_leaves_what_was_asked_for_twice():
