@@ -5,9 +5,10 @@
 
 Each mutant changes one operator, number, condition or statement of one file of the package, in a copy of the checkout.
 Tests are tried in the order of their nearness: those whose files import the module itself, then those that import what
-imports it, at most --files of them; the first that fails kills it. What survives is printed with the line as it was and
-as it is: a fault that no test sees, or a change without consequence.
-Writes a line of JSON a mutant to --report. Knows Python's syntax tree, and nothing of the model.
+imports it, at most --files of them. The first that fails, and does not fail without the change, kills it. What
+survives is printed with the line as it was and as it is: a fault that no test sees, or a change without consequence.
+Writes a line of JSON a mutant to --report. Knows Python's syntax tree, and nothing of the model. Why not mutmut or
+cosmic-ray: the one forks a process, which MLX's threads do not survive, the other runs one command for every mutant.
 """
 
 from __future__ import annotations
@@ -264,32 +265,48 @@ def chosen(rooms: Sequence[str], count: int, seed: int) -> list[Mutant]:
     return found
 
 
-def tried(mutant: Mutant, tests: Sequence[str], copy_of: Path, seconds: float) -> Outcome:
-    """Runs the tests over one mutant, file by file, until one fails; too long counts as failed."""
-    path, begun = copy_of / mutant.file, time.monotonic()
-    whole, run = path.read_text(encoding="utf-8"), []
-    words = ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--no-header", "--tb=no"]
-    environment = {**os.environ, "PYTHONPATH": str(copy_of), "OPENBLAS_NUM_THREADS": "1"}
-    by = None
-    try:
-        path.write_text(mutant.text, encoding="utf-8")
+class Trials:
+    """Tests over mutants, in a copy of the checkout. seconds: that a test file may take; more counts as failed."""
+
+    def __init__(self, copy_of: Path, seconds: float) -> None:
+        self._copy, self._seconds = copy_of, seconds
+        self._sound: dict[str, bool] = {}  # test files that were run without any change, and whether they passed
+
+    def of(self, mutant: Mutant, tests: Sequence[str]) -> Outcome:
+        """File by file, until one fails that passes without the change."""
+        begun, run, by = time.monotonic(), [], None
         for test in tests:
-            run.append(test)
-            try:
-                done = subprocess.run(
-                    [sys.executable, *words, test], cwd=copy_of, env=environment, capture_output=True, timeout=seconds
-                )
-            except subprocess.TimeoutExpired:
-                by = f"{test} (no end)"
-                break
-            if done.returncode not in (0, 5):  # 5: all were skipped
-                by = test
-                break
-    finally:
-        path.write_text(whole, encoding="utf-8")
-    verdict = "killed" if by else "survived" if tests else "unseen"
-    said = {name: value for name, value in asdict(mutant).items() if name != "text"}
-    return Outcome(**said, verdict=verdict, by=by, tried=run, seconds=round(time.monotonic() - begun, 1))
+            if self._sound.get(test, True):
+                run.append(test)
+                if not self._passes(test, mutant) and self._is_sound(test):
+                    by = test
+                    break
+        verdict = "killed" if by else "survived" if run else "unseen"
+        said = {name: value for name, value in asdict(mutant).items() if name != "text"}
+        return Outcome(**said, verdict=verdict, by=by, tried=run, seconds=round(time.monotonic() - begun, 1))
+
+    def _is_sound(self, test: str) -> bool:
+        if test not in self._sound:
+            self._sound[test] = self._passes(test)
+        return self._sound[test]
+
+    def _passes(self, test: str, mutant: Mutant | None = None) -> bool:
+        words = ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--no-header", "--tb=no", test]
+        environment = {**os.environ, "PYTHONPATH": str(self._copy), "OPENBLAS_NUM_THREADS": "1"}
+        environment["PYTHONDONTWRITEBYTECODE"] = "1"  # a file that changes twice in a second looks the same by its date
+        path = self._copy / (mutant.file if mutant else test)
+        whole = path.read_text(encoding="utf-8")
+        try:
+            if mutant:
+                path.write_text(mutant.text, encoding="utf-8")
+            done = subprocess.run(
+                [sys.executable, *words], cwd=self._copy, env=environment, capture_output=True, timeout=self._seconds
+            )
+            return done.returncode in (0, 5)  # 5: all were skipped
+        except subprocess.TimeoutExpired:
+            return False
+        finally:
+            path.write_text(whole, encoding="utf-8")
 
 
 def main() -> int:
@@ -306,6 +323,7 @@ def main() -> int:
     counts: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as folder:
         copy_of = Path(folder) / "checkout"
+        trials = Trials(copy_of, args.seconds)
         if not args.list:
             shutil.copytree(ROOT, copy_of, symlinks=True, ignore=shutil.ignore_patterns(".git", ".venv", "__pycache__"))
         for number, each in enumerate(wanted, 1):
@@ -314,7 +332,7 @@ def main() -> int:
             if args.list:
                 print(f"  - {each.before}\n  + {each.after}\n  {' '.join(tests) or 'no test sees it'}")
                 continue
-            outcome = tried(each, tests, copy_of, args.seconds)
+            outcome = trials.of(each, tests)
             counts[outcome.verdict] += 1
             by = f" by {outcome.by}" if outcome.by else ""
             print(f"  {outcome.verdict} in {outcome.seconds} s{by}", flush=True)

@@ -72,13 +72,15 @@ def test_drawn_alike_for_a_seed_and_from_all_rooms() -> None:
 def test_what_is_said_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = changed("def double(x):\n    y = 1 + x\n    return x * 2\n", tmp_path, monkeypatch)
     (tmp_path / "test_area.py").write_text("from area import double\ndef test(): assert double(3) == 6\n")
-    verdicts = {}
+    (tmp_path / "test_red.py").write_text("def test(): assert False\n")  # which says nothing of mutants
+    trials, verdicts = mutants.Trials(tmp_path, 60), {}
     for mutant in made:
-        outcome = mutants.tried(mutant, ["test_area.py"], tmp_path, 60)
+        outcome = trials.of(mutant, ["test_red.py", "test_area.py"])
+        assert outcome.by in (None, "test_area.py")
         verdicts[mutant.line, mutant.kind] = outcome.verdict
     assert verdicts == {
         (2, "operator"): "survived", (2, "number"): "survived",
         (3, "result"): "killed", (3, "operator"): "killed", (3, "number"): "killed",
     }  # fmt: skip
     assert (tmp_path / "area.py").read_text().endswith("x * 2\n")
-    assert mutants.tried(made[0], [], tmp_path, 60).verdict == "unseen"
+    assert trials.of(made[0], []).verdict == "unseen"
