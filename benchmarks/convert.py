@@ -90,6 +90,8 @@ FORMATS = {f"{bits}bit": affine(bits) for bits in (2, 3, 4, 5, 6, 8)} | {
                     {"quantize": True, "q_mode": "mxfp8", "q_bits": 8, "q_group_size": 32}),
     "unquantized": Format({"bits": None}, {}),
 }  # fmt: skip
+# Of this package's own recipes: what the default one takes beside "uniform".
+RECIPES = {f"recipe-{bits}bit": bits for bits in (2, 3, 4, 5, 6, 8)}
 
 
 # What is measured: made once, read by all.
@@ -204,7 +206,7 @@ def compare(ours: Path, theirs: Path) -> dict[str, int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=["4bit"])
+    parser.add_argument("--formats", nargs="+", choices=[*FORMATS, *RECIPES], default=["4bit"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--layers", type=int, default=2, help="of the text model; 2 make 5.4 GB")
     parser.add_argument("--source", type=Path, help="a checkpoint that write_source() made, instead of making one")
@@ -236,8 +238,12 @@ def measure(work: Path, arguments: argparse.Namespace, codes: dict[str, str], ar
     print(f"source: {size / GB:.2f} GB")
     lines, peaks = [], {}
     for name in arguments.formats:
-        how = FORMATS[name]
-        jobs = {"ours": (OURS, how.ours)} | {side: (code, how.theirs) for side, code in codes.items()}
+        if name in RECIPES:
+            asked = {"bits": RECIPES[name], "group_size": 64}
+            jobs = {"ours": (OURS, asked | {"recipe": "uniform"}), "default": (OURS, asked)}
+        else:
+            how = FORMATS[name]
+            jobs = {"ours": (OURS, how.ours)} | {side: (code, how.theirs) for side, code in codes.items()}
         runs: dict[str, list[dict[str, float]]] = {side: [] for side in jobs}
         for number in range(arguments.rounds):
             order = list(jobs)[number % len(jobs) :] + list(jobs)[: number % len(jobs)]
@@ -247,21 +253,22 @@ def measure(work: Path, arguments: argparse.Namespace, codes: dict[str, str], ar
                 print(f"  round {number + 1}, {name}, {side}: {runs[side][-1]}", file=sys.stderr, flush=True)
         peaks[name] = statistics.median(run["peak_bytes"] for run in runs["ours"])
         for side in jobs:
-            equal = {} if side == "ours" else compare(work / "ours", work / side)
+            equal = {} if side not in codes else compare(work / "ours", work / side)
             lines.append(report(name, side, runs, equal, around))
-    for side in ("ours", *codes):
+    for side in ("ours", "default", *codes):
         shutil.rmtree(work / side, ignore_errors=True)
     if arguments.only:
         return lines
     if not arguments.source:
         shutil.rmtree(source)
-    name = arguments.formats[0]
     # Embedding and head do not double with the layers; so many more layers that all of it does.
     twice = write_source(work / "twice", round(2.62 * arguments.layers) if arguments.layers > 1 else 3)
-    run = run_once(OURS, twice, work / "ours", FORMATS[name].ours)
+    run = run_once(OURS, twice, work / "ours", jobs["ours"][1])
     grown = (twice / "model.safetensors").stat().st_size
-    print(f"{name:12s}ours, {grown / GB:.2f} GB: {run['seconds']:.1f} s, {run['cpu_seconds']:.1f} CPU s, "
-          f"{run['peak_bytes'] / 2**20:.0f} MiB, {run['peak_bytes'] / peaks[name]:.2f} times the smaller's")
+    print(
+        f"{name:12s}ours, {grown / GB:.2f} GB: {run['seconds']:.1f} s, {run['cpu_seconds']:.1f} CPU s, "
+        f"{run['peak_bytes'] / 2**20:.0f} MiB, {run['peak_bytes'] / peaks[name]:.2f} times the smaller's"
+    )
     record = {"benchmark": "convert", "quantity": f"{name}, source of {grown / size:.2f} times the size", "ours": run}
     return [*lines, json.dumps(record | around | {"source_bytes": grown})]
 

@@ -38,7 +38,7 @@ from mlx_qwen35.checkpoint import quantize  # noqa: E402
 from mlx_qwen35.checkpoint.inventory import is_linear, text_tensors  # noqa: E402
 from mlx_qwen35.checkpoint.source import open_source  # noqa: E402
 from mlx_qwen35.config import USUAL, QuantSpec  # noqa: E402
-from mlx_qwen35.conversion import allotment, recipes, rounding  # noqa: E402
+from mlx_qwen35.conversion import allotment, passes, recipes, rounding, search  # noqa: E402
 from mlx_qwen35.conversion.convert import convert  # noqa: E402
 from mlx_qwen35.library import demo_folder  # noqa: E402
 from mlx_qwen35.library.plan import parse_size  # noqa: E402
@@ -51,7 +51,7 @@ VLM_RECIPES = ("mixed_2_6", "mixed_3_4", "mixed_3_5", "mixed_3_6", "mixed_3_8", 
 MODES = ("mxfp4", "nvfp4", "mxfp8")
 BITS = (2, 3, 4, 5, 6, 8)
 TARGETS = (4.857, 4.904, 4.951, 5.066, 5.281, 5.694, 5.818, 6.107, 6.355, 7.594)  # MB of the demo, pictures included
-CODE = (allotment, quantize, recipes, rounding)  # what our own results hang on
+CODE = (allotment, passes, quantize, recipes, rounding, search)  # what our own results hang on
 
 
 @dataclass(frozen=True)

@@ -1,94 +1,104 @@
-"""Better than rounding to nearest: the scale and bias of each group that lose least, in MLX's affine format.
+"""Better than rounding to nearest: codes, scales and biases that lose less, in MLX's affine format.
 
-Knows numbers in groups. Knows no modules and no files. mx.quantize spreads the codes over a group's whole range and
-rounds the scale to 16 bits only after the codes are chosen. Here several narrower ranges are tried, each with the line
-through its codes that fits best, and codes always belong to the scales that are stored. MLX's own choice is among what
-is tried, so that no group gets worse.
+Knows how codes are packed and how many groups are worked on at once. Knows no modules and no files. mx.quantize spreads
+the codes over a group's whole range and rounds the scale to 16 bits only after the codes are chosen. Here a scale and
+bias that lose less are looked for (search.py), and the error that counts is that of what is stored.
 """
 
 from __future__ import annotations
 
+import math
+
 import mlx.core as mx
+import numpy as np
 
 from mlx_qwen35.checkpoint import quantize as nearest
 from mlx_qwen35.config import QuantSpec
+from mlx_qwen35.conversion.passes import DevicePasses, HostPasses
+from mlx_qwen35.conversion.search import Search
+from mlx_qwen35.conversion.staging import as_numpy
 
-# Parts of a group's range that are tried, by bits: the fewer the codes, the more it pays to give up what lies far out.
-_PARTS = {
-    2: (1.0, 0.83, 0.69, 0.57, 0.46), 3: (1.0, 0.89, 0.78, 0.67, 0.56), 4: (1.0, 0.93, 0.86, 0.78, 0.7),
-    5: (1.0, 0.94, 0.88, 0.82), 6: (1.0, 0.94, 0.88), 8: (1.0,),
-}  # fmt: skip
-_SLAB = {mx.cpu: 1 << 16, mx.gpu: 1 << 24}  # values worked on at once: on a CPU they stay in its cache
+_SLAB = {mx.cpu: 1 << 20, mx.gpu: 1 << 24}  # values worked on at once
 
 
 def pack(
     weight: mx.array, spec: QuantSpec, *, dtype: mx.Dtype | None = None, search: bool = False
 ) -> dict[str, mx.array]:
-    """What quantize.pack() gives; search: with scales and biases that lose less, which takes longer, where the mode has
-    them (affine)."""
+    """What quantize.pack() gives; search: with scales and biases that lose less, where the mode has them (affine)."""
     if not search or spec.mode != "affine":
         return nearest.pack(weight, spec, dtype=dtype)
     arrays = quantize(weight, spec.group_size, spec.bits, dtype or weight.dtype)
     return dict(zip(("weight", "scales", "biases"), arrays, strict=True))
 
 
-def quantize(
-    weight: mx.array, group_size: int, bits: int, dtype: mx.Dtype
-) -> tuple[mx.array, mx.array, mx.array]:
+def quantize(weight: mx.array, group_size: int, bits: int, dtype: mx.Dtype) -> tuple[mx.array, ...]:
     """weight [.., in] -> codes packed as mx.quantize packs them, uint32 [.., in * bits / 32], and scales and biases
     [.., in / group_size] in `dtype`."""
-    outer = weight.shape[:-1]
-    scales, biases = (part.astype(dtype).reshape(-1, 1) for part in mx.quantize(weight, group_size, bits)[1:])
-    x = weight.reshape(-1, group_size)
-    step = max(1, _SLAB[mx.default_device().type] // group_size)
+    device = mx.default_device().type
+    step = max(1, _SLAB[device] // group_size)
+    work = _on_host if device == mx.cpu else _on_device
+    parts = work(weight.reshape(-1, group_size), step, bits, dtype)
+    return tuple(part.reshape(*weight.shape[:-1], -1) for part in parts)
+
+
+def _on_host(groups: mx.array, step: int, bits: int, dtype: mx.Dtype) -> list[mx.array]:
+    values = as_numpy(groups)
+    words = np.empty((len(values), values.shape[1] * bits // 32), np.uint32)
+    lines = np.empty((2, len(values)), np.float32)
+    with np.errstate(all="ignore"):  # what overflows is not kept, or is MLX's, too, and noticed when it is stored
+        for start in range(0, len(values), step):
+            rows = slice(start, start + step)
+            found = Search(HostPasses(values[rows], dtype), bits, dtype).run(lambda codes: packed(codes, bits))
+            words[rows], lines[0, rows], lines[1, rows] = found
+    return [mx.array(words), *(mx.array(line).astype(dtype) for line in lines)]
+
+
+def _on_device(groups: mx.array, step: int, bits: int, dtype: mx.Dtype) -> list[mx.array]:
     found = []
-    for start in range(0, len(x), step):
-        rows = slice(start, start + step)
-        codes, *line = _search(x[rows], bits, scales[rows], biases[rows])
-        found.append((_packed(codes, bits), *line))
+    for start in range(0, len(groups), step):
+        search = Search(DevicePasses(groups[start : start + step], dtype), bits, dtype)
+        words, *line = search.run(lambda codes: packed_by_mlx(codes, bits))
+        found.append((words, *(part.astype(dtype) for part in line)))
         mx.eval(found[-1])
-    words, scales, biases = (mx.concatenate(parts).reshape(*outer, -1) for parts in zip(*found, strict=True))
-    return words, scales, biases
+    return [mx.concatenate(parts) for parts in zip(*found, strict=True)]
 
 
-def _search(x: mx.array, bits: int, scale: mx.array, bias: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-    """x [N, G], scale and bias [N, 1] as MLX has them -> codes [N, G], scale, bias: the best that is found."""
-    dtype, top = scale.dtype, (1 << bits) - 1
-    x = x.astype(mx.float32)
-    low, high = x.min(-1, keepdims=True), x.max(-1, keepdims=True)
-    middle, half = (low + high) / 2, (high - low) / 2
-    mean = x.mean(-1, keepdims=True)
-    best = None
+def packed(codes: np.ndarray, bits: int) -> np.ndarray:
+    """Codes uint8 [.., in] -> uint32 [.., in * bits / 32]: a stream of bits, the first code in the lowest.
 
-    def attempt(s: mx.array, b: mx.array) -> tuple[mx.array, mx.array]:
-        """Keep a line if it is the best so far; the line that fits its codes best."""
-        nonlocal best
-        s, b = s.astype(dtype).astype(mx.float32), b.astype(dtype).astype(mx.float32)
-        codes = _codes(x, s, b, top)
-        error = mx.square(codes * s + b - x).sum(-1, keepdims=True)
-        if best is None:
-            best = error, s, b
-        else:
-            better = error < best[0]
-            best = tuple(mx.where(better, new, old) for new, old in zip((error, s, b), best, strict=True))
-        middle_code = codes.mean(-1, keepdims=True)
-        codes = codes - middle_code
-        s = (codes * (x - mean)).sum(-1, keepdims=True) / mx.maximum((codes * codes).sum(-1, keepdims=True), 1e-12)
-        return s, mean - s * middle_code
-
-    attempt(*attempt(scale, bias))
-    for part in _PARTS[bits]:
-        attempt(*attempt(2 * part / top * half, middle - part * half))
-    _, s, b = best
-    return _codes(x, s, b, top), s.astype(dtype), b.astype(dtype)
+    Eight codes of b bits become one number of 8 b bits, by halves:  h0g0f0e0d0c0b0a -> hg00fe00dc00ba -> .. -> hgfedcba
+    """
+    if bits == 8:
+        return codes.view(np.uint32)
+    eights = codes.reshape(-1).view(np.uint64)  # changed in place: the codes are used up
+    for lane in (8, 16, 32):
+        used = lane * bits // 8
+        low = sum(((1 << used) - 1) << place for place in range(0, 64, 2 * lane))
+        upper = eights >> lane - used
+        if 2 * used > lane:  # what is shifted out of the lower half would lie in its way
+            upper &= low << used
+            eights &= low
+        eights |= upper
+        eights &= low | low << used
+    return _joined(eights, 8 * bits).reshape(*codes.shape[:-1], codes.shape[-1] * bits // 32)
 
 
-def _codes(x: mx.array, scale: mx.array, bias: mx.array, top: int) -> mx.array:
-    return mx.clip(mx.round((x - bias) / mx.where(scale == 0, 1, scale)), 0, top)
+def _joined(numbers: np.ndarray, bits: int) -> np.ndarray:
+    """Numbers uint64 of so many bits, one after the other -> uint32 [..] of all of these bits."""
+    period = math.lcm(32, bits)
+    numbers = numbers.reshape(-1, period // bits)
+    words = np.empty((len(numbers), period // 32), np.uint32)
+    for place in range(words.shape[1]):
+        number, offset = divmod(32 * place, bits)
+        word = numbers[:, number] >> offset
+        if bits - offset < 32:
+            word |= numbers[:, number + 1] << bits - offset
+        words[:, place] = word  # the lower half
+    return words.reshape(-1)
 
 
-def _packed(codes: mx.array, bits: int) -> mx.array:
-    """Codes [.., in] -> uint32 [.., in * bits / 32]: a stream of bits, the first code in the lowest.
+def packed_by_mlx(codes: mx.array, bits: int) -> mx.array:
+    """The same with MLX: codes [.., in] -> [.., in * bits / 32].
 
     Eight codes of b bits are b bytes:     codes 7 6 5 4 3 2 1 0   (3 bits each)
                                            bytes |  2  |  1  |  0  |

@@ -61,3 +61,12 @@ def staging(*nbytes: int) -> Staging:
 
 def _aligned(count: int) -> int:
     return count + -count % _ALIGN
+
+
+def as_numpy(array: mx.array) -> np.ndarray:
+    """The same memory, evaluated; bfloat16 as uint16, which NumPy lacks."""
+    array = mx.contiguous(array)
+    if array.dtype == mx.bfloat16:
+        array = array.view(mx.uint16)
+    mx.eval(array)
+    return np.array(array, copy=False)

@@ -23,7 +23,7 @@ from mlx_qwen35.checkpoint.quantize import packed, unpack
 from mlx_qwen35.config import QuantSpec
 from mlx_qwen35.conversion.loss import Loss, loss
 from mlx_qwen35.conversion.rounding import pack
-from mlx_qwen35.conversion.staging import staging
+from mlx_qwen35.conversion.staging import as_numpy, staging
 from mlx_qwen35.conversion.write import TAGS, TensorSpec
 from mlx_qwen35.errors import CheckpointError
 
@@ -169,15 +169,6 @@ class Task:
 
     def _cast(self, part: AnyPart) -> mx.Dtype | None:
         return self.dtype if part.dtype in FLOATS else None
-
-
-def as_numpy(array: mx.array) -> np.ndarray:
-    """The same memory, evaluated; bfloat16 as uint16, which NumPy lacks."""
-    array = mx.contiguous(array)
-    if array.dtype == mx.bfloat16:
-        array = array.view(mx.uint16)
-    mx.eval(array)
-    return np.array(array, copy=False)
 
 
 def _turn() -> AbstractContextManager[object]:
