@@ -6,6 +6,7 @@ others ranks.py's.
 
 from __future__ import annotations
 
+import atexit
 import secrets
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -41,6 +42,7 @@ class LeaderModel(RanksModel):
         """From now on these follow. context_length: the most tokens that all of them have room for; None: no bound."""
         self._others, self._names, self._plan = (ranks,), (Names(),), (plan,)
         self.context_length = context_length
+        atexit.register(ranks.close)  # a program that ends without a word is no lost rank
 
     @property
     def ranks_told(self) -> str:
