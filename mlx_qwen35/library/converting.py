@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from mlx_qwen35 import checks
 from mlx_qwen35.conversion import convert as checkpoints
@@ -16,7 +16,30 @@ from mlx_qwen35.library.finding import find
 from mlx_qwen35.library.plan import parse_size
 
 if TYPE_CHECKING:
+    import mlx.core as mx
+    from typing_extensions import Unpack
+
+    from mlx_qwen35.conversion.verify import Verification
     from mlx_qwen35.library.hub import Offer
+
+
+class ConvertOptions(TypedDict, total=False):
+    """Of `convert`, as conversion/convert.py has them, for type checkers."""
+
+    bits: int | None
+    group_size: int
+    mode: str
+    recipe: str | None
+    target_size: int | str | None
+    dtype: mx.Dtype | str | None
+    adapter_path: str | Path | None
+    overwrite: bool
+    resume: bool
+    verify: bool | Callable[[Verification], None]
+    pack_experts: bool
+    outtype: str | None
+    on_measure: Callable[[int, int], None] | None
+    on_note: Callable[[str], None] | None
 
 
 _OF_MLX_LM = {"hf_path": "source", "mlx_path": "target", "quant_predicate": "recipe", "quantize": "bits"}
@@ -29,7 +52,7 @@ def convert(
     *,
     on_progress: Callable[[int, int], None] | None = None,
     on_download: Callable[[int, int], None] | None = None,
-    **options: Any,
+    **options: Unpack[ConvertOptions],
 ) -> Path:
     _check_arguments(target, {**options, "on_progress": on_progress, "on_download": on_download})
     if isinstance(options.get("target_size"), str):

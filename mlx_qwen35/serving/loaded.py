@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from mlx_qwen35 import library
 from mlx_qwen35.engine.engine import Engine
@@ -24,6 +24,23 @@ if TYPE_CHECKING:
     from mlx_qwen35.model import Model
     from mlx_qwen35.processor import Processor
     from mlx_qwen35.serving.exchange import Ask
+
+
+class LoadingOptions(TypedDict, total=False):
+    """Of `serve`, for type checkers: those of Loading that it has no argument of its own for."""
+
+    kv_bits: int | None
+    kv_group_size: int
+    quantized_kv_start: int
+    context_length: int | None
+    yarn: bool
+    dtype: str | None
+    exact: bool
+    kernels: bool
+    warm_start: bool
+    fetch: bool
+    ranks: int | None
+    plan: str | None
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,10 @@ from mlx_qwen35 import checks
 from mlx_qwen35.errors import ArgumentError, Qwen35Error
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from mlx_qwen35.serving.guard import Doors
-    from mlx_qwen35.serving.loaded import Loading
+    from mlx_qwen35.serving.loaded import Loading, LoadingOptions
     from mlx_qwen35.serving.places import Place
     from mlx_qwen35.serving.pool import Pool
 
@@ -168,7 +170,7 @@ def serve(
     most_body_bytes: int | None = None,
     on_ready: Callable[[Server], None] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
-    **loading: Any,
+    **loading: Unpack[LoadingOptions],
 ) -> None:
     """Answers by HTTP until Ctrl-C or SIGTERM: the APIs of OpenAI, Anthropic, LM Studio and Ollama, and a page.
 

@@ -113,7 +113,7 @@ async def together(model: Model, processor: Processor) -> list[str]:
 
 
 def prepared(folder: Path) -> None:
-    convert("Qwen/Qwen3.5-4B", folder, on_progress=ProgressBar("Converting"))
+    convert("Qwen/Qwen3.5-4B", folder, bits=4, target_size="3GB", on_progress=ProgressBar("Converting"))
     print(estimate("Qwen/Qwen3.5-27B", mac="24GB"), list_models())
     model, processor = load(folder)
     adapted: Model = load_adapter(model, folder)
@@ -121,4 +121,4 @@ def prepared(folder: Path) -> None:
     draft = load_draft_model("small", model)
     asyncio.run(together(model, processor))
     print(generate(model, processor, [1, 2, 3], draft_model=draft))
-    serve(folder, port=1234)
+    serve(folder, port=1234, kv_bits=8, cors=["https://example.org"])

@@ -9,15 +9,19 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mlx_qwen35 import generate_batch, stream_generate
+from mlx_qwen35 import generate_batch, serve, stream_generate
+from mlx_qwen35.conversion import convert as conversion
 from mlx_qwen35.engine.asked import Computed, Course, Drafters, Form
+from mlx_qwen35.library.converting import ConvertOptions
 from mlx_qwen35.options import ChatOptions, StreamOptions, SubmitOptions, names_of
 from mlx_qwen35.request import PromptOptions
+from mlx_qwen35.serving.loaded import Loading, LoadingOptions
 
 HERE = Path(__file__).parent
 
@@ -63,3 +67,9 @@ def test_options_are_those_of_stream_generate() -> None:
     groups = [set(group.__dataclass_fields__) for group in (PromptOptions, Form, Course, Computed, Drafters)]
     assert sum(map(len, groups)) == len(set.union(*groups))  # each has one place
     assert set.union(*groups) | {"images", "videos", "sampling"} == {*explained, "priority"}
+
+
+def test_options_that_are_handed_on_are_those_there() -> None:
+    """To a conversion, and to the loading of a server's models."""
+    assert {*names_of(ConvertOptions), "on_progress"} == set(by_name(conversion.convert))
+    assert {*names_of(LoadingOptions)} == {field.name for field in fields(Loading)} - set(by_name(serve))

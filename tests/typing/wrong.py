@@ -1,6 +1,18 @@
 """Mistakes in using the public face. Never run: a type checker has to refuse each line that says so, and no other."""
 
-from mlx_qwen35 import Chat, Engine, Model, Processor, Sampling, generate, generate_batch, load, stream_generate
+from mlx_qwen35 import (
+    Chat,
+    Engine,
+    Model,
+    Processor,
+    Sampling,
+    convert,
+    generate,
+    generate_batch,
+    load,
+    serve,
+    stream_generate,
+)
 
 
 def asked(model: Model, processor: Processor, engine: Engine, chat: Chat) -> None:
@@ -23,6 +35,10 @@ def asked(model: Model, processor: Processor, engine: Engine, chat: Chat) -> Non
     chat.send_results("42", max_token=5)  # wrong
     Sampling(temperatur=0.5)  # wrong
     load("folder", memori="24GB")  # wrong
+    convert("folder", "target", bit=4)  # wrong
+    convert("folder", "target", bits="4")  # wrong
+    serve("folder", prot=1)  # wrong
+    serve("folder", kv_bits="8")  # wrong
     generate(processor, model, "hi")  # wrong
     number: int = generate(model, processor, "hi")  # wrong
     print(number)
