@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -24,6 +25,7 @@ from .config import ModelConfig
 from .decoder import DecoderLayer, together
 from .errors import PromptError, Qwen35Error
 from .experts.chances import Chances
+from .kernels.lanes import on_cores_worth_waking
 from .kv import KVFormat
 from .layers.embedding import Embedding
 from .layers.linear import Linear
@@ -86,6 +88,10 @@ class Model(nn.Module):
         if self.exact:
             return 0
         return PREFILL_CHUNK if self._pool is None else min(self._pool.plan.chunk, self._pool.plan.tile)
+
+    def computing(self, tokens: int) -> AbstractContextManager[None]:
+        """Inside, a call with so many tokens is made and evaluated, by as many of a CPU's cores as are worth it."""
+        return on_cores_worth_waking(tokens * self.config.text.hidden_size**2)
 
     @property
     def expert_stats(self) -> ExpertStats | None:

@@ -189,34 +189,14 @@ def compute(pieces: Sequence[Piece]) -> list[mx.array | None]:
     An error or interrupt inside leaves all caches as they were. A long call is left, too, when all are to end.
     """
     model, befores = pieces[0].model, [piece.cache.snapshot() for piece in pieces]
-    lengths = [piece.length for piece in pieces]
-    how: dict[str, Any] = {"more": any(not piece.last for piece in pieces)}
-    if sum(lengths) >= LONG and all(piece.prefill.leaves is not None for piece in pieces):
-        how["between"] = _Between(lambda: all(piece.prefill.leaves() for piece in pieces))
     try:
-        with ExitStack() as stack:
-            kept = [
-                stack.enter_context(piece.cache.each_step([piece.cache.offset + place for place in piece.places]))
-                if piece.places
-                else []
-                for piece in pieces
-            ]
-            if len(pieces) == 1:
-                if pieces[0].cache.draft is None:
-                    how["wanted"] = 1
-                hidden = model.hidden(pieces[0].tokens, pieces[0].cache, pieces[0].sight, **how)
-                each = [hidden]
-            else:
-                tokens = mx.concatenate([piece.tokens for piece in pieces], axis=1)
-                hidden = model.hidden(tokens, RaggedCache([piece.cache for piece in pieces], lengths), **how)
-                each = mx.split(hidden, [*accumulate(lengths)][:-1], axis=1)
-        for piece, own, snapshots in zip(pieces, each, kept, strict=True):
-            piece.took(own, snapshots)
-        ended = [own[:, -1:] for piece, own in zip(pieces, each, strict=True) if piece.last]
-        logits = [] if not ended else [*model.head(mx.concatenate(ended, axis=1)).swapaxes(0, 1)]
-        mx.eval(logits, [[piece.cache.arrays(), [one.arrays() for one in piece.kept]] for piece in pieces])
-        for piece in pieces:
-            piece.detach()
+        with model.computing(sum(piece.length for piece in pieces)):
+            each = _through(pieces)
+            ended = [own[:, -1:] for piece, own in zip(pieces, each, strict=True) if piece.last]
+            logits = [] if not ended else [*model.head(mx.concatenate(ended, axis=1)).swapaxes(0, 1)]
+            mx.eval(logits, [[piece.cache.arrays(), [one.arrays() for one in piece.kept]] for piece in pieces])
+            for piece in pieces:
+                piece.detach()
     except BaseException:
         for piece, before in zip(pieces, befores, strict=True):
             piece.cache.restore(before)
@@ -224,3 +204,27 @@ def compute(pieces: Sequence[Piece]) -> list[mx.array | None]:
     mx.clear_cache()
     found = iter(logits)
     return [next(found) if piece.last else None for piece in pieces]
+
+
+def _through(pieces: Sequence[Piece]) -> Sequence[mx.array]:
+    """Pieces through the model and what drafts -> hidden states of each, [B, piece, H] or the last of them."""
+    model, lengths = pieces[0].model, [piece.length for piece in pieces]
+    how: dict[str, Any] = {"more": any(not piece.last for piece in pieces)}
+    if sum(lengths) >= LONG and all(piece.prefill.leaves is not None for piece in pieces):
+        how["between"] = _Between(lambda: all(piece.prefill.leaves() for piece in pieces))
+    with ExitStack() as stack:
+        kept = []
+        for piece in pieces:
+            offsets = [piece.cache.offset + place for place in piece.places]
+            kept.append(stack.enter_context(piece.cache.each_step(offsets)) if offsets else [])
+        if len(pieces) == 1:
+            (piece,) = pieces
+            how["wanted"] = 1 if piece.cache.draft is None else None
+            each = [model.hidden(piece.tokens, piece.cache, piece.sight, **how)]
+        else:
+            tokens = mx.concatenate([piece.tokens for piece in pieces], axis=1)
+            hidden = model.hidden(tokens, RaggedCache([piece.cache for piece in pieces], lengths), **how)
+            each = mx.split(hidden, [*accumulate(lengths)][:-1], axis=1)
+    for piece, own, snapshots in zip(pieces, each, kept, strict=True):
+        piece.took(own, snapshots)
+    return each

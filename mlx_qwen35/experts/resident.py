@@ -16,7 +16,7 @@ from ..kernels.activation import swiglu
 from ..kernels.expert_down import down
 from ..kernels.expert_gate_up import gate_up
 from ..kernels.few_rows import MOST_ROWS
-from ..kernels.lanes import LEAST_SHARED, in_lanes, on_all_cores, on_one_core, together
+from ..kernels.lanes import LEAST_ON_CORES, LEAST_SHARED, in_lanes, on_all_cores, on_one_core, together
 from ..kernels.one_row import ROWS
 from ..kernels.weights import Projections
 from .linear import ExpertLinear, QuantizedExpertLinear
@@ -26,7 +26,6 @@ SORT_FROM = 64
 _EXACT_SORT_FROM = 512  # where `be_exact` was called, on a GPU
 _LEAST_PLAIN = 2**20  # values of plain weights that are worth a lane of their own
 _FEW_PLAIN = 2**23  # such values, up to which a CPU takes each pair by itself sooner than it has looked at the ids
-_LEAST_ON_CORES = 2**24  # products of a projection for which the CPU's threads are worth waking: some milliseconds
 
 
 class Experts(nn.Module):
@@ -128,7 +127,7 @@ class Experts(nn.Module):
         if not _on_cpu():
             made = [*map(through, range(len(experts)))]
         else:
-            made = (on_all_cores if work >= _LEAST_ON_CORES else on_one_core)(through, len(experts))
+            made = (on_all_cores if work >= LEAST_ON_CORES else on_one_core)(through, len(experts))
         return mx.concatenate(made)
 
     def _gathered(self, x: mx.array, expert_ids: mx.array, *, sorted_indices: bool) -> mx.array:

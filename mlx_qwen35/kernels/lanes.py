@@ -12,7 +12,7 @@ import ctypes
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import TypeVar
 
@@ -25,6 +25,7 @@ Part = TypeVar("Part")
 
 # Quantized weights, times rows, that are worth a lane of their own: 0.2 ms, where handing over takes 0.02 ms.
 LEAST_SHARED = 2**18
+LEAST_ON_CORES = 2**24  # multiplications of a product that OpenBLAS had better take on all cores: some milliseconds
 _MOST = 16  # lanes; a decode step has no more work to share out
 
 
@@ -125,6 +126,18 @@ def on_one_core(compute: Callable[[int], mx.array], count: int) -> list[mx.array
         made = [compute(number) for number in range(count)]
         mx.eval(made)
     return made
+
+
+def on_cores_worth_waking(products: int) -> AbstractContextManager[None]:
+    """Inside, everything has to be evaluated that is begun there. products: multiplications of a usual product of it;
+    of few, OpenBLAS would take each on all cores, and wake and wait for them for longer than that saves.
+
+    What was queued before is computed first.
+    """
+    if products >= LEAST_ON_CORES or mx.default_device().type != mx.cpu or lane_count() == 1:
+        return nullcontext()
+    mx.synchronize()
+    return _ONE_THREAD_OF_BLAS
 
 
 @cache

@@ -235,7 +235,7 @@ def test_experts_on_threads_have_the_bits_of_one_core(cores, monkeypatch):
     bank.eval()
     rows, counts = mx.random.normal((61, 64)), [9, 20, 1, 31]
     alone = np.array(bank.runs(rows, [0, 1, 2, 4], counts))
-    monkeypatch.setattr(resident, "_LEAST_ON_CORES", 1)
+    monkeypatch.setattr(resident, "LEAST_ON_CORES", 1)
     np.testing.assert_array_equal(np.array(bank.runs(rows, [0, 1, 2, 4], counts)), alone)
 
 
@@ -251,3 +251,14 @@ def test_on_one_core_gives_what_many_give_and_puts_blas_back():
     for number, one in enumerate(made):
         assert mx.allclose(one, a[number] @ b.T, rtol=1e-5, atol=1e-5)
     assert before is None or blas.openblas_get_num_threads() == before
+
+
+def test_small_products_are_computed_by_one_thread_of_blas(monkeypatch):
+    """All of those that a piece of a prompt has, and large ones by all, as before."""
+    blas = Blas()
+    monkeypatch.setattr(lanes.ctypes, "CDLL", lambda name: blas)
+    monkeypatch.setattr(lanes, "lane_count", lambda: 2)
+    for products, threads in ((lanes.LEAST_ON_CORES - 1, 1), (lanes.LEAST_ON_CORES, 6)):
+        with lanes.on_cores_worth_waking(products):
+            assert blas.threads == threads
+        assert blas.threads == 6
