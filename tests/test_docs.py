@@ -3,16 +3,21 @@
 Those of README and docs/GUIDE.md are run (test_readme.py); these are about models and machines that no test has.
 """
 
+import ast
+import inspect
 import re
 import shlex
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 
+import mlx_qwen35
 from mlx_qwen35.cli.main import build_parser
 from tests.conftest import CHECKOUT
-from tests.test_readme import PAGES, commands
+from tests.test_readme import FENCED, INDENTED, PAGES, commands
 
 DOCS = sorted(page for page in [*(CHECKOUT / "docs").glob("*.md"), CHECKOUT / "benchmarks/METHODOLOGY.md"])
 OTHERS = [page for page in DOCS if page not in PAGES]
@@ -61,6 +66,26 @@ def test_commands_are_found() -> None:
     assert len(found) > 40 and sum(command.startswith("mlx-qwen35 ") for command in found) > 10
     assert unread("mlx-qwen35 chat --nonsense") and unread("python benchmarks/launches.py --nonsense")
     assert unread("make nonsense") and unread("python benchmarks/nonsense.py")
+
+
+@each
+def test_snippets_call_what_there_is(page: Path) -> None:
+    """They are Python, and public names are imported and called with arguments that they have."""
+    for code in [*FENCED.findall(page.read_text()), *blocks_of_python(page.read_text())]:
+        for node in ast.walk(ast.parse(code)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("mlx_qwen35"):
+                module = import_module(node.module or "")
+                assert not [alias.name for alias in node.names if not hasattr(module, alias.name)], code
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
+                continue
+            if node.func.id in mlx_qwen35.__all__ and not any(isinstance(each, ast.Starred) for each in node.args):
+                signature = inspect.signature(getattr(mlx_qwen35, node.func.id))
+                signature.bind_partial(*node.args, **{word.arg: None for word in node.keywords if word.arg})
+
+
+def blocks_of_python(text: str) -> list[str]:
+    """Indented blocks that begin with an import."""
+    return [block for part in INDENTED.findall(text) if (block := dedent(part)).startswith(("from ", "import "))]
 
 
 @each
