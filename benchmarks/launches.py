@@ -7,7 +7,8 @@ traced (graph.py has the rule and pretends that Metal is there). What one delta-
 then counted as often as the published model has them. Nothing is computed and no weight exists, so that the 397B is
 counted on any machine: nothing here is a speed. `--rows 4` is a step that verifies three drafted tokens; `--batch 8`
 one of eight sequences, whose lengths go up to --context in equal steps (mlx-lm pads them to the longest); `--side
-exact` is this package as exact=True has it.
+exact` is this package as exact=True has it; `--side 2-bit rotated` are it with weights of 2 bits in groups of 128,
+and with the same behind rotations, as Ternary-Bonsai has them (dense sizes).
 
 Bytes: what each operation must at least read and write, summed; of a stack of experts those that are chosen. The bound
 beside it is what any decode step must move: each weight of the trunk and of the chosen experts once, keys and values of
@@ -23,7 +24,7 @@ import argparse
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,8 @@ from benchmarks.launches_caches import IN_TAIL, Held, OurRows, OurRowsApart, Pee
 from benchmarks.measuring import circumstances, write  # noqa: E402
 
 QUANTIZATION = {"group_size": 64, "bits": 4}
+TWO_BITS = {"group_size": 128, "bits": 2}
+ROTATED = 512  # columns of a rotation's block: every width of every size is a multiple
 ROUTERS = ("mlp.gate", "mlp.shared_expert_gate")  # at 8 bits, as mlx-lm's converter has them
 BANKS = (".experts.", ".switch_mlp.")
 COUNTED = ("35B-A3B", "397B-A17B", "27B", "0.8B")
@@ -73,7 +76,16 @@ class Count:
     times: dict[str, int]
 
 
-def our_step(config: dict[str, Any], context: int, rows: int = 1, batch: int = 1, *, exact: bool = False) -> Step:
+def our_step(
+    config: dict[str, Any],
+    context: int,
+    rows: int = 1,
+    batch: int = 1,
+    *,
+    exact: bool = False,
+    form: Mapping[str, int] = QUANTIZATION,
+    rotated: bool = False,
+) -> Step:
     """Of this package; call it within PretendedMetal. Of several rows the state after each is kept."""
     from mlx_qwen35.config import ModelConfig
     from mlx_qwen35.model import Model
@@ -85,6 +97,7 @@ def our_step(config: dict[str, Any], context: int, rows: int = 1, batch: int = 1
     cache = held.make(model) if batch > 1 else model.make_cache()
 
     def loaded() -> None:
+        share_signs(model)
         model.join()
         if exact:
             model.be_exact()
@@ -95,7 +108,30 @@ def our_step(config: dict[str, Any], context: int, rows: int = 1, batch: int = 1
         with cache.each_step() if rows > 1 else nullcontext():
             return model(token, cache)
 
-    return _step(model, cache.layers, config, held, loaded, call, rows)
+    return _step(model, cache.layers, config, held, loaded, call, rows, form, rotated=rotated)
+
+
+def rotate(model: Any) -> None:
+    """Put what is packed behind rotations of its inputs."""
+    for module in model.modules():
+        if hasattr(module, "bits"):
+            module.signs, module.block = mx.ones((module.weight.shape[-1] * 32 // module.bits,)), ROTATED
+
+
+def share_signs(model: Any) -> None:
+    """Give all maps of one width the same signs, as Ternary-Bonsai's have them, so that they can be joined."""
+    known: dict[int, mx.array] = {}
+    for module in model.modules():
+        if "signs" in module:
+            module.signs = known.setdefault(module.signs.size, module.signs)
+
+
+def two_bit_step(config: dict[str, Any], context: int, rows: int = 1, batch: int = 1) -> Step:
+    return our_step(config, context, rows, batch, form=TWO_BITS)
+
+
+def rotated_step(config: dict[str, Any], context: int, rows: int = 1, batch: int = 1) -> Step:
+    return our_step(config, context, rows, batch, form=TWO_BITS, rotated=True)
 
 
 def exact_step(config: dict[str, Any], context: int, rows: int = 1, batch: int = 1) -> Step:
@@ -116,6 +152,7 @@ def peer_step(config: dict[str, Any], context: int, rows: int = 1, batch: int = 
 
 SIDES = {"ours": our_step, "mlx-lm": peer_step}
 ALL_SIDES = SIDES | {"exact": exact_step}
+DENSE_SIDES = {"2-bit": two_bit_step, "rotated": rotated_step}
 
 
 def _step(
@@ -126,10 +163,13 @@ def _step(
     loaded: Callable[[], None],
     call: Callable[..., Any],
     rows: int,
+    form: Mapping[str, int] = QUANTIZATION,
+    *,
+    rotated: bool = False,
 ) -> Step:
     """caches: one a layer, of either project; held: what is in them.
 
-    loaded: what the project does once the weights are there.
+    loaded: what the project does once the weights are there. form: of what is packed; rotated: behind rotations.
     """
     import mlx.nn as nn
     from mlx.utils import tree_flatten, tree_unflatten
@@ -137,14 +177,17 @@ def _step(
     text = config["text_config"]
 
     def spec(path: str, module: nn.Module) -> bool | dict[str, int]:
-        if not hasattr(module, "to_quantized"):
+        if not hasattr(module, "to_quantized") or (form is TWO_BITS and path.endswith(("in_proj_a", "in_proj_b"))):
             return False
-        return QUANTIZATION | ({"bits": 8} if path.endswith(ROUTERS) else {})
+        return {**form} | ({"bits": 8} if path.endswith(ROUTERS) else {})
 
     nn.quantize(model, class_predicate=spec)
+    if rotated:
+        rotate(model)
     model.eval()
+    wide = ("A_log", ".signs")
     weights = {
-        name: shape_only(a.shape, mx.bfloat16 if a.dtype == mx.float32 and not name.endswith("A_log") else a.dtype)
+        name: shape_only(a.shape, mx.bfloat16 if a.dtype == mx.float32 and not name.endswith(wide) else a.dtype)
         for name, a in tree_flatten(model.parameters())
         if not name.startswith(("vision", "rope"))
     }
@@ -226,7 +269,7 @@ def _by_kind(step: Step, of: Callable[[str, mx.array], float]) -> dict[str, int]
 
 def count(side: str, size: str, layers: int, context: int, rows: int = 1, batch: int = 1) -> Count:
     """Within PretendedMetal. Raises ValueError where layers of one kind differ, so that none can stand for all."""
-    step = ALL_SIDES[side](geometry.config(size, layers), context, rows, batch)
+    step = (ALL_SIDES | DENSE_SIDES)[side](geometry.config(size, layers), context, rows, batch)
     launches = trace(step.run, step.arguments, touched=touched(step))
     by_layer = [[launch for launch in launches if launch.layer == number] for number in range(layers + 2)]
     by_kind = {"around": by_layer[0] + by_layer[-1], "first": by_layer[1]}  # nothing waits to be added before the first
@@ -303,7 +346,7 @@ def record(size: str, side: str, found: Count, context: int, rows: int, batch: i
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", nargs="*", choices=geometry.SIZES, default=list(COUNTED))
-    parser.add_argument("--side", nargs="*", choices=list(ALL_SIDES), default=list(SIDES))
+    parser.add_argument("--side", nargs="*", choices=[*ALL_SIDES, *DENSE_SIDES], default=list(SIDES))
     parser.add_argument("--layers", type=int, default=8, help="that are traced; a multiple of 4 (8)")
     parser.add_argument("--context", type=int, default=4096, help="tokens in the cache (4096)")
     parser.add_argument("--rows", type=int, default=1, help="tokens of the step: a drawn one and drafted ones (1)")
@@ -313,6 +356,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.layers % geometry.PERIOD or not arguments.layers:
         parser.error(f"--layers is {arguments.layers}: give a multiple of {geometry.PERIOD}")
+    if DENSE_SIDES.keys() & {*arguments.side} and any("-A" in size for size in arguments.size):
+        parser.error(f"--side {' and '.join(DENSE_SIDES)} go with dense sizes (--size 27B)")
     if arguments.batch > 1 and (arguments.rows > 1 or arguments.context < IN_TAIL * arguments.batch):
         parser.error(f"--batch goes with --rows 1 and a --context of {IN_TAIL} tokens a sequence or more")
     records = []

@@ -14,15 +14,22 @@ import math
 
 import mlx.core as mx
 
+from mlx_qwen35.kernels.activation import fused
+
 
 def rotated(x: mx.array, signs: mx.array, block: int) -> mx.array:
     """x [.., in], signs [in] of -1 and 1 -> [.., in], in x's dtype."""
-    return _transformed(x.astype(mx.float32) * signs, block).astype(x.dtype)
+    return _transformed(_signed(x, signs), block).astype(x.dtype)
 
 
 def unrotated(x: mx.array, signs: mx.array, block: int) -> mx.array:
     """What rotated() undoes: x [.., in] -> [.., in], in x's dtype."""
     return (_transformed(x.astype(mx.float32), block) * signs).astype(x.dtype)
+
+
+@fused
+def _signed(x: mx.array, signs: mx.array) -> mx.array:
+    return x.astype(mx.float32) * signs
 
 
 def _transformed(x: mx.array, block: int) -> mx.array:

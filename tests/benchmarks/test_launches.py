@@ -32,6 +32,10 @@ with PretendedMetal():
         made["four " + side] = [found.launches, found.moved, found.asked, forms]
         found = launches.count(side, "0.8B", 4, context=300, rows=20)
         made["prompt " + side] = [a.name for a in found.by_kind["linear_attention"]]
+    for side in launches.DENSE_SIDES:
+        found = launches.count(side, "0.8B", 4, context=300)
+        names = [a.name for kind in ("linear_attention", "full_attention") for a in found.by_kind[kind]]
+        made[side] = [found.launches, found.moved, names.count("Hadamard"), names.count("AsType")]
     made["eight"] = {}
     for side in launches.ALL_SIDES:
         for size in ("35B-A3B", "397B-A17B"):
@@ -54,6 +58,13 @@ def made() -> dict:
 def test_mlx_lm_comes_to_about_forty_a_layer(made: dict) -> None:
     launches, *_ = made["mlx-lm"]["35B-A3B"]
     assert 38 * 40 <= launches <= 45 * 40
+
+
+def test_a_rotation_before_each_product(made: dict) -> None:
+    """Four in a layer, of three launches each: signs, the transform, a cast. It moves little."""
+    (plain, moved, *none), (turned, more, transforms, casts) = made["2-bit"], made["rotated"]
+    assert none == [0, 0] and transforms == casts == 2 * 4
+    assert plain < turned < 4 * plain and moved < more < 1.05 * moved
 
 
 def test_fewer_layers_stand_for_all(made: dict) -> None:
