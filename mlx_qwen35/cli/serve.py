@@ -99,6 +99,7 @@ def run(args: argparse.Namespace) -> int:
             raise OptionError("a model on ranks is the only one: give one --model")
         if not os.environ.get(watching.WATCHED):
             return _watched(args)
+        watching.end_with_who_watches()
         if (status := ranks.follows(args, lambda: _folder(args), _chosen(args))) is not None:
             return status
     serve(

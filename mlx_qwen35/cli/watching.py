@@ -18,10 +18,11 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 
-from mlx_qwen35.parallel.early import STATUS
+from mlx_qwen35.parallel.early import STATUS, end_at_once
 from mlx_qwen35.screen import note
 
 WATCHED, SOCKET, READY = "MLX_QWEN35_WATCHED", "MLX_QWEN35_SOCKET", "MLX_QWEN35_READY"
+_LIFE = "MLX_QWEN35_LIFE"  # a descriptor that ends when the process that watches does
 _PAUSE, _LONGEST = 1.0, 30.0  # seconds before another start, and after many
 _SOUND = 60.0  # seconds of life after which a loss begins a new count
 
@@ -38,13 +39,14 @@ def watch(arguments: Sequence[str], door: socket.socket | None) -> int:
             with suppress(ProcessLookupError):
                 child.send_signal(number)
 
+    life, held = os.pipe()
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         while True:
             begun = time.monotonic()
             ready, told = os.pipe()
-            handed = [told] if door is None else [told, door.fileno()]
-            environment = {**os.environ, WATCHED: "1", READY: str(told)}
+            handed = [told, life] if door is None else [told, life, door.fileno()]
+            environment = {**os.environ, WATCHED: "1", READY: str(told), _LIFE: str(life)}
             if door is not None:
                 environment[SOCKET] = str(door.fileno())
             command = [sys.executable, "-m", "mlx_qwen35", *arguments]
@@ -64,8 +66,20 @@ def watch(arguments: Sequence[str], door: socket.socket | None) -> int:
             if asked.is_set():
                 return 128 + signal.SIGTERM
     finally:
+        os.close(life)
+        os.close(held)
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def end_with_who_watches() -> None:
+    """In the process that serves: it does not outlive the one that would start it again."""
+
+    def wait(given: int) -> None:
+        os.read(given, 1)
+        end_at_once("the process that watched over this one is gone")
+
+    threading.Thread(target=wait, args=(int(os.environ[_LIFE]),), daemon=True).start()
 
 
 def tell_ready() -> None:

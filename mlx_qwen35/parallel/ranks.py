@@ -87,6 +87,7 @@ class Ranks:
             each.send(FRAME, frame)
             for part in parts:
                 each.send(BYTES, part)
+        self._check()
 
     @contextmanager
     def together(self) -> Iterator[None]:

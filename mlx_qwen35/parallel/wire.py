@@ -91,7 +91,7 @@ class Watched:
         self._on_lost, self._on_failed = on_lost, on_failed
         self._lock, self._over = threading.Lock(), False
         wire.heard = time.monotonic()
-        for work in (self._listen, self._beat):
+        for work in (self._listen, self._beat, self._watch):
             threading.Thread(target=work, name="mlx-qwen35 rank", daemon=True).start()
 
     def next(self, seconds: float | None = None) -> tuple[bytes, bytearray] | None:
@@ -141,9 +141,15 @@ class Watched:
                 self._lost(f"its connection broke ({error})")
                 return
             time.sleep(EVERY)
+
+    def _watch(self) -> None:
+        """Apart from what sends: that may wait for the very one that is silent."""
+        while not self._over:
             silent = time.monotonic() - self.wire.heard
             if silent > SILENCE:
                 self._lost(f"nothing was heard of it for {silent:.0f} seconds: it hangs, was stopped, or is unplugged")
+                self.wire.close()  # who waits to send is told
+            time.sleep(EVERY)
 
     def _lost(self, why: str) -> None:
         self._once(self._on_lost, why)

@@ -72,7 +72,7 @@ def test_a_launched_group_and_its_status(tmp_path: Path) -> None:
     start = [str(launch), "-n", "2", "--backend", "ring", "--starting-port", str(port), "--env",
              f"MLX_QWEN35_STATUS={status}", "--", str(script), "generate", *ASKED]  # fmt: skip
     done = subprocess.run(start, cwd=CHECKOUT, capture_output=True, text=True, timeout=240)
-    assert "42" in done.stdout and status.read_text() == "0\n"
+    assert "7+5=12" in done.stdout and status.read_text() == "0\n"
     done = subprocess.run([*start, "--top-p", "7"], cwd=CHECKOUT, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0 and status.read_text() == "2\n"  # mlx.launch says nothing
 

@@ -83,6 +83,14 @@ def test_silence_is_noticed_and_so_is_an_end(monkeypatch: pytest.MonkeyPatch) ->
     noticed.clear()
     near, far = pair()
     watched = Watched(near, on_lost, lost.append)
+    watched.send(wire.BYTES, bytes(1 << 24))  # more than sockets hold: it waits for who reads nothing, and is freed
+    assert noticed.is_set() and "hangs" in lost[0]
+    watched.close()
+
+    lost.clear()
+    noticed.clear()
+    near, far = pair()
+    watched = Watched(near, on_lost, lost.append)
     far.close()
     assert noticed.wait(20) and "connection" in lost[0]
     watched.close()
