@@ -68,7 +68,8 @@ class ExpertLinear(_Expert):
         kernels.matmul has for each row."""
         if plain_blas():
             return self(rows[:, None], expert_ids, sorted_indices=False).squeeze(-2)
-        return mx.gather_mm(self.weight, rows[..., None], lhs_indices=expert_ids).squeeze(-1)
+        own = _rows((len(rows),), (len(rows),))  # which MLX would make anew
+        return mx.gather_mm(self.weight, rows[..., None], lhs_indices=expert_ids, rhs_indices=own).squeeze(-1)
 
     def to_quantized(
         self, group_size: int | None = None, bits: int | None = None, mode: str = "affine"

@@ -22,6 +22,7 @@ from ..kernels.delta_decode import MOST_TOKENS, SIMDS, delta_decode
 from ..kernels.gated_delta import gated_delta, gated_delta_states
 from ..kernels.lanes import LEAST_SHARED, in_lanes, together
 from ..kernels.once import cut, once
+from ..kernels.rms_norm import rms_norm
 from .joined import JoinedInputs, columns, neighbours
 from .linear import Linear, rows_in_lanes, worth_lanes
 from .norm import GatedRMSNorm
@@ -319,5 +320,5 @@ def _unit(heads: mx.array) -> tuple[mx.array, mx.array]:
     """Queries and behind them as many keys, [B, T, 2 Hk, Dk], each as x / sqrt(sum(x^2) + 1e-6), and queries divided
     by sqrt(Dk) once more. By way of the fused norm: sum = size * mean."""
     size, count = heads.shape[-1], heads.shape[-2] // 2
-    normed = mx.fast.rms_norm(heads, None, 1e-6 / size)
+    normed = rms_norm(heads, None, 1e-6 / size)
     return normed[..., :count, :] * (size**-0.5 * size**-0.5), normed[..., count:, :] * size**-0.5

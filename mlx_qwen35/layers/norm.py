@@ -7,6 +7,7 @@ import mlx.nn as nn
 
 from ..kernels.activation import fused, shared_out
 from ..kernels.add_norm import add_norm
+from ..kernels.rms_norm import rms_norm
 
 
 class RMSNorm(nn.Module):
@@ -22,7 +23,7 @@ class RMSNorm(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         # A float32 scale beside bfloat16 activations promotes the result: bring it back.
-        return mx.fast.rms_norm(x, self.weight, self.eps).astype(x.dtype)
+        return rms_norm(x, self.weight, self.eps).astype(x.dtype)
 
     @property
     def meets_products(self) -> bool:
@@ -40,7 +41,7 @@ class GatedRMSNorm(RMSNorm):
     """rms(x) * weight * silu(gate): the norm of the delta layers, gated in float32."""
 
     def __call__(self, x: mx.array, gate: mx.array) -> mx.array:
-        return _gated(mx.fast.rms_norm(x, self.weight, self.eps), gate).astype(x.dtype)
+        return _gated(rms_norm(x, self.weight, self.eps), gate).astype(x.dtype)
 
 
 @shared_out

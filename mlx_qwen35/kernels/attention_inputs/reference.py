@@ -8,6 +8,7 @@ from __future__ import annotations
 import mlx.core as mx
 
 from ..activation import fused
+from ..rms_norm import rms_norm
 
 
 def attention_inputs(
@@ -30,7 +31,7 @@ def attention_inputs(
     q, gate = mx.split(queries.reshape(batch, length, heads, 2 * dim), 2, axis=-1)
     k = keys.reshape(batch, length, kv_heads, dim)
     q, k = (
-        rotate(mx.fast.rms_norm(x, weight, eps).astype(x.dtype).swapaxes(1, 2), cos, sin)
+        rotate(rms_norm(x, weight, eps).astype(x.dtype).swapaxes(1, 2), cos, sin)
         for x, weight in ((q, q_norm), (k, k_norm))
     )
     return q, k, gate.reshape(batch, length, -1)

@@ -75,7 +75,11 @@ def matmul(x: mx.array, weight: mx.array) -> mx.array:
     """x [.., in], weight [out, in] -> [.., out]."""
     (outputs, inputs), fast = weight.shape, not plain_blas()
     if weight.size <= (_SMALL if fast else _BLOCK[False]):  # the time of a small matrix is that of the calls
-        return (weight @ x.reshape(*x.shape, 1)).squeeze(-1) if fast else x @ weight.T
+        if not fast:
+            return x @ weight.T
+        if x.size == inputs:  # the same product, with nothing to be broadcast
+            return (weight @ x.reshape(inputs, 1)).reshape(*x.shape[:-1], outputs)
+        return (weight @ x.reshape(*x.shape, 1)).squeeze(-1)
     blocks = _blocks(outputs, inputs, unpacked=False)
     if fast:
         columns = _columns(x, width_of(_forms(blocks, inputs), rows_of(x)))
