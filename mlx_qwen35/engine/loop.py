@@ -263,7 +263,7 @@ class Loop:
                 self._begin(row)
             if row is not None and row.phase is Phase.PROMPT:
                 given.append((row, most))
-        pieces = self._computed_of(given)
+        pieces = self._computed_of(given, queued=bool(beside))
         if not pieces:
             return
         tokens, seconds = sum(piece.length for piece in pieces.values()), self._now() - start
@@ -278,8 +278,8 @@ class Loop:
         for other in blocked:
             self._begin(other)
 
-    def _computed_of(self, given: Sequence[tuple[Row, int]]) -> dict[Row, Piece]:
-        """Computes the next piece of each row; -> those that were."""
+    def _computed_of(self, given: Sequence[tuple[Row, int]], *, queued: bool) -> dict[Row, Piece]:
+        """Computes the next piece of each row; -> those that were. queued: as in `compute`."""
         pieces: dict[Row, Piece] = {}
         for row, most in given:
             try:
@@ -291,7 +291,7 @@ class Loop:
         if not pieces:
             return {}
         try:
-            logits = compute([*pieces.values()])
+            logits = compute([*pieces.values()], queued=queued)
         except Left:
             for row in pieces:
                 row.end_without_piece()
@@ -302,7 +302,7 @@ class Loop:
                 row.fail(error)
                 return {}
             # whosever it was, the others are computed
-            found = (self._computed_of([(row, piece.length)]) for row, piece in pieces.items())
+            found = (self._computed_of([(row, piece.length)], queued=queued) for row, piece in pieces.items())
             return {row: piece for each in found for row, piece in each.items()}
         for (row, piece), last in zip(pieces.items(), logits, strict=True):
             try:

@@ -7,7 +7,7 @@ meanwhile.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, MutableMapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
@@ -182,15 +182,16 @@ class Piece:
         self.prefill.computed(self.length, self.kept)
 
 
-def compute(pieces: Sequence[Piece]) -> list[mx.array | None]:
+def compute(pieces: Sequence[Piece], *, queued: bool = False) -> list[mx.array | None]:
     """Computes pieces of prompts in one call of the model, each into its own cache; several have one sequence each,
     without padding and media. -> of each the logits of its last position [B, V], where the prompt ends there.
 
+    queued: others' step is computed meanwhile, and nothing waits for it.
     An error or interrupt inside leaves all caches as they were. A long call is left, too, when all are to end.
     """
     model, befores = pieces[0].model, [piece.cache.snapshot() for piece in pieces]
     try:
-        with model.computing(sum(piece.length for piece in pieces)):
+        with nullcontext() if queued else model.computing(sum(piece.length for piece in pieces)):
             each = _through(pieces)
             ended = [own[:, -1:] for piece, own in zip(pieces, each, strict=True) if piece.last]
             logits = [] if not ended else [*model.head(mx.concatenate(ended, axis=1)).swapaxes(0, 1)]
