@@ -11,7 +11,7 @@ it: `state`, `size`, `empty`, `nbytes`, and `merge`, from which on they batch wi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -175,19 +175,25 @@ class StretchedKVCache(_Layer):
         )
 
 
+State = tuple["mx.array | None", "mx.array | None"]  # conv and matrix of a DeltaState
+
+
 class DeltaState(_Layer):
     """What one gated delta layer carries on; both are None before the first token.
 
     conv [B, K-1, C]: the last inputs of the convolution. matrix [B, Hv, Dv, Dk] float32: the recurrent state.
     steps: None, or a list to which each call adds both as they were after each of its tokens, or, where `places` are
-    given, after so many tokens from now on (ascending).
+    given, after so many tokens from now on (ascending). late: it need not, if it leaves `again`: what gives both after
+    the first so many of its tokens, computed once more.
     """
 
     def __init__(self) -> None:
         self.conv: mx.array | None = None
         self.matrix: mx.array | None = None
-        self.steps: list[tuple[mx.array, mx.array]] | None = None
+        self.steps: list[State] | None = None
         self.places: list[int] | None = None
+        self.late = False
+        self.again: Callable[[int], State] | None = None
 
     def update(self, conv: mx.array, matrix: mx.array) -> None:
         self.conv, self.matrix = conv, matrix
@@ -253,13 +259,30 @@ class Elsewhere(_Layer):
 AnyLayer = KVCache | StretchedKVCache | DeltaState | Elsewhere
 
 
+class _LateStates:
+    """Delta states of a snapshot which are computed, once more, when they are asked for."""
+
+    def __init__(self, layers: Sequence[AnyLayer], count: int) -> None:
+        self._again = [layer.again if isinstance(layer, DeltaState) else None for layer in layers]
+        self._count = count
+        self._made: tuple[State | None, ...] | None = None
+
+    def __iter__(self) -> Iterator[State | None]:
+        if self._made is None:
+            self._made = tuple(None if again is None else again(self._count) for again in self._again)
+        return iter(self._made)
+
+    def __getitem__(self, layer: int) -> State | None:
+        return [*self][layer]
+
+
 @dataclass(frozen=True)
 class Snapshot:
     """A point in a Cache's past to go back to. Holds the delta states; keys and values stay where they are."""
 
     offset: int
     rope_delta: int | Sequence[int]
-    delta: tuple[tuple[mx.array | None, mx.array | None] | None, ...]
+    delta: tuple[State | None, ...] | _LateStates
     rewinds: int  # how often the cache had gone back when this was taken
     draft: tuple[Follower, Any] | None = None  # what followed the cache, and where that was
     parts: bool = False  # whether the states are parts of arrays with those after other tokens
@@ -384,17 +407,19 @@ class Cache:
         return None if self.draft is None else (self.draft, self.draft.mark())
 
     @contextmanager
-    def each_step(self, offsets: Sequence[int] | None = None) -> Iterator[list[Snapshot]]:
+    def each_step(self, offsets: Sequence[int] | None = None, *, late: bool = False) -> Iterator[list[Snapshot]]:
         """Calls inside leave a snapshot of the cache after each of their tokens, in the list, when all is done; or only
         where the cache holds so many tokens (ascending, none of which it holds now; without padding).
 
         Going back to one of them costs nothing: the state after each token was on the way to that after the last. Each
         keeps all of them alive: `detach` where one is to stay. All have the rope_delta of the end.
+        late: there is one call, and states after its tokens are not kept but what went into them: going back runs the
+        recurrence once more, as far as that, with the same bits. A state of the 27B takes 147 MiB.
         """
         deltas = [layer for layer in self.layers if isinstance(layer, DeltaState)]
         start, snapshots = self.offset, []
         for layer in deltas:
-            layer.steps = []
+            layer.steps, layer.late = [], late
             layer.places = None if offsets is None else [offset - start for offset in offsets]
         self._parts, self.each = True, [] if offsets is None else list(offsets)
         try:
@@ -402,19 +427,23 @@ class Cache:
             rewinds, draft = len(self._rewinds), self.draft_mark()
             held = range(start + 1, self.offset + 1)
             for number, offset in enumerate(held if offsets is None else (at for at in offsets if at in held)):
-                delta = tuple(c.steps[number] if isinstance(c, DeltaState) else None for c in self.layers)
+                if any(layer.again is not None for layer in deltas):
+                    delta = _LateStates(self.layers, offset - start)
+                else:
+                    delta = tuple(c.steps[number] if isinstance(c, DeltaState) else None for c in self.layers)
                 point = self.points.get(offset)
                 snapshots.append(Snapshot(offset, self.rope_delta, delta, rewinds, draft, True, point))
         finally:
             self.points, self.each = {}, None
             for layer in deltas:
-                layer.steps = layer.places = None
+                layer.steps = layer.places = layer.again = None
+                layer.late = False
 
     def step_again(self) -> None:
         """Inside `each_step`, after going back to where it began: what was left by then does not count."""
         for layer in self.layers:
             if isinstance(layer, DeltaState) and layer.steps is not None:
-                layer.steps = []
+                layer.steps, layer.again = [], None
                 layer.places = [offset - self.offset for offset in self.each] if self.each else None
 
     def restore(self, snapshot: Snapshot) -> None:

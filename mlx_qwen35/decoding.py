@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from mlx_qwen35.cache import Snapshot
     from mlx_qwen35.parts import Told
 
+# Who drafts: a head or a small model, what was said before, or a grammar that leaves no choice.
+SOURCES = "head", "copy", "grammar"
+
 Drawn = tuple[mx.array, mx.array]  # token [B], logprobs [B, V], both perhaps not yet computed
 
 
@@ -23,7 +26,8 @@ class Step:
     that go on together.
 
     after: the cache as it was when it had taken this token and no more; None: as it is when the step is made.
-    from_draft: whether a drafter had proposed it. drafted: how many tokens were, since the step before.
+    from_draft: whether it had been drafted. drafted: how many tokens were, since the step before. source: of these and
+    of it, one of SOURCES; "" without drafts.
     told: what was asked for of the distribution that it comes from.
     """
 
@@ -33,4 +37,5 @@ class Step:
     after: Snapshot | None = None
     from_draft: bool = False
     drafted: int = 0
+    source: str = ""
     told: Told | None = None

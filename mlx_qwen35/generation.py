@@ -146,6 +146,7 @@ def stream_generate(
     mtp: bool | None = None,
     draft_model: MTPHead | Model | None = None,
     num_draft_tokens: int | None = None,
+    lookup: bool | None = None,
     chunk_size: int | None = None,
     boundaries: Iterable[int] = (),
     on_progress: Callable[[int, int], None] | None = None,
@@ -183,7 +184,9 @@ def stream_generate(
     mtp: whether the model's own MTP head drafts (`load(..., mtp=True)`); None: if it was loaded. draft_model: another
     head, or a small model with the same vocabulary, that drafts in its place. num_draft_tokens: at most so many tokens
     are drafted at a time, 1 to 4 (None: 3); fewer, or none, where that is faster by what was measured so far, unless
-    the sampling has a seed. Drafts change how fast tokens come, not which (greedy) or how they are distributed.
+    the sampling has a seed. lookup: copy what followed when the same words stood in prompt, answer or earlier answers,
+    and what a form leaves no choice about, where that is faster (None: yes). Drafts change how fast tokens come, not
+    which (greedy) or how they are distributed.
     on_progress(done, total), boundaries: see `prefill`. cancel: a callable or threading.Event, looked at between chunks
     and tokens; a cancelled answer ends with a Part whose finish_reason is "cancelled".
 
@@ -304,6 +307,7 @@ def generate_batch(
     mtp: bool | None = None,
     draft_model: MTPHead | Model | None = None,
     num_draft_tokens: int | None = None,
+    lookup: bool | None = None,
     store: Store | None = None,
     features: MutableMapping[str, mx.array] | None = None,
     chunk_size: int | None = None,

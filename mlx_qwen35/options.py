@@ -62,6 +62,7 @@ class _Shared(TypedDict, total=False):
     mtp: bool | None
     draft_model: MTPHead | Model | None
     num_draft_tokens: int | None
+    lookup: bool | None
     on_progress: Callable[[int, int], None] | None
 
 

@@ -62,8 +62,10 @@ class Part(_Split):
     peak_memory: the most that MLX held in this process, in GB (10^9 bytes).
     finish_reason: "stop" (end of turn or stop string), "length" (max_tokens or context full), "deadline",
         "cancelled", or None.
-    from_draft: whether the token had been drafted, by an MTP head or a draft model.
-    drafted_tokens, accepted_tokens: how many were so far, and how many of those are in the answer.
+    from_draft: whether the token had been drafted. drafted_tokens, accepted_tokens: how many were so far, and how many
+    of those are in the answer; drafts: the same by who drafted them, (drafted, accepted) of "head" (an MTP head or a
+    draft model), "copy" (of what was said before) and "grammar" (what a form forces). verified: "exact", if each
+    drafted token had the bits that it has alone, or "fast"; "" where none was drafted.
     index: of the answer, where several to one prompt were asked for.
     stop_string: the one that ended the answer; None where none did.
     prompt_experts, experts: what streaming experts from the disk did while the prompt was read, and for the answer so
@@ -84,6 +86,8 @@ class Part(_Split):
     from_draft: bool = False
     drafted_tokens: int = 0
     accepted_tokens: int = 0
+    drafts: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    verified: str = ""
     prompt_experts: ExpertStats | None = None
     experts: ExpertStats | None = None
     index: int = 0
@@ -163,9 +167,13 @@ class AnswerText:
 
 class Clock:
     """Counts and times of one answer, from now on; cached_tokens: what the cache holds now; experts: asked for what
-    streaming has done since loading, None where nothing is streamed."""
+    streaming has done since loading, None where nothing is streamed; verified: as Part has it."""
 
-    def __init__(self, cached_tokens: int, experts: Callable[[], ExpertStats | None]) -> None:
+    def __init__(
+        self, cached_tokens: int, experts: Callable[[], ExpertStats | None], *, verified: str = "fast"
+    ) -> None:
+        self._verified = verified
+        self._drafts: dict[str, tuple[int, int]] = {}
         self._prompt_tokens = 0
         self._cached_tokens = cached_tokens
         self._start = time.perf_counter()
@@ -180,11 +188,15 @@ class Clock:
         self._first = time.perf_counter()
         self._at_answer = self._experts()
 
-    def token(self, *, drafted: int = 0, from_draft: bool = False) -> None:
-        """One more. drafted: how many tokens were since the last one; from_draft: whether this was one."""
+    def token(self, *, drafted: int = 0, from_draft: bool = False, source: str = "") -> None:
+        """One more. drafted: how many tokens were since the last one; from_draft: whether this was one; source: by
+        whom."""
         self.generated += 1
         self._drafted += drafted
         self._accepted += from_draft
+        if drafted or from_draft:
+            before = self._drafts.get(source, (0, 0))
+            self._drafts = {**self._drafts, source: (before[0] + drafted, before[1] + from_draft)}
         if self.generated == 1:
             self._first = time.perf_counter()
 
@@ -218,6 +230,8 @@ class Clock:
             from_draft=from_draft,
             drafted_tokens=self._drafted,
             accepted_tokens=self._accepted,
+            drafts=self._drafts,
+            verified=self._verified if self._drafted else "",
             prompt_experts=None if experts is None else self._at_answer - self._at_start,
             experts=None if experts is None else experts - self._at_answer,
             index=index,
@@ -238,7 +252,11 @@ def statistics(part: Part) -> str:
     drafts = ""
     if part.drafted_tokens:
         share = 100 * part.accepted_tokens / part.drafted_tokens
-        drafts = f"Drafts: {part.accepted_tokens} of {part.drafted_tokens} tokens accepted ({share:.1f} %)\n"
+        each = ", ".join(f"{source} {right} of {made}" for source, (made, right) in part.drafts.items())
+        drafts = (
+            f"Drafts: {part.accepted_tokens} of {part.drafted_tokens} tokens accepted ({share:.1f} %; {each}; "
+            f"{part.verified} verification)\n"
+        )
     return (
         f"Prompt: {part.prompt_tokens} tokens, {part.prompt_tps:.3f} tokens-per-sec{cached}\n"
         f"Generation: {part.generation_tokens} tokens, {part.generation_tps:.3f} tokens-per-sec\n{drafts}"

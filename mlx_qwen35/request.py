@@ -104,16 +104,18 @@ def read_drafting(
     mtp: bool | None,
     draft_model: MTPHead | Model | None,
     most: int | None,
+    lookup: bool | None,
 ) -> speculative.Drafting | None:
-    """What drafts, and how; None where nothing was asked for. Raises ValueError for what cannot draft."""
+    """What drafts, and how; None where nothing does. Raises ValueError for what cannot draft."""
     if draft_model is None and (mtp or mtp is None):
         draft_model = model.mtp
         if mtp and draft_model is None:
             raise ArgumentError("mtp=True, but the model was loaded without its MTP head: load it with mtp=True too")
-    if draft_model is None:
+    lookup = True if lookup is None else lookup
+    if draft_model is None and not lookup:
         return None
-    steady = sampling.seed is not None and sampling.temperature > 0
-    drafting = speculative.Drafting(draft_model, DRAFTS if most is None else most, steady=steady)
+    steady = draft_model is not None and sampling.seed is not None and sampling.temperature > 0
+    drafting = speculative.Drafting(draft_model, DRAFTS if most is None else most, steady=steady, lookup=lookup)
     drafting.check(model)
     return drafting
 
@@ -338,6 +340,7 @@ _CHECKS: dict[str, Callable[[str, Any], None]] = {
     "context_length": lambda name, value: checks.whole(name, value, 2, otherwise="for what was said at loading"),
     "mtp": lambda name, value: checks.flag(name, value, otherwise="for what was loaded"),
     "draft_model": _check_draft_model,
+    "lookup": lambda name, value: checks.flag(name, value, otherwise="for yes"),
     "num_draft_tokens": lambda name, value: checks.whole(name, value, 1, speculative.MOST, otherwise=f"for {DRAFTS}"),
     "n": lambda name, value: checks.whole(name, value, 1),
     "most_rows": lambda name, value: checks.whole(name, value, 1),

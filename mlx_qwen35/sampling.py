@@ -244,13 +244,18 @@ class Sampler:
 
     def __init__(self, sampling: Sampling, tokens: int | None = None) -> None:
         self.sampling, self.tokens = sampling, tokens
+        self.greedy = sampling.temperature == 0
         self.key = mx.random.key(secrets.randbits(64) if sampling.seed is None else sampling.seed)
         self._steps = Steps([sampling], tokens)
 
     def __call__(
-        self, logits: mx.array, history: History | None = None, words: np.ndarray | None = None
+        self,
+        logits: mx.array,
+        history: History | None = None,
+        words: np.ndarray | None = None,
+        keys: mx.array | None = None,
     ) -> tuple[mx.array, mx.array]:
-        """logits: [B, V] -> token [B], logprobs [B, tokens], both lazy.
+        """logits: [B, V] -> token [B], logprobs [B, tokens], both lazy. keys: of each row, in place of the next one.
 
         The log probabilities are those of the distribution after mask, bias and penalties and before temperature and
         truncation, as mlx-lm reports them; a token that a budget forces has all of it. The caller appends the token to
@@ -260,7 +265,7 @@ class Sampler:
         logprobs = normalised(logits)
         if self._steps.greedy:
             return mx.argmax(logits, axis=-1), logprobs
-        return self._steps.draw(logits, self.next_key()), logprobs
+        return self._steps.draw(logits, self.next_key() if keys is None else keys), logprobs
 
     def weights(
         self, logits: mx.array, history: History | None = None, words: np.ndarray | None = None
@@ -283,6 +288,15 @@ class Sampler:
             return mx.argmax(self._steps.adjusted(logits, history, words), axis=-1), None
         weights, _ = self.weights(logits, history, words)
         return drawn(weights, self.next_key()), weights
+
+    def next_keys(self, count: int) -> tuple[mx.array, list[mx.array]]:
+        """The keys of the next `count` calls [count, 2], and `key` after each of them; it does not move on."""
+        states, keys, state = [], [], self.key
+        for _ in range(count):
+            state, key = mx.random.split(state)
+            states.append(state)
+            keys.append(key)
+        return mx.stack(keys), states
 
     def next_key(self) -> mx.array:
         """A random key that was not used before."""

@@ -77,6 +77,17 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
     drafts.add_argument("--draft-model", metavar="NAME", help="let a small model draft, or a head split off by mlx-vlm")
     drafts.add_argument("--num-draft-tokens", type=int, metavar="N", help="at most N at a time, 1 to 4 (default: 3)")
+    add_lookup_argument(drafts)
+
+
+def add_lookup_argument(group: argparse._ActionsContainer) -> None:
+    """Whether what was said before drafts, of all commands that answer."""
+    group.add_argument(
+        "--lookup",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="copy what followed when the same words stood there before, where that is faster (default: yes)",
+    )
 
 
 def add_computing_arguments(group: argparse._ActionsContainer) -> None:
@@ -394,7 +405,7 @@ def going_on(path: str, questions: int, computed: int) -> str:
 
 def draft_options(args: argparse.Namespace, model: Model) -> dict[str, Any]:
     """The arguments of `stream_generate` that say who drafts, and how many tokens."""
-    chosen: dict[str, Any] = {"num_draft_tokens": args.num_draft_tokens}
+    chosen: dict[str, Any] = {"num_draft_tokens": args.num_draft_tokens, "lookup": args.lookup}
     if args.draft_model is not None:
         from mlx_qwen35.library.drafting import load_draft_model
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlx_qwen35.cli import ranks, watching
 from mlx_qwen35.cli.demo import DEMO_HINT
-from mlx_qwen35.cli.options import OptionError, add_computing_arguments, kv_options
+from mlx_qwen35.cli.options import OptionError, add_computing_arguments, add_lookup_argument, kv_options
 from mlx_qwen35.cli.progress import Progress
 from mlx_qwen35.screen import note
 
@@ -43,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--ttl", type=float, default=3600, metavar="S", help="unload one after S idle seconds, 0: never (default: 3600)"
     )
     models.add_argument("--mtp", action="store_true", help="let a model's own multi-token-prediction head draft")
+    add_lookup_argument(models)
     models.add_argument("--exact", action="store_true", help="the same bits whoever else asks, on a GPU too; slower")
     add_computing_arguments(models)
     ranks.add_rank_arguments(models)
@@ -113,6 +114,7 @@ def run(args: argparse.Namespace) -> int:
         ttl=0 if count > 1 else args.ttl,
         cache_dir=args.cache_dir,
         mtp=args.mtp,
+        lookup=args.lookup,
         cors=args.cors,
         allowed_hosts=args.allowed_host,
         allow_anyone=args.allow_anyone,

@@ -63,6 +63,7 @@ class Drafters(_Group):
     mtp: bool | None = None
     draft_model: MTPHead | Model | None = None
     num_draft_tokens: int | None = None
+    lookup: bool | None = None
 
 
 @dataclass(frozen=True)

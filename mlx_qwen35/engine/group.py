@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from mlx_qwen35.model import Model
     from mlx_qwen35.parts import Told
     from mlx_qwen35.sampling import History, Sampler
-    from mlx_qwen35.speculative import Drafter
+    from mlx_qwen35.speculative import Drafter, Text
 
 CLEAR_EVERY = 256  # steps between two returns of MLX's spare buffers, which grow with the KV cache
 _CATCH_UP = 64  # tokens that a drafter may lag behind while its row goes on with others
@@ -41,8 +41,8 @@ class Seat:
     """What one row brings: its cache, how its tokens are drawn, and the one that was drawn last, which the cache does
     not have yet (token [1], logprobs [1, V]; None before the first).
 
-    top: how many of the likeliest tokens are told with each; None: nothing is told. While it sits in a Group its
-    delta states, history and drawn token may be there.
+    text: what copies are made from. top: how many of the likeliest tokens are told with each; None: nothing is told.
+    While it sits in a Group its delta states, history and drawn token may be there.
     """
 
     cache: Cache
@@ -52,6 +52,12 @@ class Seat:
     matcher: Matcher | None = None
     top: int | None = None
     drawn: Drawn | None = None
+    text: Text | None = None
+
+    @property
+    def drafts(self) -> bool:
+        """Whether it drafts where it goes on alone."""
+        return self.drafter is not None or self.text is not None
 
     def draw_first(self, logits: mx.array) -> None:
         """The first token, from the logits [1, V] of the prompt's last."""

@@ -315,7 +315,7 @@ class Loop:
         """A step of all that answer and do not draft for themselves; -> of how many."""
         answering = [row for row in self._living() if row.phase is Phase.ANSWER and not row.request.steady]
         due = [row for row in answering if row.due]
-        if len(answering) == 1 and due and due[0].seat.drafter is not None:
+        if len(answering) == 1 and due and due[0].seat.drafts:
             return self._step_solo(due[0].key)
         for row in due:
             if row.key in self._drafted:
@@ -360,6 +360,5 @@ class Loop:
         return 1
 
     def _made(self, row: Row, steps: list) -> None:
-        row.pending.extend(steps)
-        row.made += len(steps)
+        row.computed(steps)
         self.scheduler.generated(row.key, row.made)

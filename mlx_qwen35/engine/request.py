@@ -99,7 +99,9 @@ def read(model: Model, processor: Processor, prompt: Any, given: Mapping[str, An
     sampling = given.get("sampling") or Sampling.from_generation_config(processor.generation_config)
     if sampling.logit_bias:
         bias_row(sampling.logit_bias, processor.tokenizer.vocab_size)  # refuses ids that there are not
-    drafting = read_drafting(model, sampling, drafters.mtp, drafters.draft_model, drafters.num_draft_tokens)
+    drafting = read_drafting(
+        model, sampling, drafters.mtp, drafters.draft_model, drafters.num_draft_tokens, drafters.lookup
+    )
     budget, stop, boundaries = course.thinking_budget, course.stops, tuple(course.boundaries)
     closing = None if budget is None else tags(processor, words=budget > 0)
 

@@ -9,7 +9,7 @@ covers the prompt and exactly the tokens that were handed out: what was computed
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from enum import Enum
@@ -20,6 +20,7 @@ import mlx.core as mx
 from mlx_qwen35.engine.group import Group, Seat
 from mlx_qwen35.engine.prefill import Piece, Prefill
 from mlx_qwen35.parts import Clock, Part
+from mlx_qwen35.speculative.rows import row_exact
 
 if TYPE_CHECKING:
     from mlx_qwen35.cache import Cache, Snapshot
@@ -133,13 +134,15 @@ class Row:
 
     def _clock_at(self, offset: int) -> Clock:
         model = self._model  # not this row: a circle would hold its cache until Python looks for circles
-        return Clock(offset, lambda: model.expert_stats)
+        return Clock(offset, lambda: model.expert_stats, verified="exact" if row_exact(model) else "fast")
 
     def _sit(self, cache: Cache) -> None:
         request = self.request
-        cache.draft = drafter = None if request.drafting is None else request.drafting.drafter(self._model, cache)
+        drafting = request.drafting
+        cache.draft = drafter = None if drafting is None else drafting.drafter(self._model, cache)
+        text = None if drafting is None else drafting.text(self._model, self.prompt.tokens)
         sampler, history, drawn = self._drawing
-        self.seat = Seat(cache, sampler, history, drafter, request.matcher, request.top, drawn)
+        self.seat = Seat(cache, sampler, history, drafter, request.matcher, request.top, drawn, text)
 
     def _meetings(self) -> list[int]:
         return [] if self.session is None else self.session.meetings
@@ -182,8 +185,18 @@ class Row:
         elif self.seat.drawn is None:  # otherwise it was drawn before the cache was given up
             self.seat.draw_first(logits)
 
+    def computed(self, steps: Sequence[Step]) -> None:
+        """Tokens that came."""
+        self.pending.extend(steps)
+        self.made += len(steps)
+        if self.seat.text is not None:
+            for step in steps:
+                self.seat.text.add(step.token)
+
     def take(self, *, distribution: bool = True) -> Part | None:
         """The next part, or None where there is none yet; raises what went wrong. distribution: with its logprobs."""
+        if self.pending and self.pending[0].from_draft and self.request.cancelled():
+            self.end("cancelled")  # in the middle of a round
         if self.pending:
             return self._part(self.pending.popleft(), distribution)
         if self._closing:
@@ -198,7 +211,7 @@ class Row:
 
     def _part(self, step: Step, distribution: bool) -> Part:
         self._ending = step.before
-        self._clock.token(drafted=step.drafted, from_draft=step.from_draft)
+        self._clock.token(drafted=step.drafted, from_draft=step.from_draft, source=step.source)
         full = self._clock.generated == self.request.limit
         text, events, ended = self.request.answer.add(step.token, last=full)
         reason = "stop" if ended else "length" if full else None
@@ -220,7 +233,7 @@ class Row:
             self._leave()
         elif self.session is not None and self.cache.offset == len(self.request.prompt.tokens) + len(self.handed):
             # (a round of drafts may have brought the cache further than what was handed out)
-            ahead = 1 if self.request.drafting is None else self.request.drafting.most + 1
+            ahead = 1 if self.seat.drafter is None else self.request.drafting.most + 1
             if self.session.due(ahead):
                 if self.group is not None:
                     self.group.settle(self.seat)
@@ -260,6 +273,8 @@ class Row:
         self._rise()
         session, store, seat = self.session, self._store, self.seat
         mx.eval([] if seat.drawn is None else seat.drawn[0])
+        if seat.text is not None:
+            seat.text.close()
         self._drawing, self.seat = (seat.sampler, seat.history, seat.drawn), None
         session.settle([*self.request.prompt.tokens, *self.handed])
         if self.request.session is None:
@@ -299,6 +314,8 @@ class Row:
             whole = True
         finally:
             self._stack.close()
+            if begun and self.seat.text is not None:
+                self.seat.text.close()
             self.seat = self.prefill = None
             if self._store is not None and self.session is not None:
                 self._store.settled(self.session) if whole else self._store.drop(self.session)

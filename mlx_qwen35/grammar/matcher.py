@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mlx_qwen35.errors import GrammarError
-from mlx_qwen35.grammar.vocabulary import THINK_END, Vocabulary
+from mlx_qwen35.grammar.vocabulary import SPECIAL, THINK_END, Vocabulary
 
 if TYPE_CHECKING:
     import llguidance
@@ -83,6 +83,15 @@ class Matcher:
         if self._place in (_Place.REASONING, _Place.ENDED):
             return bool(self._complete)
         return self._inner.is_accepting()
+
+    def forced(self) -> list[int]:
+        """Tokens of the text that has to follow, as the tokenizer cuts it, but the last, which may go on beyond it.
+        The form may allow that it is cut otherwise, or that the turn begins with reasoning."""
+        if self._place is not _Place.FORM:
+            return []
+        data = self._inner.deep_copy().compute_ff_bytes()  # of a copy: afterwards its masks are other ones
+        text, *_ = data.split(SPECIAL)
+        return self._vocabulary.encode(text.decode(errors="ignore"))[:-1] if len(text) > 1 else []
 
     def copy(self) -> Matcher:
         other = shallow(self)

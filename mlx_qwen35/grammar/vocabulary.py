@@ -21,7 +21,7 @@ from mlx_qwen35.errors import ArgumentError
 if TYPE_CHECKING:
     import llguidance
 
-_SPECIAL = b"\xff"  # llguidance's mark in front of a token that is no text
+SPECIAL = b"\xff"  # llguidance's mark in front of a token that is no text
 THINK_END = "</think>"
 # Sets of tokens that are allowed at once where a whole set is: for strings of JSON, as llguidance has them, and for
 # text that no tag begins in (regex.without).
@@ -34,7 +34,8 @@ _SETS += [f"[^<pft/{_PLAIN}][^<{_PLAIN}]*", "[^<pft/][^<]*", "[^<]+"]
 class Vocabulary:
     """tokenizer: llguidance's. size: rows of the head. ends: the ids that end a turn. control: those of added tokens.
     blank: the number of line ends by the id of the token that is one or two of them. token_bytes: the tokenizer's; it
-    has `known` ids. grammars: the last ones that were compiled, by their text (compiled.py keeps them).
+    has `known` ids. encode: a text without control tokens -> its tokens. grammars: the last ones that were compiled, by
+    their text (compiled.py keeps them).
 
     Of masks (uint32 [ceil(size / 32)], read only): free, all tokens but those that end a turn; end, those alone.
     spelling: by a beginning of "</think>", the ids of the tokens that would spell the rest of it.
@@ -50,6 +51,7 @@ class Vocabulary:
     end: np.ndarray
     spelling: dict[bytes, tuple[int, ...]]
     token_bytes: Callable[[int], bytes]
+    encode: Callable[[str], list[int]]
     grammars: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -120,7 +122,7 @@ def _make(tokenizer: Any, ends: frozenset[int], size: int) -> Vocabulary:
     # A token without bytes is never allowed: so are the head's rows beyond the tokenizer's.
     shown = [*tokens, *(b"" for _ in range(size - len(tokens)))]
     for token in special:
-        shown[token] = _SPECIAL + shown[token]
+        shown[token] = SPECIAL + shown[token]
     face = _Tokens(shown, special, min(ends))
     known = llguidance.LLTokenizer(face, eos_token=sorted(ends), slices=_SETS)
     face.tokens = []  # they are in its trie now, and the face lives as long as it does
@@ -140,6 +142,7 @@ def _make(tokenizer: Any, ends: frozenset[int], size: int) -> Vocabulary:
         end=_words(end),
         spelling=_spelling(tokens, closing, frozenset(special)),
         token_bytes=tokenizer.token_bytes,
+        encode=lambda text: tokenizer.encode(text, plain=True),
     )
 
 

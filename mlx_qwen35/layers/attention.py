@@ -21,7 +21,7 @@ from .joined import JoinedInputs, columns
 from .linear import Linear
 from .norm import RMSNorm
 from .rows import RowsAttention
-from .stretches import stretched_attention
+from .stretches import few_alone, stretched_attention
 from .summed import Summed
 
 # Scores of one layer that may exist at once. MLX materialises them for head_dim 256 when more than 8 rows ask.
@@ -146,7 +146,7 @@ def causal_attention(
     if mx.default_device().type == mx.cpu:
         most_scores //= ON_THE_WAY
     rows = max(_FUSED_ROWS, most_scores // (batch * heads * keys.shape[2]))
-    few = length <= _FUSED_ROWS
+    few = length <= few_alone()
     if few:
         together = current() is METAL and readable is None and not one_by_one
         ends = alike(past, length, heads // keys.shape[1]) if together else list(range(1, length + 1))

@@ -7,19 +7,19 @@ Knows neither positions nor other layers.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..cache import DeltaState
+from ..cache import DeltaState, State
 from ..cache_ragged import RaggedDelta
 from ..config import TextConfig
 from ..kernels.activation import fused, silu
 from ..kernels.backend import on_gpu
 from ..kernels.delta_decode import MOST_TOKENS, SIMDS, delta_decode
-from ..kernels.gated_delta import gated_delta, gated_delta_states
+from ..kernels.gated_delta import gated_delta, gated_delta_in_turn, gated_delta_states
 from ..kernels.lanes import LEAST_SHARED, in_lanes, together
 from ..kernels.once import cut, once
 from ..kernels.rms_norm import rms_norm
@@ -157,8 +157,8 @@ class GatedDeltaNet(JoinedInputs, nn.Module):
             ends = _ends(present)
         raw, z, b, a = columns(self._joined(x, self.joinable()), self._widths)
         u, window = self.conv1d(raw, cache.conv if cache is not None else None, ends)
-        out, matrix = self._ruled(u, z, b, a, slice(0, self.value_heads), cache, present)
-        self._keep(cache, raw, window, matrix)
+        out, made = self._ruled(u, z, b, a, slice(0, self.value_heads), cache, present)
+        self._keep(cache, raw, window, made)
         return self.out_proj(out)
 
     def _ragged(self, x: mx.array | Summed, cache: RaggedDelta) -> mx.array:
@@ -171,7 +171,7 @@ class GatedDeltaNet(JoinedInputs, nn.Module):
             windowed = block.windowed(raw, cache.windows(block), before)
             z, b, a = (each[0][block.tokens] for each in given)
             u = self.conv1d.over(windowed)
-            out, matrix = self._ruled(u, z, b, a, slice(0, self.value_heads), states, block.present)
+            out, (matrix,) = self._ruled(u, z, b, a, slice(0, self.value_heads), states, block.present)
             cache.take(block, windowed, matrix, ends)
             made.append(out)
         return self.out_proj(cache.in_order(made))
@@ -185,10 +185,11 @@ class GatedDeltaNet(JoinedInputs, nn.Module):
         heads: slice,
         cache: DeltaState | None,
         present: mx.array | None = None,
-    ) -> tuple[mx.array, mx.array]:
+    ) -> tuple[mx.array, list[mx.array]]:
         """What lies between convolution and out_proj, for these value heads: u, z, b, a of theirs alone.
 
-        Returns (out [B, T, heads * Dv], matrices after the last token or, where the cache keeps steps, at its `ends`).
+        Returns (out [B, T, heads * Dv], [matrices after the last token or, where the cache keeps steps, at its `ends`];
+        where it is late, after the last and what the rule read: k, v, gamma, beta).
         """
         batch, length, _ = u.shape
         count = heads.stop - heads.start
@@ -203,21 +204,45 @@ class GatedDeltaNet(JoinedInputs, nn.Module):
         if present is not None:
             gamma, beta = mx.where(present[..., None], gamma, 1), mx.where(present[..., None], beta, 0)
         before = None if cache is None or cache.matrix is None else cache.matrix[:, heads]
-        if cache is not None and cache.steps is not None:
+        read = []
+        if cache is not None and cache.late:
+            out, matrix = gated_delta_in_turn(q, k, v, gamma, beta, before, plain=self._plain)
+            read = [k, v, gamma, beta]
+        elif cache is not None and cache.steps is not None:
             ends = cache.ends(length)
             out, matrix = gated_delta_states(q, k, v, gamma, beta, before, ends=ends, plain=self._plain)
         else:
             how = {"differentiable": self.training, "plain": self._plain}
             out, matrix = gated_delta(q, k, v, gamma, beta, before, **how)
         z = z.reshape(batch, length, count, self.value_dim)
-        return self.norm(out.astype(z.dtype), z).reshape(batch, length, -1), matrix
+        return self.norm(out.astype(z.dtype), z).reshape(batch, length, -1), [matrix, *read]
 
-    def _keep(self, cache: DeltaState | None, raw: mx.array, window: mx.array, matrix: mx.array) -> None:
-        if cache is not None and cache.steps is not None:
+    def _keep(self, cache: DeltaState | None, raw: mx.array, window: mx.array, made: list[mx.array]) -> None:
+        """raw [B, T, C]: what went into the convolution; window: after that; made: as `_ruled` returns it."""
+        matrix, *read = made
+        if read:
+            cache.again = self._again(cache, raw, (window, matrix), read)
+            cache.update(window, matrix)
+        elif cache is not None and cache.steps is not None:
             matrices, length = [matrix[:, n] for n in range(matrix.shape[1])], raw.shape[1]
             cache.update_each(self.conv1d.windows(raw, cache.conv, cache.ends(length)), matrices, length)
         elif cache is not None:
             cache.update(window, matrix)
+
+    def _again(
+        self, cache: DeltaState, raw: mx.array, last: State, read: Sequence[mx.array]
+    ) -> Callable[[int], State]:
+        """-> window and matrix after the first so many of a call's tokens. last: after all of them."""
+        conv, before, length = cache.conv, cache.matrix, raw.shape[1]
+
+        def after(count: int) -> State:
+            if count == length:
+                return last
+            k, v, gamma, beta = (each[:, :count] for each in read)
+            _, matrix = gated_delta_in_turn(k, k, v, gamma, beta, before, plain=self._plain)
+            return self.conv1d.windows(raw, conv, [count])[0], matrix
+
+        return after
 
     def _by_heads(self, x: mx.array, cache: DeltaState | None) -> mx.array:
         """The same for a few tokens on a CPU: each lane takes some heads from x to out_proj, and waits for nobody, then
@@ -226,7 +251,7 @@ class GatedDeltaNet(JoinedInputs, nn.Module):
         keys = self.key_heads * self.key_dim
         window, matrix = (None, None) if cache is None else (cache.conv, cache.matrix)
 
-        def some(heads: slice) -> tuple[list[mx.array], mx.array, mx.array]:
+        def some(heads: slice) -> tuple[list[mx.array], mx.array, list[mx.array]]:
             values = slice(heads.start * each, heads.stop * each)
             q = slice(heads.start * self.key_dim, heads.stop * self.key_dim)
             k = slice(keys + q.start, keys + q.stop)
@@ -241,9 +266,10 @@ class GatedDeltaNet(JoinedInputs, nn.Module):
         work = x.shape[-1] * (2 * self.key_dim + 2 * each * self.value_dim)  # of a key head and a row
         parts = in_lanes(some, self.key_heads, least=-(-LEAST_SHARED // work))
         raw = mx.concatenate([raws[n] for n in range(3) for raws, _, _ in parts], axis=-1)
-        heads_at = 2 if cache is not None and cache.steps is not None else 1
-        matrix = mx.concatenate([made for _, _, made in parts], axis=heads_at)
-        self._keep(cache, raw, self.conv1d.next_window(raw, window), matrix)
+        heads_at = 2 if cache is not None and cache.steps is not None and not cache.late else 1
+        matrix, *read = zip(*(made for _, _, made in parts), strict=True)
+        made = [mx.concatenate(matrix, axis=heads_at), *(mx.concatenate(each, axis=2) for each in read)]
+        self._keep(cache, raw, self.conv1d.next_window(raw, window), made)
         outs = [out for _, out, _ in parts]
         width = self.value_heads * self.value_dim
         return together(rows_in_lanes(lambda taken: self.out_proj.rows(together(outs), taken), x.shape[-1], width))

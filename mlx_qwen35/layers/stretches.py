@@ -13,12 +13,18 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 
+from ..kernels.few_rows import MOST_ROWS
 from ..kv import KVFormat, Stretch
 
 MOST_SCORES = 2**24  # of one block
 _MOST_ROWS = 512  # queries of one block
 _FEW_ROWS = 8  # queries, or rows of a product
 _LEAST = -1e30  # the score of a key that is not read; finite, so that no row is without a maximum
+
+
+def few_alone() -> int:
+    """Up to how many queries are each a call of their own, with the bits that a single step has."""
+    return MOST_ROWS if mx.default_device().type == mx.cpu else _FEW_ROWS
 
 
 def stretched_attention(
@@ -34,7 +40,7 @@ def stretched_attention(
     At most about `most_scores` scores exist at once, in a few copies.
     """
     length = queries.shape[2]
-    most = _MOST_ROWS if length > _FEW_ROWS else 1  # a few each by itself, with the bits of a single step
+    most = _MOST_ROWS if length > few_alone() else 1  # a few each by itself, with the bits of a single step
     tiles = []
     for start in range(0, length, most):
         stop = min(start + most, length)

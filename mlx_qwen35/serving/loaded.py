@@ -47,13 +47,15 @@ class LoadingOptions(TypedDict, total=False):
 class Loading:
     """How models are loaded, all alike. memory: the most that the process may take, all models together, as `load`
     has it. parallel: answers of a model that are computed at once; most_waiting: that may wait beside them. fetch:
-    pictures may be read from http(s). The others are arguments of `load` and of `Engine`."""
+    pictures may be read from http(s). lookup: as `stream_generate` has it. The others are arguments of `load` and of
+    `Engine`."""
 
     memory: int | str | None = None
     parallel: int = 4
     most_waiting: int = 64
     cache_dir: str | Path | None = None
     mtp: bool = False
+    lookup: bool = True
     kv_bits: int | None = None
     kv_group_size: int = 64
     quantized_kv_start: int = 0
@@ -116,7 +118,7 @@ class Loaded:
             raise
         self.reserved = self.nbytes + cache
         self.since, self.seconds = time.time(), time.monotonic() - begun
-        self._fetch = how.fetch
+        self._given = {"fetch": how.fetch, "lookup": how.lookup}
 
     @property
     def context_length(self) -> int:
@@ -129,7 +131,7 @@ class Loaded:
         options = dict(ask.options)
         sampling = Sampling.from_generation_config(self.processor.generation_config, **ask.sampling)
         return self.engine.submit(
-            as_given(self.processor, ask), **options, sampling=sampling, fetch=self._fetch, on_progress=on_progress
+            as_given(self.processor, ask), **options, **self._given, sampling=sampling, on_progress=on_progress
         )
 
     def close(self) -> None:

@@ -182,9 +182,9 @@ def serve(
     memory: the most that the process may take, as `load` has it: idle models go to make room. parallel: answers that a
     model computes at once; most_waiting: that may wait beside them, others are refused (429). ttl: seconds after which
     an idle model is unloaded; 0: never. cache_dir: a folder in which what was computed outlasts the process. mtp: let
-    models' own MTP heads draft. loading: fetch=True, which lets pictures be read from http(s); and context_length,
-    yarn, kv_bits, kv_group_size, quantized_kv_start, dtype, exact, kernels, warm_start, ranks and plan, as `load` has
-    them; a model on ranks is the only one, and stays.
+    models' own MTP heads draft. loading: fetch=True, which lets pictures be read from http(s); lookup=False, without
+    copies of what was said before; and context_length, yarn, kv_bits, kv_group_size, quantized_kv_start, dtype, exact,
+    kernels, warm_start, ranks and plan, as `load` has them; a model on ranks is the only one, and stays.
     grace: seconds that answers have to end after a signal; a second one ends them at once. most_body_bytes: of a
     request. on_ready: called once with the Server, when it answers. on_progress: of downloads.
     Raises ArgumentError for what makes no sense, and Qwen35Error where a model or the port cannot be had.

@@ -23,12 +23,13 @@ import mlx.core as mx
 from mlx_qwen35.cache_copy import cache_at, copied, shrink, shrunk
 from mlx_qwen35.mtp import PRIME_AT_ONCE, MTPHead
 from mlx_qwen35.speculative.pace import Pace
+from mlx_qwen35.speculative.text import Text
 
 if TYPE_CHECKING:
     from mlx_qwen35.cache import Cache, KVCache, Snapshot, StretchedKVCache
     from mlx_qwen35.model import Model
 
-Choose = Callable[[mx.array], mx.array]  # logits [1, V] of a guess -> its token [1]
+Choose = Callable[[mx.array], "mx.array | None"]  # logits [1, V] of a guess -> its token [1]; None: no more guesses
 _FEW = 8  # tokens after each of which a draft model's state may be kept
 
 
@@ -192,6 +193,8 @@ class HeadDrafter(Drafter):
         for number in range(1, count + 1):
             h = h[:, -1:]
             token = choose(self.model.head(h)[:, -1])
+            if token is None:
+                return
             if number < count:
                 position = position + 1
                 h = self._through(token[None], h, position)
@@ -265,6 +268,8 @@ class ModelDrafter(Drafter):
         self._waiting = ()
         for number in range(1, count + 1):
             token = choose(self.small.head(h[:, -1:])[:, -1])
+            if token is None:
+                return
             if number < count:
                 h = self.small.hidden(token[None], self._own)
 
@@ -309,16 +314,18 @@ class ModelDrafter(Drafter):
 
 @dataclass(frozen=True)
 class Drafting:
-    """What is to draft: a head for the model, or a model with the same vocabulary. most, steady: as Pace has them."""
+    """What is to draft: a head for the model, or a model with the same vocabulary; None: neither. most, steady: as Pace
+    has them. lookup: whether what was said before is copied."""
 
-    draft_model: MTPHead | Model
+    draft_model: MTPHead | Model | None
     most: int
     steady: bool = False
+    lookup: bool = False
 
     def check(self, model: Model) -> None:
         """Raises ValueError if it cannot draft for this model."""
         Pace(self.most)
-        if isinstance(self.draft_model, MTPHead):
+        if self.draft_model is None or isinstance(self.draft_model, MTPHead):
             return
         sizes = [each.config.text.vocab_size for each in (self.draft_model, model)]
         if sizes[0] != sizes[1]:
@@ -327,8 +334,18 @@ class Drafting:
                 "tokenizer, so take a smaller one of the same release"
             )
 
-    def drafter(self, model: Model, cache: Cache) -> Drafter:
+    def text(self, model: Model, tokens: Sequence[int]) -> Text | None:
+        """What copies are made from, for an answer to a prompt of these tokens; None: nothing."""
+        if not self.lookup:
+            return None
+        config = model.config
+        gaps = [getattr(config, name, None) for name in ("image_token_id", "video_token_id")]
+        return Text(model, tokens, [token for token in gaps if token is not None], fresh=self.steady)
+
+    def drafter(self, model: Model, cache: Cache) -> Drafter | None:
         """The one that follows a cache already, if it is this one and knows all its tokens; otherwise a new one."""
+        if self.draft_model is None:
+            return None
         kept = cache.draft
         if isinstance(kept, Drafter) and kept.serves(self.draft_model, cache):
             if (kept.pace.most, kept.pace.steady) != (self.most, self.steady):

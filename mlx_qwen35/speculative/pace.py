@@ -20,7 +20,7 @@ _MEMORY = 50.0  # tries that an acceptance remembers
 _PROBES = 4  # rounds of one look at what else might pay
 
 
-class _Seconds:
+class Seconds:
     """A running estimate of a time; the first measurement may be slow for reasons of its own and only counts alone."""
 
     def __init__(self) -> None:
@@ -32,6 +32,10 @@ class _Seconds:
             self.value = seconds if self.count == 1 else min(self.value, seconds)
         else:
             self.value += _NEW * (min(seconds, _OUTLIER * self.value) - self.value)
+
+    @property
+    def settled(self) -> bool:
+        return self.count >= _FIRST
 
 
 def check_count(most: int) -> None:
@@ -47,7 +51,7 @@ class Pace:
     def __init__(self, most: int, *, steady: bool = False) -> None:
         check_count(most)
         self.most, self.steady = most, steady
-        self._seconds = [_Seconds() for _ in range(most + 1)]
+        self._seconds = [Seconds() for _ in range(most + 1)]
         self._tries = [_PRIOR[1]] * most
         self._right = [_PRIOR[0] * _PRIOR[1]] * most
         self._chosen, self._stretch, self._since = most, _STRETCH[0], 0
@@ -63,7 +67,7 @@ class Pace:
         if self.steady:
             return self.most
         for count in dict.fromkeys((self.most, 1, 0)):
-            if self._seconds[count].count < _FIRST:
+            if not self._seconds[count].settled:
                 return count
         if self._probes:
             self._probes -= 1
@@ -79,6 +83,13 @@ class Pace:
             self._probes = _PROBES - 1 if self._probing else 0
             return self._probing
         return self._chosen
+
+    @property
+    def best_rate(self) -> float | None:
+        """Tokens a second with as many guesses as pay; None: that is being measured."""
+        if any(not self._seconds[count].settled for count in {self.most, 1, 0}):
+            return None
+        return max(map(self.rate, range(self.most + 1)))
 
     def plain_tokens(self) -> int:
         """How many tokens to decode plainly before `choose` is asked again."""

@@ -1,10 +1,13 @@
-"""Which guesses are kept: the largest logit's when decoding is greedy, otherwise by rejection sampling.
+"""Which guesses are kept: those that decoding would say itself, or by rejection sampling where they were drawn.
 
 Knows distributions over the vocabulary, one a position. Knows nothing of who guessed.
 With q what a guess d was drawn from and p what decoding would draw from there, d is kept with probability
 min(1, p(d) / q(d)); otherwise a token is drawn from what p has over q, and later guesses are void:
 
     P(token = x)  =  min(p(x), q(x))  +  P(rejected) max(p(x) - q(x), 0) / sum max(p - q, 0)  =  p(x)
+
+A guess that was not drawn, as what stood behind the same words before, needs no q: what decoding draws is drawn, by the
+key that it would take for this token, and the guess is kept if it is the same. So nothing of the answer hangs on it.
 """
 
 from __future__ import annotations
@@ -38,14 +41,16 @@ def judge(
     guesses: mx.array,
     weights: mx.array | None,
     words: np.ndarray | None = None,
+    keys: mx.array | None = None,
 ) -> Verdict:
     """logits [k + 1, V]: where decoding draws the tokens that guesses [k] stand for, and the one after them.
 
-    history: k + 1 rows, the tokens before each. weights [k, V]: log weights that the guesses were drawn with (None:
-    greedy, or no guess). words [k + 1, W]: what may come at each place, as in `masking.masked`.
+    history: k + 1 rows, the tokens before each. weights [k, V]: log weights that the guesses were drawn with; None:
+    they were not drawn, so that each is right if it is what decoding draws there, with the key that it would have,
+    keys [k + 1, 2]. words [k + 1, W]: what may come at each place, as in `masking.masked`.
     """
     if weights is None:
-        tokens, logprobs = sampler(logits, history, words)
+        tokens, logprobs = sampler(logits, history, words, keys)
         kept = tokens[:-1] == guesses
     else:
         target, logprobs = sampler.weights(logits, history, words)

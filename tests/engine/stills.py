@@ -56,7 +56,7 @@ class Still:
             else:
                 state.update_each(*([each] * len(state.ends(length)) for each in self._states), length)
         cache.advance(length)
-        return self._logits[:rows]
+        return mx.broadcast_to(self._logits[:rows], (rows, length if rows == 1 else 1, VOCAB))
 
     def head(self, hidden: mx.array) -> mx.array:
         return hidden

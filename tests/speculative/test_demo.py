@@ -9,6 +9,7 @@ from mlx_qwen35.checkpoint.load import load_model
 from mlx_qwen35.checkpoint.mtp import load_mtp
 from mlx_qwen35.experts.budget import StreamPlan
 from mlx_qwen35.library import demo_folder
+from mlx_qwen35.speculative.copying import Copying
 from mlx_qwen35.speculative.pace import Pace
 from tests.drafted import always
 
@@ -94,3 +95,16 @@ def test_the_pace_of_a_conversation_is_kept(demo):
     assert cache.draft.pace is pace
     answer(model, processor, [5, 6, 7], cache=cache, num_draft_tokens=1)
     assert cache.draft.pace.most == 1
+
+
+def test_what_a_form_forces_is_drafted(demo, monkeypatch):
+    monkeypatch.setattr(Copying, "choose", lambda self, kind, most, otherwise=None: most)
+    model, processor = demo
+    names = ["job", "code", "city"]
+    form = {"type": "object", "properties": {name: {"enum": ["Rome", 5]} for name in names}, "required": names}
+    options = {"response_format": form | {"additionalProperties": False}, "enable_thinking": False}
+    plain = answer(model, processor, "Repeat: Anna", **options, mtp=False, lookup=False)
+    for mtp in (False, True):
+        parts = answer(model, processor, "Repeat: Anna", **options, mtp=mtp)
+        assert [part.token for part in parts] == [part.token for part in plain]
+        assert parts[-1].drafts["grammar"][1] > 3

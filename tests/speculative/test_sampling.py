@@ -3,6 +3,7 @@
 Knows a model that is a table, so that the right distribution of each token is known: P(next | last) of its sampling.
 """
 
+from collections import Counter
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -15,7 +16,8 @@ from mlx_qwen35.engine.drafted import Drafted
 from mlx_qwen35.engine.group import Seat
 from mlx_qwen35.generation import decode, stream_generate
 from mlx_qwen35.sampling import History, Sampler, Sampling
-from mlx_qwen35.speculative import Drafting, rejection
+from mlx_qwen35.speculative import Drafting, rejection, rounds
+from mlx_qwen35.speculative.copying import Copying
 from tests.talkers import Endless
 
 VOCAB = 7
@@ -56,22 +58,31 @@ class Table:
         return hidden
 
 
-def drawn(sampling: Sampling, drafter: Table | None, count: int = TOKENS) -> list[int]:
-    """Tokens of an answer that begins after token 0."""
+def drawn(sampling: Sampling, drafter: Table | None, count: int = TOKENS, *, copies: bool = False) -> list[int]:
+    """Tokens of an answer that begins after token 0. copies: of what was drawn before, beside the drafter or alone."""
     model = Table(1)
     cache, history = model.make_cache(), History(sampling, [[0]], VOCAB)
     logits = model.hidden(mx.array([[0]]), cache)[:, -1]
     sampler = Sampler(sampling)
-    if drafter is None:
+    if drafter is None and not copies:
         return [step.token for step in decode(model, cache, logits, sampler, history, max_tokens=count)]
-    follower = cache.draft = Drafting(drafter, 3, steady=True).drafter(model, cache)
-    follower.prime(mx.array([[0]]), logits[None])
-    seat = Seat(cache, sampler, history, follower)
+    drafting = Drafting(drafter, 3, steady=True, lookup=copies)
+    follower = cache.draft = drafting.drafter(model, cache)
+    if follower is not None:
+        follower.prime(mx.array([[0]]), logits[None])
+    seat = Seat(cache, sampler, history, follower, text=drafting.text(model, [0]))
     seat.draw_first(logits)
     made = Drafted(model, seat)
     tokens: list[int] = []
+    sources: Counter[str] = Counter()
     while len(tokens) < count:
-        tokens += [step.token for step in made.steps(count - len(tokens))]
+        steps = made.steps(count - len(tokens))
+        tokens += [step.token for step in steps]
+        sources[steps[0].source] += 1
+        for step in steps if copies else ():
+            seat.text.add(step.token)
+    assert not copies or sources["copy"] > count / 20
+    assert not (copies and drafter) or sources["head"] > count / 20
     return tokens
 
 
@@ -103,6 +114,28 @@ def statistic(tokens: list[int], sampling: Sampling) -> tuple[float, float]:
         freedom -= 1
     point = freedom * (1 - 2 / (9 * freedom) + 2.326 * np.sqrt(2 / (9 * freedom))) ** 3
     return total, point
+
+
+@pytest.fixture
+def copying(monkeypatch):
+    """Three tokens are copied wherever two were there before, which is mostly wrong."""
+    monkeypatch.setattr(Copying, "choose", lambda self, kind, most, otherwise=None: min(3, most))
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_with_copies_too(options, copying):
+    sampling = Sampling(seed=13, **options)
+    tokens = drawn(sampling, None, copies=True)
+    total, point = statistic(tokens, sampling)
+    assert total < point
+    assert tokens == drawn(sampling, None)  # each with its own key
+
+
+@pytest.mark.parametrize("name", ["temperature", "top_k", "repetition"])
+def test_with_copies_and_guesses_in_turns(name, copying):
+    sampling = Sampling(seed=14, **OPTIONS[name])
+    total, point = statistic(drawn(sampling, Table(2), copies=True), sampling)
+    assert total < point
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
@@ -145,10 +178,42 @@ def test_a_planted_bias_is_found(monkeypatch, bias):
     assert total > point
 
 
+def _keep_all(verdict, guesses):
+    tokens = mx.concatenate([guesses, verdict.tokens[-1:]])
+    return verdict._replace(right=mx.array(len(guesses)), tokens=tokens)
+
+
+def _draw_again(verdict, guesses):
+    """As if a guess that is wrong said nothing of what is drawn in its place."""
+    again = mx.random.categorical(verdict.logprobs, key=mx.random.key(int(verdict.tokens.sum())))
+    wrong = verdict.tokens[:-1] != guesses
+    return verdict._replace(tokens=mx.where(mx.concatenate([wrong, mx.array([False])]), again, verdict.tokens))
+
+
+def _sometimes_too_kind(verdict, guesses):
+    kind = int(mx.sum(verdict.tokens)) % 3 == 0
+    return _keep_all(verdict, guesses) if kind else verdict
+
+
+@pytest.mark.parametrize("bias", [_keep_all, _draw_again, _sometimes_too_kind])
+@pytest.mark.parametrize("drafter", [None, Table(2)], ids=["copies", "copies and guesses"])
+def test_a_bias_that_is_planted_in_copies_is_found(monkeypatch, copying, bias, drafter):
+    judge = rounds.judge
+
+    def judged(sampler, logits, history, guesses, weights, *others):
+        verdict = judge(sampler, logits, history, guesses, weights, *others)
+        return verdict if weights is not None or not guesses.size else bias(verdict, guesses)
+
+    monkeypatch.setattr(rounds, "judge", judged)
+    sampling = Sampling(seed=11, temperature=1.0)
+    total, point = statistic(drawn(sampling, drafter, 4000, copies=True), sampling)
+    assert total > point
+
+
 def test_a_drafter_that_is_right_is_never_refused():
     sampling = Sampling(seed=5, temperature=0.8, top_k=4)
     model = Table(1)
-    options = {"sampling": sampling, "draft_model": Table(1), "num_draft_tokens": 4, "max_tokens": 50}
+    options = {"sampling": sampling, "draft_model": Table(1), "num_draft_tokens": 4, "max_tokens": 50, "lookup": False}
     parts = list(stream_generate(model, Endless(), [0], **options))
     assert [part.from_draft for part in parts] == [n % 5 > 0 for n in range(50)]
 

@@ -23,7 +23,8 @@ HEADED.take_mtp(HEAD)
 def talk(session, prompt, count, **options):
     """The first `count` tokens of an answer, which is then closed."""
     drafter = DRAFTER if session.model is MODEL else None
-    options = {"sampling": Sampling(), "max_tokens": 30, "draft_model": drafter, "chunk_size": 4} | options
+    options = {"max_tokens": 30, "draft_model": drafter, "chunk_size": 4, "lookup": False} | options
+    options |= {"sampling": Sampling()}
     stream = stream_generate(session.model, Endless(), prompt, session=session, **options)
     tokens = [next(stream).token for _ in range(count)]
     stream.close()

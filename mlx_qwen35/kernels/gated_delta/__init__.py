@@ -84,6 +84,28 @@ def gated_delta_states(
     return mx.concatenate(outputs, axis=1), mx.stack(states, axis=1)
 
 
+def gated_delta_in_turn(
+    q: mx.array,
+    k: mx.array,
+    v: mx.array,
+    decay: mx.array,
+    beta: mx.array,
+    state: mx.array | None = None,
+    *,
+    plain: bool = False,
+) -> tuple[mx.array, mx.array]:
+    """gated_delta, one token after the other however many they are: with the bits of `gated_delta_states`, but without
+    its states. So the first so many of the tokens give the state that was there after them."""
+    length = q.shape[1]
+    own = not (plain and _ON_GPU) and has_own_form(q.shape[2:], v.shape[2:], length)
+    outputs = []
+    for start in range(0, length, length if own else _CHUNKS_FROM - 1):
+        part = slice(start, start + (length if own else _CHUNKS_FROM - 1))
+        output, state = gated_delta(*(a[:, part] for a in (q, k, v, decay, beta)), state, plain=plain)
+        outputs.append(output)
+    return outputs[0] if len(outputs) == 1 else mx.concatenate(outputs, axis=1), state
+
+
 def has_own_form(
     key_heads: tuple[int, int],
     value_heads: tuple[int, int],
