@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 
+from ..kernels.backend import current
 from ..kernels.few_rows import MOST_ROWS
 from ..kv import KVFormat, Stretch
 
@@ -24,7 +25,7 @@ _LEAST = -1e30  # the score of a key that is not read; finite, so that no row is
 
 def few_alone() -> int:
     """Up to how many queries are each a call of their own, with the bits that a single step has."""
-    return MOST_ROWS if mx.default_device().type == mx.cpu else _FEW_ROWS
+    return MOST_ROWS if mx.default_device().type == mx.cpu and current() is None else _FEW_ROWS
 
 
 def stretched_attention(
