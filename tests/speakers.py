@@ -1,6 +1,7 @@
 """Fixtures: a checkpoint on disk for whole runs, one that sees, and a model that says what a test wants."""
 
 import json
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -77,9 +78,12 @@ FEW = 32  # tokens that may be verified together
 class Speaker:
     """Gives the n-th question the n-th reply, whatever else the prompt says. `computed`: how many tokens it was fed."""
 
-    prefill_chunk, snapshot_bytes = 2048, 1 << 20
+    prefill_chunk, together_chunk, snapshot_bytes = 2048, 0, 1 << 20
     mtp = None
     expert_stats = None
+
+    def computing(self, tokens: int) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def __init__(self, processor: Processor, replies: list[str]) -> None:
         self.config = SimpleNamespace(text=SimpleNamespace(vocab_size=VOCAB))
