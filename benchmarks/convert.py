@@ -12,7 +12,8 @@ to be written to disk is written, and the source is read once, so that it is in 
 
 What is written is compared tensor by tensor, bit by bit. This package gives in_proj_a and in_proj_b 8 bits at least:
 below that they differ from the others', and are counted apart. mlx_lm.convert leaves the vision tower out.
-In the end this package converts a checkpoint of twice the size.
+In the end this package converts a checkpoint of twice the size. recipe-4bit and the like compare this package with
+itself: the default recipe with "uniform".
 Knows the three commands and how to make a checkpoint. Knows nothing of how any of them works.
 Prints a table, and one JSON line per measured quantity (or appends them to FILE), as METHODOLOGY.md describes.
 """

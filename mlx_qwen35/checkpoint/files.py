@@ -187,6 +187,16 @@ def read(
     return fill(entry, [(begin + row * stride, out[row - start]) for row in range(start, stop)], out)
 
 
+def read_columns(entry: Entry, start: int, stop: int) -> np.ndarray:
+    """Columns start..stop of a matrix, and only they are read."""
+    if entry.dtype not in _NUMPY:
+        raise CheckpointError(f"{entry} has dtype {entry.dtype}, which this package does not read")
+    out = np.empty((entry.shape[0], stop - start), _NUMPY[entry.dtype])
+    size = out.dtype.itemsize
+    places = ((row * entry.shape[1] + start) * size for row in range(entry.shape[0]))
+    return fill(entry, [(entry.offset + place, row) for place, row in zip(places, out, strict=True)], out)
+
+
 def read_stacked(entries: Iterable[Entry], *, empty: Empty = np.empty) -> np.ndarray:
     """Equal-shaped tensors stacked along a new axis 0."""
     entries = tuple(entries)

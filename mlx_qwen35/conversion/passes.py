@@ -87,16 +87,16 @@ class HostPasses:
                 kept.append(pack(q.astype(np.uint8)))
         return tuple(found), np.concatenate(kept) if kept else None
 
-    def codes(self, ratio: Column, offset: Column, top: int, pack: Pack) -> tuple[Column, np.ndarray]:
-        """The sum of r^2 of fit(), and what pack() makes of q."""
-        found, kept = np.empty((1, len(self._y)), np.float32), []
+    def codes(self, ratio: Column, offset: Column, top: int, pack: Pack) -> tuple[Column, Column, np.ndarray]:
+        """The sums of r and r^2 of fit(), and what pack() makes of q."""
+        found, kept = np.empty((2, len(self._y)), np.float32), []
         for rows, y, t, q in self._blocks():
             _line(y, ratio[rows], offset[rows], t)
             np.clip(np.rint(t, out=q), 0, top, out=q)
             kept.append(pack(q.astype(np.uint8)))
             r = np.subtract(t, q, out=t)
-            self._sums(found, rows, (r, r))
-        return found[0], np.concatenate(kept)
+            self._sums(found, rows, r, (r, r))
+        return *found, np.concatenate(kept)
 
     def settle(
         self, kept: np.ndarray, most: Column, ratio: Column, offset: Column, top: int, pack: Pack
@@ -171,10 +171,10 @@ class DevicePasses:
         sums = r.sum(-1), q.sum(-1), (q * q).sum(-1), (r * q).sum(-1), (r * r).sum(-1)
         return sums, None if pack is None else pack(q.astype(mx.uint8))
 
-    def codes(self, ratio: Column, offset: Column, top: int, pack: Pack) -> tuple[Column, mx.array]:
+    def codes(self, ratio: Column, offset: Column, top: int, pack: Pack) -> tuple[Column, Column, mx.array]:
         t = self._t(ratio, offset)
         q = mx.clip(mx.round(t), 0, top)
-        return mx.square(t - q).sum(-1), pack(q.astype(mx.uint8))
+        return (t - q).sum(-1), mx.square(t - q).sum(-1), pack(q.astype(mx.uint8))
 
     def settle(
         self, kept: mx.array, most: Column, ratio: Column, offset: Column, top: int, pack: Pack

@@ -71,9 +71,7 @@ class Search:
             best = best if few else self._fit(*best[1:])[:3]
             loss, scale, bias, kept = self._fit(*best[1:], pack)
         else:
-            _, scale, bias = best
-            loss, kept = passes.codes(*self._line(scale, bias), self._top, pack)
-            loss = loss * scale * scale
+            loss, scale, bias, kept = self._levelled(*best[1:], pack)
         # Where the guess was wrong MLX's line is taken after all.
         most = loss / square + _NOTHING
         most = most * (loss0 < most * square) * ((scale != scale0) | (bias != bias0))
@@ -143,6 +141,15 @@ class Search:
         # Cancellation may leave less than nothing.
         found = self._better((r_r * square, scale, bias), (xp.maximum(loss, 0.0) * square, new, at))
         return *found, kept
+
+    def _levelled(self, scale: Column, bias: Column, pack: Pack) -> tuple[Any, ...]:
+        """As _fit() with the scale as it is: what is left of a group has the mean zero, as far as it can be stored."""
+        r, r_r, kept = self._passes.codes(*self._line(scale, bias), self._top, pack)
+        at = self._passes.rounded(bias + scale * (r / self._passes.size))
+        height = (at - bias) / scale
+        loss = self._passes.xp.maximum(r_r - height * (2 * r - self._passes.size * height), 0.0)
+        square = scale * scale
+        return *self._better((r_r * square, scale, bias), (loss * square, scale, at)), kept
 
     def _line(self, scale: Column, bias: Column) -> tuple[Column, Column]:
         """A line as passes take it: t = ratio y + offset."""

@@ -6,6 +6,7 @@ rows: any thread may make any piece, and what it makes does not depend on the ot
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -89,12 +90,15 @@ class Task:
         }
 
     def pieces(self) -> Iterator[tuple[int, int]]:
-        """Rows start..stop one after the other; how many depends on the tensor alone."""
+        """Rows start..stop one after the other; how many depends on the tensor alone. Of what is packed anew they have
+        as many values as of a bfloat16 source: those are float32 on the way."""
         weight, rows = self.parts["weight"], self.rows
         if not weight.cuts:
             yield 0, rows
             return
         step = max(1, PIECE_BYTES * rows // max(1, self.nbytes * weight.growth))
+        if self.had and not self.carried:
+            step = max(1, min(step, PIECE_BYTES // 2 * rows // max(1, math.prod(self.shape))))
         for start in range(0, rows, step):
             yield start, min(start + step, rows)
 

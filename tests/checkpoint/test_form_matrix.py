@@ -119,3 +119,18 @@ def test_one_scale_a_tensor_of_mlx_lm(tmp_path: Path) -> None:
     found = load_model(tmp_path / "c")(TOKENS)
     assert mx.array_equal(load_model(tmp_path / "c", stream=plan)(TOKENS), found)
     assert mx.abs(found - load_model(folder)(TOKENS)).max().item() > 0.1
+
+
+@forms
+def test_rows_are_read_apart(tmp_path: Path, form: str) -> None:
+    """A stretch of rows is that stretch of all of them, also where the files have a map's rows as columns."""
+    write(tmp_path / "a", FORMS[form], "dense")
+    source = open_source(tmp_path / "a")
+    for name, part in source.parts.items():
+        if part.entries and name.endswith(("_proj.weight", "_proj.scales", "_proj.biases")):
+            whole, rows = part.finish(part.fetch(), None), part.rows
+            start, stop = (rows // 3, rows - 1) if part.cuts else (0, rows)
+            made = part.finish(part.fetch(start, stop), None)
+            assert made.dtype == whole.dtype and mx.array_equal(made, whole[start:stop]), name
+    scattered = form == "gptq, scattered"
+    assert not scattered or all(part.cuts for part in source.parts.values())

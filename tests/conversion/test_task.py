@@ -1,9 +1,19 @@
-"""Which values are no numbers: every bit pattern of 16 bits, and those of float32 around the borders."""
+"""Which values are no numbers: every bit pattern of 16 bits, and those of float32 around the borders. And how large the
+pieces of a tensor are."""
+
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from mlx_qwen35.checkpoint.inventory import is_linear, text_tensors
+from mlx_qwen35.checkpoint.source import open_source
+from mlx_qwen35.config import QuantSpec
+from mlx_qwen35.conversion import task
+from mlx_qwen35.conversion.plan import make_plan
+from mlx_qwen35.conversion.recipes import fitted
 from mlx_qwen35.conversion.task import first_odd
+from tests.checkpoint.published import FORMS, write
 
 EXPONENTS = {"BF16": 0x7F80, "F16": 0x7C00, "F32": 0x7F800000}
 
@@ -38,3 +48,20 @@ def test_the_first_one_is_found_where_it_lies(tag: str, place: int) -> None:
 @pytest.mark.parametrize("tag", EXPONENTS)
 def test_nothing_holds_nothing_odd(tag: str) -> None:
     assert first_odd(patterns(tag)[:0], tag) is None
+
+
+@pytest.mark.parametrize("form", ["compressed nvfp4", "gptq, scattered"])
+def test_a_piece_has_no_more_values_than_of_an_unquantized_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    write(tmp_path / "a", FORMS[form], "dense")
+    monkeypatch.setattr(task, "PIECE_BYTES", 4096)
+    default = QuantSpec(4, 32, "affine")
+    origin = open_source(tmp_path / "a")
+    shapes = text_tensors(origin.config)
+    assignment = {n.removesuffix(".weight"): fitted(default, s) for n, s in shapes.items() if is_linear(n, s)}
+    for made in make_plan(origin, assignment, default, None).text:
+        if made.has and not made.carried:
+            row = made.shape[-1]
+            assert all((stop - start) * row <= max(row, 4096 // 2) for start, stop in made.pieces())
+            assert sum(stop - start for start, stop in made.pieces()) == made.rows

@@ -34,12 +34,14 @@ _AWQ_PLACES = (0, 4, 1, 5, 2, 6, 3, 7)  # where in a word AWQ has the values 0 t
 @dataclass(frozen=True)
 class Packing:
     """How a tool packs. across: the files have a map's rows as columns; words: what the files have of the integers ->
-    uint32 [.., out, in * bits / 32]; zeros: what they have of the zeros -> [.., out, groups] int."""
+    uint32 [.., out, in * bits / 32]; zeros: what they have of the zeros -> [.., out, groups] int. apart: whether each
+    of those columns holds one row, and not several in a word."""
 
     bits: int
     across: bool
     words: Callable[[np.ndarray], np.ndarray]
     zeros: Callable[[np.ndarray], np.ndarray]
+    apart: bool = True
 
 
 @dataclass(frozen=True)
@@ -107,14 +109,17 @@ class _OfIntegers(OfEntries):
 
     @property
     def cuts(self) -> bool:
-        """Experts lie apart; where the rows of a map are the files' columns, all are read for any."""
-        return self.stacked or not self.of.packing.across
+        """Experts lie apart; of a map whose rows share words, all are read for any."""
+        return self.stacked or self.of.packing.apart
 
     def _read(self, entries: tuple[Entry, ...], which: slice, *, whole: bool = False) -> np.ndarray:
         """Rows of ours out of published tensors; whole: whatever rows, but of experts."""
         if self.stacked:
             return files.read_stacked(entries[which])
-        return files.read(entries[0]) if whole or not self.cuts else files.read(entries[0], which.start, which.stop)
+        if whole or not self.cuts or which == slice(0, self.rows):
+            return files.read(entries[0])
+        read = files.read_columns if self.of.packing.across else files.read
+        return read(entries[0], which.start, which.stop)
 
     def _mine(self, made: np.ndarray, which: slice, *, whole: bool = False) -> np.ndarray:
         """What was made of _read(), without the rows that were only read along."""
@@ -289,7 +294,7 @@ def awq() -> Packing:
         found = codes(raw)
         return np.ascontiguousarray(found[..., 0::2] | found[..., 1::2] << 4).view(np.uint32)
 
-    return Packing(4, True, words, codes)
+    return Packing(4, True, words, codes, apart=False)
 
 
 def compressed(bits: int, rows: int) -> Packing:
