@@ -39,6 +39,7 @@ class LoadingOptions(TypedDict, total=False):
     kernels: bool
     warm_start: bool
     fetch: bool
+    lookup: bool
     ranks: int | None
     plan: str | None
 

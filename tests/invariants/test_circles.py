@@ -15,7 +15,6 @@ KNOWN = [
     {"mlx_qwen35.cache", "mlx_qwen35.following"},
     {"mlx_qwen35.checkpoint.load", "mlx_qwen35.checkpoint.stream"},
     {"mlx_qwen35.experts.pool", "mlx_qwen35.experts.streamed"},
-    {"mlx_qwen35.model", "mlx_qwen35.mtp"},
     {"mlx_qwen35.sampling", "mlx_qwen35.steps"},
 ]
 
