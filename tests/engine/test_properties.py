@@ -24,6 +24,7 @@ from mlx_qwen35.engine import scheduler
 from mlx_qwen35.engine.room import bytes_of_rows
 from mlx_qwen35.engine.scheduler import Scheduler, Turn
 from mlx_qwen35.errors import BudgetError, BusyError, PromptError, SessionError
+from mlx_qwen35.experts.linear import _rows
 from mlx_qwen35.kernels.rms_norm import _numbers
 from mlx_qwen35.session import store
 from tests.engine.courses import (
@@ -182,7 +183,8 @@ class Course:
 
 
 def held() -> int:
-    _numbers.cache_clear()  # it remembers a few for each number of rows that it meets, whoever is first
+    for remembered in (_numbers, _rows):  # a few bytes for each number of rows that they meet, whoever is first
+        remembered.cache_clear()
     gc.collect()
     mx.synchronize()
     gc.collect()
