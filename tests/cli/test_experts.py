@@ -1,6 +1,7 @@
 """Expert streaming as a user meets it: the line while an answer comes, the table under it, and --json's part of it."""
 
 import json
+import os
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -72,7 +73,7 @@ def test_a_terminal_sees_it_live(streamed, run, monkeypatch):
 
 def test_a_narrow_terminal_gets_a_short_line(monkeypatch, capsys):
     monkeypatch.setattr("_pytest.capture.CaptureIO.isatty", lambda self: True)
-    monkeypatch.setattr(experts.shutil, "get_terminal_size", lambda: SimpleNamespace(columns=20))
+    monkeypatch.setattr(experts.shutil, "get_terminal_size", lambda *_, **__: os.terminal_size((20, 24)))
     stats = ExpertStats(9, 1, 0, 0, 0, 0, 1, 5, 2.0, 1.0, 1.0, 1.0)
     line = experts.ExpertLine(True)
     line.after(SimpleNamespace(experts=stats))
