@@ -68,7 +68,7 @@ class _Keys:
 class _Delta:
     """mlx-lm's cache of one delta layer, as a DeltaState."""
 
-    steps = None  # it keeps its last state only
+    steps, late = None, False  # it keeps its last state only
 
     def __init__(self, cache: Any) -> None:
         self._cache = cache
