@@ -15,6 +15,7 @@ from mlx_qwen35.config import ModelConfig
 from mlx_qwen35.model import Model
 from mlx_qwen35.mtp import MTPHead
 from mlx_qwen35.sampling import Sampler
+from mlx_qwen35.speculative.copying import Copying
 from mlx_qwen35.speculative.pace import Pace
 from tests.checkpoints import loaded, random_tensors, relayout, tiny_config
 from tests.reference_numpy import Reference
@@ -63,7 +64,7 @@ def always(monkeypatch, count: int) -> None:
 
 @contextmanager
 def guessed(count: int) -> Iterator[list[int]]:
-    """Every round has so many guesses inside, whatever they cost; they come into the list."""
+    """Every round has so many guesses inside, whatever they cost, and none copies; they come into the list."""
     found, guess = [], Sampler.guess
 
     def noted(self, logits, history, words=None):
@@ -72,7 +73,7 @@ def guessed(count: int) -> Iterator[list[int]]:
         return made
 
     choose = patch.object(Pace, "choose", lambda self: min(count, self.most))
-    with choose, patch.object(Sampler, "guess", noted):
+    with choose, patch.object(Copying, "choose", lambda *_: 0), patch.object(Sampler, "guess", noted):
         yield found
 
 
