@@ -6,6 +6,7 @@ Knows what the loop, rows and the store ask of a model.
 from __future__ import annotations
 
 import random
+from contextlib import AbstractContextManager, nullcontext
 from types import SimpleNamespace
 
 import mlx.core as mx
@@ -30,6 +31,7 @@ class Still:
     config = SimpleNamespace(text=SimpleNamespace(vocab_size=VOCAB))
     mtp = expert_stats = None
     snapshot_bytes = 1 << 20
+    together_chunk = 0
 
     def __init__(self, chunk: int, rate: float = 0.0, seed: int = 0) -> None:
         self.prefill_chunk, self.rate = chunk, rate
@@ -38,6 +40,9 @@ class Still:
         self._positions = mx.zeros((1, 1, LONGEST, 8))
         self._states = mx.zeros((1, 1, 4)), mx.zeros((1, 1, 4, 32))
         mx.eval(self._logits, self._positions, self._states)
+
+    def computing(self, tokens: int) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def make_cache(self) -> Cache:
         return Cache([KVCache(), DeltaState()])
