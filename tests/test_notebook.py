@@ -21,6 +21,7 @@ from mlx_qwen35.notebook import shell, views
 from mlx_qwen35.notebook.chat import _media, _text
 from mlx_qwen35.notebook.progress import ProgressBar
 from mlx_qwen35.notebook.thumbnails import data_urls, frame
+from mlx_qwen35.speculative.copying import Copying
 from mlx_qwen35.text.reply import ContentDelta, ReasoningDelta
 from tests.conftest import CHECKOUT
 from tests.speakers import checkpoint, encoded, seeing, speak  # noqa: F401
@@ -277,9 +278,11 @@ class TestInterrupts:
         assert [message["content"] for message in chat.history] == ["one", "hello"]
         assert chat.regenerate().text == "hello"
 
-    def test_at_every_point(self, seeing: Any, screen: Any) -> None:
+    def test_at_every_point(self, seeing: Any, screen: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         """A KeyboardInterrupt at lines all over the package, while a picture is read, encoded, prefilled and asked
         about: what is asked next is answered as if nothing had been."""
+        # Copies whatever they cost: otherwise it is a matter of time which lines run.
+        monkeypatch.setattr(Copying, "choose", lambda self, kind, most, otherwise=None: min(3, most))
         model, processor = mlx_qwen35.load(seeing)
         picture = Image.fromarray(np.random.RandomState(1).randint(0, 256, (16, 24, 3), np.uint8))
         other = Image.fromarray(np.random.RandomState(2).randint(0, 256, (16, 24, 3), np.uint8))
@@ -305,8 +308,9 @@ class TestInterrupts:
             chat = begin()
             with suppress(KeyboardInterrupt), Lines(point) as lines_now:
                 ask(chat)
-                # What was measured of earlier prompts decides over a few lines: the last point may not be reached.
-                assert not lines_now.interrupted and point > lines.count - 100, f"line {point}: no interrupt arrived"
+                # What was measured of earlier prompts decides over some lines: the last points may not be reached.
+                late = point > 0.95 * lines.count
+                assert not lines_now.interrupted and late, f"line {point} of {lines.count}: no interrupt arrived"
             said = said_in(chat)
             assert said[:2] == first and len(said) in (2, 4)
             if len(said) == 4:
