@@ -7,7 +7,7 @@ The demo's weights in float32, which all three compute in on the CPU. Each side 
 each part and round; they take turns. Requests are POST /v1/chat/completions with streaming, greedy, without thinking;
 logit_bias keeps every answer at the length that is asked for.
 
-    distinct    as many clients at once as --clients, prompts of about 300 tokens that have nothing in common
+    distinct    as many clients at once as --clients, prompts of about 180 tokens that have nothing in common
     shared      the same with a system message of --prefix tokens that all have in common
     agent       one client, --turns requests: a system message, tools, and a call and its result more each turn
 

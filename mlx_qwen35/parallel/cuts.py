@@ -5,7 +5,6 @@ Knows our names of tensors, geometry and plans. Knows no files and no arrays.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from mlx_qwen35.config import ModelConfig, QuantSpec, TextConfig
@@ -124,9 +123,3 @@ def indivisible(config: ModelConfig, specs: dict[str, QuantSpec], ranks: int, tu
             if width % (ranks * spec.group_size):
                 return f"{ranks} ranks do not divide the {width // spec.group_size} groups of {module}"
     return None
-
-
-def held_by(names: Sequence[str], config: ModelConfig, plan: Plan, rank: int) -> dict[str, Cut]:
-    """What a rank holds of each tensor that it has something of."""
-    found = {name: cut_of(name, config, plan, rank) for name in names}
-    return {name: cut for name, cut in found.items() if cut is not None}

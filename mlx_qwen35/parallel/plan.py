@@ -70,10 +70,6 @@ class Sizes:
     indivisible: str | None = None  # why heads cannot be cut over so many ranks; None: they can
 
     @property
-    def all_experts(self) -> int:
-        return self.num_experts * sum(self.experts)
-
-    @property
     def trunk(self) -> int:
         return sum(self.layers)
 
