@@ -34,9 +34,9 @@ from mlx_qwen35.cache import Cache  # noqa: E402
 from mlx_qwen35.config import ModelConfig  # noqa: E402
 from mlx_qwen35.grammar import Grammar  # noqa: E402
 from mlx_qwen35.library import load_processor  # noqa: E402
-from mlx_qwen35.masking import masked  # noqa: E402
 from mlx_qwen35.model import Model  # noqa: E402
 from mlx_qwen35.processor import Processor  # noqa: E402
+from mlx_qwen35.sampling.masking import masked  # noqa: E402
 from tests.grammar.pairs import Result, answered, called  # noqa: E402
 from tests.published import write_published_files  # noqa: E402
 

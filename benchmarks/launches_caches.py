@@ -83,7 +83,7 @@ class OurRows(Held):
     def make(self, model: Any) -> Any:
         """The cache, with states that `fill` replaces."""
         from mlx_qwen35.cache import DeltaState
-        from mlx_qwen35.cache_rows import RowsCache
+        from mlx_qwen35.cache.rows import RowsCache
 
         caches = [model.make_cache() for _ in range(self.batch)]
         nothing = shape_only((1, 1), mx.float32)
@@ -97,7 +97,7 @@ class OurRows(Held):
     def states(self, kind: str) -> dict[str, mx.array]:
         if kind != "full_attention":
             return self._delta()
-        from mlx_qwen35.cache_rows import TAIL
+        from mlx_qwen35.cache.rows import TAIL
 
         rows = [self._keys(1, length - IN_TAIL) for length in self.lengths()]
         made = {f"{name}.{row}": array for row, held in enumerate(rows) for name, array in held.items()}

@@ -36,9 +36,9 @@ def measured(length: int, kv_bits: int | None = None) -> dict[str, float]:
     """One prefill of `length` tokens in this process. Bytes, and seconds."""
     import mlx.core as mx
 
+    from mlx_qwen35.cache.kv import KVFormat
     from mlx_qwen35.config import ModelConfig
     from mlx_qwen35.generation import prefill
-    from mlx_qwen35.kv import KVFormat
     from mlx_qwen35.model import Model
 
     mx.random.seed(0)

@@ -24,7 +24,7 @@ import mlx.core as mx  # noqa: E402
 from benchmarks.graph import PretendedMetal, shape_only, trace  # noqa: E402
 from benchmarks.measuring import circumstances, in_turns, spread, summary, write  # noqa: E402
 from mlx_qwen35.sampling import History, Sampler, Sampling  # noqa: E402
-from mlx_qwen35.sampling_rows import RowsSampler  # noqa: E402
+from mlx_qwen35.sampling.rows import RowsSampler  # noqa: E402
 
 VOCAB, TOKENS = 248_320, 248_077
 CASES = {

@@ -49,7 +49,7 @@ def play(folder: Path, check: bool) -> None:
     import numpy as np
 
     from mlx_qwen35 import Sampling, Session, load, stream_generate
-    from mlx_qwen35.screen import call_record
+    from mlx_qwen35.text.screen import call_record
 
     model, processor = load()
     session, written, worst = Session(model), [], 0.0

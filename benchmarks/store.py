@@ -75,7 +75,7 @@ def sharing() -> None:
     import mlx.core as mx
 
     from mlx_qwen35.cache import KVCache
-    from mlx_qwen35.cache_copy import copied
+    from mlx_qwen35.cache.copies import copied
     from mlx_qwen35.layers.attention import cached_attention
 
     for name, (heads, kv_heads, dim) in HEADS.items():

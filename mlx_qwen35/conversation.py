@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlx_qwen35 import checks, generation
+from mlx_qwen35.engine.allowed import PromptOptions, check_options
+from mlx_qwen35.engine.options import ChatOptions, names_of
 from mlx_qwen35.errors import ArgumentError, PromptError
-from mlx_qwen35.interrupt import stop_on_ctrl_c
-from mlx_qwen35.options import ChatOptions, names_of
-from mlx_qwen35.request import PromptOptions, check_options
-from mlx_qwen35.screen import call_record
+from mlx_qwen35.machine.interrupt import stop_on_ctrl_c
 from mlx_qwen35.session import Session, load_session
 from mlx_qwen35.text.messages import MediaPart
+from mlx_qwen35.text.screen import call_record
 from mlx_qwen35.text.variables import variables_of
 from mlx_qwen35.vision.features import FeatureStore
 
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from mlx_qwen35.model import Model
-    from mlx_qwen35.parts import Part
     from mlx_qwen35.processor import Processor
+    from mlx_qwen35.text.parts import Part
 
 Message = dict[str, Any]
 Exchange = tuple[list[Message], Message]  # what was asked, what was answered

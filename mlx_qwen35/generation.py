@@ -14,27 +14,27 @@ from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
-from mlx_qwen35.decoding import Step
 from mlx_qwen35.engine import request as requests
+from mlx_qwen35.engine.allowed import checked, limits_each, one_each
 from mlx_qwen35.engine.collecting import Collected
 from mlx_qwen35.engine.group import Group, Seat
 from mlx_qwen35.engine.loop import Loop
+from mlx_qwen35.engine.options import StreamOptions, spelled
 from mlx_qwen35.engine.prefill import Prefill
 from mlx_qwen35.engine.scheduler import Scheduler
 from mlx_qwen35.machine.gpu import wired
-from mlx_qwen35.options import StreamOptions, spelled
-from mlx_qwen35.parts import Completion, Part, statistics
-from mlx_qwen35.request import checked, limits_each, one_each
 from mlx_qwen35.session.store import Store, worth_sharing
+from mlx_qwen35.speculative.step import Step
+from mlx_qwen35.text.parts import Completion, Part, statistics
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from mlx_qwen35.cache import Cache
+    from mlx_qwen35.engine.options import Cancel
     from mlx_qwen35.engine.request import Request
     from mlx_qwen35.model import Model
-    from mlx_qwen35.mtp import MTPHead
-    from mlx_qwen35.options import Cancel
+    from mlx_qwen35.model.mtp import MTPHead
     from mlx_qwen35.processor import Processor, Prompt
     from mlx_qwen35.sampling import History, Sampler, Sampling
     from mlx_qwen35.session import Session
@@ -260,7 +260,7 @@ def generate(
     """
     pieces, part, screen = [], None, None
     if verbose:
-        from mlx_qwen35.screen import Screen
+        from mlx_qwen35.text.screen import Screen
 
         screen = Screen()
     for part in stream_generate(model, processor, prompt, **options):

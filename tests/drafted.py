@@ -13,7 +13,7 @@ from mlx.utils import tree_flatten
 
 from mlx_qwen35.config import ModelConfig
 from mlx_qwen35.model import Model
-from mlx_qwen35.mtp import MTPHead
+from mlx_qwen35.model.mtp import MTPHead
 from mlx_qwen35.sampling import Sampler
 from mlx_qwen35.speculative.copying import Copying
 from mlx_qwen35.speculative.pace import Pace

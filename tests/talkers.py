@@ -8,7 +8,7 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from mlx_qwen35.cache import Cache
-from mlx_qwen35.cache_rows import RowsCache
+from mlx_qwen35.cache.rows import RowsCache
 from mlx_qwen35.config import ModelConfig
 from mlx_qwen35.generation import stream_generate
 from mlx_qwen35.model import Model

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 
 from mlx_qwen35.cache import Cache
-from mlx_qwen35.cache_ragged import Block, RaggedCache, grouped
+from mlx_qwen35.cache.kv import KVFormat
+from mlx_qwen35.cache.ragged import Block, RaggedCache, grouped
 from mlx_qwen35.engine.prefill import Left, Prefill, compute
 from mlx_qwen35.kernels.gated_delta import gated_delta
-from mlx_qwen35.kv import KVFormat
-from mlx_qwen35.mtp import MTPHead
+from mlx_qwen35.model.mtp import MTPHead
 from mlx_qwen35.speculative import Drafting
 from tests.drafted import near, random_head
 from tests.talkers import VOCAB

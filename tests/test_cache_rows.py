@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from mlx_qwen35.cache import Cache
-from mlx_qwen35.cache_rows import RowsCache
-from mlx_qwen35.kv import KVFormat
+from mlx_qwen35.cache.kv import KVFormat
+from mlx_qwen35.cache.rows import RowsCache
 from mlx_qwen35.model import Model
 from tests.talkers import VOCAB, random_model
 from tests.tiny_model import tiny_model

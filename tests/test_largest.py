@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks.graph import PretendedMetal, shape_only, trace
-from mlx_qwen35.largest import BLOCK, top_ids, top_logprobs
+from mlx_qwen35.sampling.largest import BLOCK, top_ids, top_logprobs
 
 
 @pytest.mark.parametrize("vocab", [5, 300, 3 * BLOCK, 50 * BLOCK + 17, 248_320])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mlx_qwen35.errors import ArgumentError
-from mlx_qwen35.masking import masked
+from mlx_qwen35.sampling.masking import masked
 
 
 def words_of(tokens: set[int], count: int) -> np.ndarray:

@@ -9,8 +9,8 @@ import pytest
 from mlx_qwen35 import Chat, Prompt, Qwen35Error, Sampling, generate, generate_batch, stream_generate
 from mlx_qwen35.cache import Cache
 from mlx_qwen35.conversation import Conversation
+from mlx_qwen35.engine.allowed import PromptOptions
 from mlx_qwen35.errors import ArgumentError, PromptError
-from mlx_qwen35.request import PromptOptions
 from tests.talkers import PROMPT, Endless, Script, Typist, random_model, say, spell
 
 

@@ -6,11 +6,11 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-import mlx_qwen35.cache_rows as cache_rows
-from mlx_qwen35.cache_rows import RowsCache, RowsKV
+import mlx_qwen35.cache.rows as cache_rows
+from mlx_qwen35.cache.kv import KVFormat
+from mlx_qwen35.cache.rows import RowsCache, RowsKV
 from mlx_qwen35.kernels.backend import using
 from mlx_qwen35.kernels.ragged_attention import planned
-from mlx_qwen35.kv import KVFormat
 from tests.metal_emulator import poisoned_outputs
 from tests.talkers import VOCAB
 from tests.tiny_model import tiny_model

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from mlx_qwen35.errors import ArgumentError, CheckpointError
-from mlx_qwen35.largest import BLOCK
 from mlx_qwen35.sampling import History, Sampler, Sampling
-from mlx_qwen35.steps import drawn
+from mlx_qwen35.sampling.largest import BLOCK
+from mlx_qwen35.sampling.steps import drawn
 
 VOCAB = 40
 DRAWS = 20_000

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from benchmarks.graph import PretendedMetal, shape_only, trace
 from mlx_qwen35.errors import ArgumentError
-from mlx_qwen35.largest import BLOCK
 from mlx_qwen35.sampling import History, Sampler, Sampling
-from mlx_qwen35.sampling_rows import RowsSampler
-from mlx_qwen35.thinking import Tags, ThinkingBudget
+from mlx_qwen35.sampling.largest import BLOCK
+from mlx_qwen35.sampling.rows import RowsSampler
+from mlx_qwen35.sampling.thinking import Tags, ThinkingBudget
 from tests.soak import examples
 
 SMALL = 70

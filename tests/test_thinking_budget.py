@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from mlx_qwen35 import load
-from mlx_qwen35 import request as asked
+from mlx_qwen35.engine import allowed as asked
 from mlx_qwen35.errors import ArgumentError
 from mlx_qwen35.generation import generate, generate_batch, stream_generate
 from mlx_qwen35.processor import Prompt
 from mlx_qwen35.sampling import Sampling
+from mlx_qwen35.sampling.thinking import WORDS
 from mlx_qwen35.session import Session
-from mlx_qwen35.thinking import WORDS
 from tests.drafted import always, near, random_head, with_head
 from tests.talkers import END, PROMPT, VOCAB, Endless, Letters, Script, Typist, assert_covers, random_model
 

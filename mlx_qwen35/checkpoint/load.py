@@ -9,44 +9,27 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from mlx_qwen35.cache.kv import GROUP_SIZES, KVFormat
 from mlx_qwen35.checkpoint import contents
 from mlx_qwen35.checkpoint.context import with_context
 from mlx_qwen35.checkpoint.gguf.form import GgufForm
 from mlx_qwen35.checkpoint.inventory import FACTORS, KEPT_FLOAT32, PATCH_EMBEDDING, SIGNS
 from mlx_qwen35.checkpoint.part import FLOATS, AnyPart
+from mlx_qwen35.checkpoint.share import Share
 from mlx_qwen35.checkpoint.source import Source, open_source, read_parts
 from mlx_qwen35.config import ModelConfig, QuantSpec
 from mlx_qwen35.errors import ArgumentError, CheckpointError, Qwen35Warning
 from mlx_qwen35.experts.budget import StreamPlan
-from mlx_qwen35.experts.layout import LayerLayout
-from mlx_qwen35.kv import GROUP_SIZES, KVFormat
 from mlx_qwen35.model import Model
 
 _DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 
 Progress = Callable[[int, int], None]
-
-
-class Share(Protocol):
-    """What of a model is read where several machines have it together (parallel/share.py)."""
-
-    def model(self, config: ModelConfig) -> Model:
-        """With the layers and experts of the share, and no others."""
-        ...
-
-    def parts(self, parts: Iterable[AnyPart]) -> list[AnyPart]:
-        """Those that it has something of, each as far as it does."""
-        ...
-
-    def layouts(self, layouts: Mapping[int, LayerLayout]) -> dict[int, LayerLayout]:
-        """Of the experts that are its own."""
-        ...
 
 
 def load_model(

@@ -31,10 +31,10 @@ from mlx_qwen35.checkpoint.part import FLOATS, AnyPart, make_part
 from mlx_qwen35.checkpoint.quantize import packed
 from mlx_qwen35.checkpoint.source import Source, open_source
 from mlx_qwen35.config import ModelConfig, QuantSpec
+from mlx_qwen35.config.fields import Fields
+from mlx_qwen35.config.quantization import read_section
 from mlx_qwen35.errors import CheckpointError
-from mlx_qwen35.fields import Fields
-from mlx_qwen35.mtp import MTPHead
-from mlx_qwen35.quantization import read_section
+from mlx_qwen35.model.mtp import MTPHead
 
 DRAFTER = "qwen3_5_mtp"  # the model_type of mlx-vlm's drafters
 _LAYER = re.compile(r"mtp\.layers\.(\d+)\.")

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
 from mlx_qwen35.checkpoint.expert_files import expert_layouts, fingerprint
+from mlx_qwen35.checkpoint.share import Share
 from mlx_qwen35.checkpoint.source import Source
 from mlx_qwen35.errors import CheckpointError
 from mlx_qwen35.experts.budget import StreamPlan
@@ -21,9 +21,6 @@ from mlx_qwen35.experts.pool import ExpertPool
 from mlx_qwen35.experts.reader import Reader
 from mlx_qwen35.experts.streamed import StreamedExperts
 from mlx_qwen35.model import Model
-
-if TYPE_CHECKING:
-    from mlx_qwen35.checkpoint.load import Share
 
 
 def experts_of(layer: int) -> str:

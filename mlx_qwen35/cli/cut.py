@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mlx_qwen35.screen import note
+from mlx_qwen35.text.screen import note
 
 if TYPE_CHECKING:
-    from mlx_qwen35.parts import Part
+    from mlx_qwen35.text.parts import Part
 
 
 def tell_cut(last: Part, limit: int | None, again: str, *, answered: bool = True) -> None:

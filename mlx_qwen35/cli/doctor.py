@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from mlx_qwen35.doctor import examine
+    from mlx_qwen35.cli.report import examine
 
     report = examine(demo=args.demo, disk=args.probe)
     print(json.dumps(report.as_dict(), ensure_ascii=False, indent=2, default=str) if args.json else report)

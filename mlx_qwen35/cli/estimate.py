@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _on_hosts(args: argparse.Namespace) -> int:
-    from mlx_qwen35.kv import KVFormat
+    from mlx_qwen35.cache.kv import KVFormat
     from mlx_qwen35.library.hosts import estimate_hosts
 
     if args.memory is not None or args.mac is not None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mlx_qwen35.experts.pool import ExpertStats
-    from mlx_qwen35.parts import Part
+    from mlx_qwen35.text.parts import Part
 
 REDRAW_SECONDS = 0.1
 # Move down, which scrolls at the bottom of the screen, and up again: there is a line below now. Remember the place, go

@@ -14,13 +14,13 @@ from mlx_qwen35.cli.cut import tell_cut
 from mlx_qwen35.cli.demo import DEMO_PROMPT
 from mlx_qwen35.cli.experts import ExpertLine
 from mlx_qwen35.cli.stdin import read_prompt, tell_missed
-from mlx_qwen35.interrupt import Ending, Terminated, ending_on_signals, stop_on_ctrl_c
-from mlx_qwen35.screen import Screen, call_record, statistics_record
+from mlx_qwen35.machine.interrupt import Ending, Terminated, ending_on_signals, stop_on_ctrl_c
+from mlx_qwen35.text.screen import Screen, call_record, statistics_record
 
 if TYPE_CHECKING:
-    from mlx_qwen35.parts import Part
     from mlx_qwen35.processor import Processor
     from mlx_qwen35.text.messages import MediaPart
+    from mlx_qwen35.text.parts import Part
 
 DESCRIPTION = "Answer one prompt."
 INTERRUPTED = 130

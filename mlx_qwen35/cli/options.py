@@ -19,15 +19,15 @@ from mlx_qwen35.cli import experts, ranks
 from mlx_qwen35.cli.demo import DEMO_HINT
 from mlx_qwen35.cli.progress import Progress
 from mlx_qwen35.errors import Qwen35Error
-from mlx_qwen35.screen import note
+from mlx_qwen35.text.screen import note
 
 if TYPE_CHECKING:
     from mlx_qwen35.library import Held
     from mlx_qwen35.library.hub import Offer
     from mlx_qwen35.model import Model
-    from mlx_qwen35.parts import Part
     from mlx_qwen35.processor import Processor
     from mlx_qwen35.session import Session
+    from mlx_qwen35.text.parts import Part
 
     CheckOffer = Callable[[argparse.Namespace, Offer], None]
 
@@ -298,7 +298,7 @@ def _held(args: argparse.Namespace, folder: Path) -> Held:
 
 def chosen_of(args: argparse.Namespace) -> dict[str, Any]:
     """Arguments of `hold`."""
-    from mlx_qwen35.kv import KVFormat
+    from mlx_qwen35.cache.kv import KVFormat
 
     form = None if args.kv_bits is None else KVFormat(args.kv_bits, args.kv_group_size, args.quantized_kv_start)
     return {"dtype": args.dtype, "context_length": args.context_length, "yarn": args.yarn, "kv_form": form}

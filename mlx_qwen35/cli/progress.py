@@ -6,7 +6,7 @@ import sys
 import time
 from collections import deque
 
-from mlx_qwen35.screen import columns
+from mlx_qwen35.text.screen import columns
 
 REDRAW_SECONDS = 0.1
 _LOOK_BACK = 10.0  # seconds over which a rate is taken: what was fast at first says nothing of the rest

@@ -14,14 +14,14 @@ from mlx_qwen35.text.variables import check_effort
 
 if TYPE_CHECKING:
     from mlx_qwen35.cli.options import CheckOffer
+    from mlx_qwen35.engine.allowed import PromptOptions
     from mlx_qwen35.library.hub import Offer
     from mlx_qwen35.processor import Processor
-    from mlx_qwen35.request import PromptOptions
 
 
 def prompt_options(args: argparse.Namespace, tools: list[dict[str, Any]]) -> PromptOptions:
     """What the template is told, and how pictures and videos are read. Raises OptionError."""
-    from mlx_qwen35.request import PromptOptions
+    from mlx_qwen35.engine.allowed import PromptOptions
 
     check_effort(args.reasoning_effort)
     return PromptOptions(

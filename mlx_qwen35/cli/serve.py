@@ -14,7 +14,7 @@ from mlx_qwen35.cli import ranks, watching
 from mlx_qwen35.cli.demo import DEMO_HINT
 from mlx_qwen35.cli.options import OptionError, add_computing_arguments, add_lookup_argument, kv_options
 from mlx_qwen35.cli.progress import Progress
-from mlx_qwen35.screen import note
+from mlx_qwen35.text.screen import note
 
 if TYPE_CHECKING:
     from mlx_qwen35.serving.server import Server
@@ -152,7 +152,7 @@ def _folder(args: argparse.Namespace) -> Path:
 
 def _chosen(args: argparse.Namespace) -> dict[str, Any]:
     """Of `load`, as rank 0's server has it."""
-    from mlx_qwen35.kv import KVFormat
+    from mlx_qwen35.cache.kv import KVFormat
 
     form = None if args.kv_bits is None else KVFormat(args.kv_bits, args.kv_group_size, args.quantized_kv_start)
     return {"dtype": args.dtype, "context_length": args.context_length, "yarn": args.yarn, "kv_form": form}

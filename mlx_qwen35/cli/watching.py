@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from mlx_qwen35.parallel.early import STATUS, end_at_once
-from mlx_qwen35.screen import note
+from mlx_qwen35.text.screen import note
 
 WATCHED, SOCKET, READY = "MLX_QWEN35_WATCHED", "MLX_QWEN35_SOCKET", "MLX_QWEN35_READY"
 _LIFE = "MLX_QWEN35_LIFE"  # a descriptor that ends when the process that watches does

@@ -16,7 +16,7 @@ from contextlib import suppress
 from mlx_qwen35 import checks
 from mlx_qwen35.engine.collecting import Collected
 from mlx_qwen35.errors import ArgumentError
-from mlx_qwen35.parts import Completion, Part
+from mlx_qwen35.text.parts import Completion, Part
 
 _LONGEST = threading.TIMEOUT_MAX / 2  # seconds that a thread can wait for
 

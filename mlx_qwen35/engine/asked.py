@@ -1,7 +1,7 @@
 """What is asked for one prompt, in groups: its form, who drafts, what was computed, how it goes.
 
 Knows the options of `stream_generate` by these names, and which exclude one another. Their values were checked.
-PromptOptions (request.py) and Sampling are two more such groups. Computes nothing.
+PromptOptions (allowed.py) and Sampling are two more such groups. Computes nothing.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     import mlx.core as mx
 
     from mlx_qwen35.cache import Cache
+    from mlx_qwen35.engine.options import Cancel
     from mlx_qwen35.grammar import Grammar
     from mlx_qwen35.model import Model
-    from mlx_qwen35.mtp import MTPHead
-    from mlx_qwen35.options import Cancel
+    from mlx_qwen35.model.mtp import MTPHead
     from mlx_qwen35.processor import Processor
     from mlx_qwen35.session import Session
     from mlx_qwen35.session.store import Store

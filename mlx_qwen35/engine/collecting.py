@@ -5,7 +5,7 @@ Knows parts. Knows nothing of where they come from.
 
 from __future__ import annotations
 
-from mlx_qwen35.parts import Completion, Part
+from mlx_qwen35.text.parts import Completion, Part
 from mlx_qwen35.text.reply import Event
 
 

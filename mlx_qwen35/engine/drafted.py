@@ -21,9 +21,9 @@ from mlx_qwen35.speculative.rounds import Draft, copied, guessed, verify
 from mlx_qwen35.speculative.rows import most_rows
 
 if TYPE_CHECKING:
-    from mlx_qwen35.decoding import Step
     from mlx_qwen35.grammar import Matcher
     from mlx_qwen35.model import Model
+    from mlx_qwen35.speculative.step import Step
 
 _NO_END = 2**40  # plain steps, where nothing says how many
 _LEAST_FORCED = 2  # tokens that a grammar forces, for which plain steps are left

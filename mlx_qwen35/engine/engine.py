@@ -15,13 +15,13 @@ import mlx.core as mx
 
 from mlx_qwen35 import checks
 from mlx_qwen35.engine import request as requests
+from mlx_qwen35.engine.allowed import check_options
 from mlx_qwen35.engine.answer import Answer, Channel
+from mlx_qwen35.engine.options import SubmitOptions, names_of
 from mlx_qwen35.engine.room import bytes_of_rows, room
 from mlx_qwen35.engine.scheduler import Load, Scheduler
 from mlx_qwen35.engine.worker import Worker
 from mlx_qwen35.errors import ArgumentError
-from mlx_qwen35.options import SubmitOptions, names_of
-from mlx_qwen35.request import check_options
 from mlx_qwen35.session.store import DISK_BYTES, Store
 from mlx_qwen35.vision.features import MOST_BYTES, FeatureStore
 

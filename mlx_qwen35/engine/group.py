@@ -19,18 +19,18 @@ from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
-from mlx_qwen35.cache_rows import RowsCache
-from mlx_qwen35.decoding import Drawn, Step
-from mlx_qwen35.largest import top_logprobs
-from mlx_qwen35.sampling_rows import RowsSampler
+from mlx_qwen35.cache.rows import RowsCache
+from mlx_qwen35.sampling.largest import top_logprobs
+from mlx_qwen35.sampling.rows import RowsSampler
+from mlx_qwen35.speculative.step import Drawn, Step
 
 if TYPE_CHECKING:
     from mlx_qwen35.cache import Cache
     from mlx_qwen35.grammar import Matcher
     from mlx_qwen35.model import Model
-    from mlx_qwen35.parts import Told
     from mlx_qwen35.sampling import History, Sampler
     from mlx_qwen35.speculative import Drafter, Text
+    from mlx_qwen35.text.parts import Told
 
 CLEAR_EVERY = 256  # steps between two returns of MLX's spare buffers, which grow with the KV cache
 _CATCH_UP = 64  # tokens that a drafter may lag behind while its row goes on with others

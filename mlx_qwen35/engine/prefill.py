@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
-from mlx_qwen35.cache_ragged import RaggedCache
+from mlx_qwen35.cache.ragged import RaggedCache
+from mlx_qwen35.engine.allowed import check_covered
 from mlx_qwen35.errors import ArgumentError
-from mlx_qwen35.request import check_covered
 from mlx_qwen35.vision.sight import Sight
 
 if TYPE_CHECKING:

@@ -11,21 +11,21 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mlx_qwen35 import speculative
+from mlx_qwen35.engine.allowed import PromptOptions, check_covered, read_drafting, read_prompt, room, tags
 from mlx_qwen35.engine.asked import Computed, Course, Drafters, Form
 from mlx_qwen35.errors import ArgumentError, GrammarError
-from mlx_qwen35.parts import AnswerText
-from mlx_qwen35.request import PromptOptions, check_covered, read_drafting, read_prompt, room, tags
 from mlx_qwen35.sampling import History, Sampler, Sampling
-from mlx_qwen35.steps import bias_row
-from mlx_qwen35.thinking import Tags, ThinkingBudget
+from mlx_qwen35.sampling.steps import bias_row
+from mlx_qwen35.sampling.thinking import Tags, ThinkingBudget
+from mlx_qwen35.text.parts import AnswerText
 
 if TYPE_CHECKING:
     import mlx.core as mx
 
     from mlx_qwen35.cache import Cache
+    from mlx_qwen35.engine.options import Cancel
     from mlx_qwen35.grammar import Grammar, Matcher
     from mlx_qwen35.model import Model
-    from mlx_qwen35.options import Cancel
     from mlx_qwen35.processor import Processor, Prompt
     from mlx_qwen35.session import Session
 

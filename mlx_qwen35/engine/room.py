@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
+from mlx_qwen35.cache.kv import STEP
 from mlx_qwen35.errors import ArgumentError
-from mlx_qwen35.kv import STEP
 from mlx_qwen35.library.footprint import cache_bytes, working_bytes
 from mlx_qwen35.library.memory import memory_left, memory_size
 from mlx_qwen35.library.plan import shown_size

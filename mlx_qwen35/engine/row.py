@@ -19,17 +19,17 @@ import mlx.core as mx
 
 from mlx_qwen35.engine.group import Group, Seat
 from mlx_qwen35.engine.prefill import Piece, Prefill
-from mlx_qwen35.parts import Clock, Part
 from mlx_qwen35.speculative.rows import row_exact
+from mlx_qwen35.text.parts import Clock, Part
 
 if TYPE_CHECKING:
     from mlx_qwen35.cache import Cache, Snapshot
-    from mlx_qwen35.decoding import Step
     from mlx_qwen35.engine.request import Request
     from mlx_qwen35.model import Model
     from mlx_qwen35.processor import Prompt
     from mlx_qwen35.session import Session
     from mlx_qwen35.session.store import Store
+    from mlx_qwen35.speculative.step import Step
 
 
 class Phase(Enum):

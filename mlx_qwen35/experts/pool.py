@@ -24,6 +24,7 @@ import mlx.core as mx
 
 from ..errors import ExpertReadError
 from ..machine.gpu import has_metal, keep_wired, limit_cache
+from .bank import Bank
 from .budget import StreamPlan
 from .chances import Chances
 from .guessing import Guessing
@@ -32,7 +33,6 @@ from .reader import Read, Reader
 
 if TYPE_CHECKING:
     from .slots import Slots
-    from .streamed import StreamedExperts
 
 _WARM_AT_ONCE = 16  # experts; who wants to compute waits for so many at most
 _LET_OTHERS_IN = 0.001  # seconds: a lock that is taken again at once is nobody else's
@@ -93,7 +93,7 @@ class ExpertStats:
 
 
 class ExpertPool:
-    """The shared half of all StreamedExperts of a model; `banks` in the order of the layers."""
+    """The shared half of all streamed experts of a model; `banks` in the order of the layers."""
 
     def __init__(self, reader: Reader, plan: StreamPlan, *, prefetch: bool = True, hot_list: HotList | None = None):
         """hot_list: where close() writes what was in memory at last, and warm_up() reads it."""
@@ -105,9 +105,9 @@ class ExpertPool:
         self.reader, self.plan, self.prefetch = reader, plan, prefetch
         self.guessing = Guessing(shared_processor=mx.default_device().type == mx.cpu)
         self.guess = prefetch  # whether this turn reads ahead
-        self.banks: list[StreamedExperts] = []
+        self.banks: list[Bank] = []
         self.chances = Chances()
-        self.hoped: list[tuple[StreamedExperts, mx.array]] | None = None  # while a window is queued: banks and ids
+        self.hoped: list[tuple[Bank, mx.array]] | None = None  # while a window is queued: banks and ids
         self.more = False  # further tokens of the same prompt follow this turn
         self.wait_seconds = 0.0
         self.swept = self.warmed = 0
@@ -116,8 +116,8 @@ class ExpertPool:
         self._hot_list = hot_list
         self._warmer: threading.Thread | None = None
         self._warming = False
-        self._queued: tuple[StreamedExperts, mx.array] | None = None
-        self._unsure: set[StreamedExperts] = set()  # banks whose residency an interrupt would leave in doubt
+        self._queued: tuple[Bank, mx.array] | None = None
+        self._unsure: set[Bank] = set()  # banks whose residency an interrupt would leave in doubt
         self._staging: tuple[object, list[Slots]] | None = None
         self._copied = 0, 0.0  # experts that were read until the last turn ended, and processor time for them
         # Without a limit MLX's spare buffers grow beyond any plan; wired memory is what macOS does not compress.
@@ -161,11 +161,11 @@ class ExpertPool:
             bank.forget()
             self._unsure.discard(bank)
 
-    def touch(self, bank: StreamedExperts) -> None:
+    def touch(self, bank: Bank) -> None:
         """The residency of a bank is about to change."""
         self._unsure.add(bank)
 
-    def queue(self, bank: StreamedExperts, y: mx.array) -> None:
+    def queue(self, bank: Bank, y: mx.array) -> None:
         """y, not evaluated yet, reads slots of `bank`."""
         self._queued = bank, y
 
@@ -180,7 +180,7 @@ class ExpertPool:
         bank.release()
         self._unsure.discard(bank)
 
-    def look(self, *arrays: mx.array) -> StreamedExperts | None:
+    def look(self, *arrays: mx.array) -> Bank | None:
         """The end of a window: evaluate arrays; -> the first bank that lacked an expert. What it and those behind it
         gave counts for nothing."""
         hoped, self.hoped = self.hoped or [], None
@@ -190,7 +190,7 @@ class ExpertPool:
                 return bank
         return None
 
-    def sure(self, bank: StreamedExperts) -> None:
+    def sure(self, bank: Bank) -> None:
         """The residency of a bank is in order again."""
         self._unsure.discard(bank)
 

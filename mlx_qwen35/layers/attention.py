@@ -10,9 +10,10 @@ from itertools import pairwise
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlx_qwen35.cache.ragged import RaggedKV
+from mlx_qwen35.cache.rows import RowsKV
+
 from ..cache import KVCache, StretchedKVCache
-from ..cache_ragged import RaggedKV
-from ..cache_rows import RowsKV
 from ..config import TextConfig
 from ..kernels.activation import gated
 from ..kernels.attention_inputs import attention_inputs

@@ -13,8 +13,9 @@ from itertools import pairwise
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlx_qwen35.cache.ragged import RaggedDelta
+
 from ..cache import DeltaState, State
-from ..cache_ragged import RaggedDelta
 from ..config import TextConfig
 from ..kernels.activation import fused, silu
 from ..kernels.backend import on_gpu

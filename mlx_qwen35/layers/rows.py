@@ -11,8 +11,9 @@ from collections.abc import Callable
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlx_qwen35.cache.rows import RowsKV
+
 from ..cache import KVCache, StretchedKVCache
-from ..cache_rows import RowsKV
 from ..kernels.backend import on_gpu
 from ..kernels.ragged_attention import SIMDS, ragged_attention, readable
 

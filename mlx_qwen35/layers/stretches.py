@@ -13,9 +13,10 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 
+from mlx_qwen35.cache.kv import KVFormat, Stretch
+
 from ..kernels.backend import current
 from ..kernels.few_rows import MOST_ROWS
-from ..kv import KVFormat, Stretch
 
 MOST_SCORES = 2**24  # of one block
 _MOST_ROWS = 512  # queries of one block

@@ -25,8 +25,8 @@ from mlx_qwen35.machine.gpu import has_metal
 if TYPE_CHECKING:
     import mlx.core as mx
 
+    from mlx_qwen35.cache.kv import KVFormat
     from mlx_qwen35.checkpoint.adapters import Adapter
-    from mlx_qwen35.kv import KVFormat
     from mlx_qwen35.library.hub import Offer
 
 _DOUBTFUL = 1.2  # times the files: so much more than these is told only where config.json does not know all of them

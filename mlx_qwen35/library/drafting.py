@@ -30,7 +30,7 @@ from mlx_qwen35.library.told import head_bytes, told_demand, told_head, told_spe
 
 if TYPE_CHECKING:
     from mlx_qwen35.model import Model
-    from mlx_qwen35.mtp import MTPHead
+    from mlx_qwen35.model.mtp import MTPHead
 
 _GUESSED = 24  # tokens that tell whether a head's norms are read rightly
 _GUESSED_STREAMED = 12

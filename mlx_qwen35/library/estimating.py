@@ -13,6 +13,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from mlx_qwen35 import checks
+from mlx_qwen35.cache.kv import KVFormat
 from mlx_qwen35.checkpoint.context import with_context
 from mlx_qwen35.checkpoint.inventory import text_tensors
 from mlx_qwen35.checkpoint.load import check_kv_form, compute_dtype
@@ -23,7 +24,6 @@ from mlx_qwen35.config import ModelConfig
 from mlx_qwen35.conversion.recipes import assign
 from mlx_qwen35.errors import ArgumentError, CheckpointError
 from mlx_qwen35.experts.budget import least
-from mlx_qwen35.kv import KVFormat
 from mlx_qwen35.library import hub
 from mlx_qwen35.library.drafting import told_drafting
 from mlx_qwen35.library.finding import look_up

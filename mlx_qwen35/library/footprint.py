@@ -14,16 +14,16 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from mlx_qwen35.cache.kv import KVFormat
 from mlx_qwen35.checkpoint.inventory import KEPT_FLOAT32, Shape, text_tensors, vision_tensors
 from mlx_qwen35.checkpoint.quantize import packed
 from mlx_qwen35.config import ModelConfig, QuantSpec, TextConfig
 from mlx_qwen35.kernels.gated_delta import has_own_form
 from mlx_qwen35.kernels.lanes import lane_count
-from mlx_qwen35.kv import KVFormat
 from mlx_qwen35.layers.attention import MOST_SCORES, ON_THE_WAY
 
-CHUNK_SIZE = 2048  # tokens of a prompt that go through the model at once; model.py's own
-CACHE_STEP = 256  # positions by which a KVCache grows; cache.py's own
+CHUNK_SIZE = 2048  # tokens of a prompt that go through the model at once; model/model.py's own
+CACHE_STEP = 256  # positions by which a KVCache grows; cache/kv.py's own
 _SPARE = 1.25
 _LAYERS_AHEAD = 4  # whose unpacked weights exist at once: MLX queues about a hundred operations; 3.7 layers were seen
 _EXPERTS_AHEAD = 2 * lane_count()  # whose unpacked weights exist at once: one a core, and what is made on the way

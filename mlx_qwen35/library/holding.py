@@ -13,6 +13,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
+from mlx_qwen35.cache.kv import KVFormat
 from mlx_qwen35.checkpoint.gguf.choosing import is_gguf
 from mlx_qwen35.checkpoint.gguf.opened import open_model
 from mlx_qwen35.checkpoint.load import check_kv_form, compute_dtype, read_config
@@ -22,7 +23,6 @@ from mlx_qwen35.config import ModelConfig
 from mlx_qwen35.errors import CheckpointError
 from mlx_qwen35.experts.budget import Needs, StreamPlan, least
 from mlx_qwen35.experts.budget import plan as share_out
-from mlx_qwen35.kv import KVFormat
 from mlx_qwen35.library.footprint import (
     Specs,
     cache_at,

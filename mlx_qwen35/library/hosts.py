@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
+from mlx_qwen35.cache.kv import KVFormat
 from mlx_qwen35.checkpoint.inventory import text_tensors
 from mlx_qwen35.checkpoint.load import compute_dtype
 from mlx_qwen35.checkpoint.quantize import default_spec
 from mlx_qwen35.conversion.recipes import assign
 from mlx_qwen35.errors import ArgumentError
-from mlx_qwen35.kv import KVFormat
 from mlx_qwen35.library.estimating import described
 from mlx_qwen35.library.holding import process_bytes
 from mlx_qwen35.library.macs import mac_memory

@@ -19,7 +19,7 @@ from mlx_qwen35.layers.trials import Use, uses
 
 if TYPE_CHECKING:
     from mlx_qwen35.model import Model
-    from mlx_qwen35.mtp import MTPHead
+    from mlx_qwen35.model.mtp import MTPHead
 
 
 class KernelWarning(Qwen35Warning):

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlx_qwen35 import checks
+from mlx_qwen35.cache.kv import KVFormat
 from mlx_qwen35.checkpoint.adapters import check_fit, load_adapter, read_adapter
 from mlx_qwen35.checkpoint.companions import small_files
 from mlx_qwen35.checkpoint.load import compute_dtype, read_config
 from mlx_qwen35.checkpoint.load import load_model as read_model
 from mlx_qwen35.errors import ArgumentError
-from mlx_qwen35.kv import KVFormat
 from mlx_qwen35.library.beforehand import check_offer
 from mlx_qwen35.library.drafting import drafting_bytes, load_head
 from mlx_qwen35.library.finding import find

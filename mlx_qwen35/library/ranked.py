@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 
 from mlx_qwen35 import __version__
+from mlx_qwen35.cache.kv import KVFormat
 from mlx_qwen35.checkpoint.companions import small_files
 from mlx_qwen35.checkpoint.inventory import SIGNS, text_tensors
 from mlx_qwen35.checkpoint.load import compute_dtype, read_config
@@ -29,7 +30,6 @@ from mlx_qwen35.checkpoint.load import load_model as read_model
 from mlx_qwen35.checkpoint.source import Source, open_source
 from mlx_qwen35.errors import ArgumentError, CheckpointError
 from mlx_qwen35.experts.budget import StreamPlan
-from mlx_qwen35.kv import KVFormat
 from mlx_qwen35.library.drafting import load_head
 from mlx_qwen35.library.footprint import Specs, cache_at, cache_bytes, tensor_bytes, weight_bytes
 from mlx_qwen35.library.holding import decide, of_source

@@ -20,7 +20,7 @@ from mlx_qwen35.conversion.recipes import role
 from mlx_qwen35.errors import CheckpointError
 from mlx_qwen35.library.footprint import Specs, cache_at, cache_bytes, feeding_bytes, mixing_bytes, tensor_bytes
 from mlx_qwen35.library.holding import Demand, process_bytes
-from mlx_qwen35.mtp import PRIME_AT_ONCE
+from mlx_qwen35.model.mtp import PRIME_AT_ONCE
 
 
 def told_specs(config: ModelConfig) -> Specs:

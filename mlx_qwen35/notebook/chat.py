@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from mlx_qwen35 import checks
 from mlx_qwen35.conversation import Conversation, Message, check_settings
+from mlx_qwen35.engine.allowed import PromptOptions
+from mlx_qwen35.engine.options import ChatOptions, spelled
 from mlx_qwen35.errors import ArgumentError, PromptError
 from mlx_qwen35.generation import stream_generate
 from mlx_qwen35.notebook import shell
 from mlx_qwen35.notebook.reply import Reply
 from mlx_qwen35.notebook.thumbnails import thumbnails
 from mlx_qwen35.notebook.views import PLACES, open_view
-from mlx_qwen35.options import ChatOptions, spelled
-from mlx_qwen35.request import PromptOptions
 from mlx_qwen35.session.file import check_place
 from mlx_qwen35.session.lock import SessionLock
 from mlx_qwen35.text.markdown import reply_markdown, safe_markdown
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from mlx_qwen35.model import Model
-    from mlx_qwen35.parts import Part
     from mlx_qwen35.processor import Processor
+    from mlx_qwen35.text.parts import Part
 
 _ASKED = {"user": "**You**", "tool": "**Result**"}
 

@@ -16,7 +16,7 @@ from mlx_qwen35.text.markdown import folded, reply_markdown, table
 from mlx_qwen35.text.reply import ToolCall
 
 if TYPE_CHECKING:
-    from mlx_qwen35.parts import Part
+    from mlx_qwen35.text.parts import Part
     from mlx_qwen35.vision.media import Media
 
 NUMBERS = ("prompt_tokens", "prompt_tps", "cached_tokens", "generation_tokens", "generation_tps", "peak_memory")

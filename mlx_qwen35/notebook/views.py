@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Protocol
 from mlx_qwen35.notebook import shell
 from mlx_qwen35.notebook.reply import Reply
 from mlx_qwen35.notebook.thumbnails import thumbnails
-from mlx_qwen35.screen import Screen
+from mlx_qwen35.text.screen import Screen
 
 if TYPE_CHECKING:
-    from mlx_qwen35.parts import Part
+    from mlx_qwen35.text.parts import Part
     from mlx_qwen35.vision.media import Media
 
 REDRAW_SECONDS = 0.1

@@ -15,7 +15,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_qwen35.cache import Cache
-from mlx_qwen35.cache_rows import RowsCache
+from mlx_qwen35.cache.rows import RowsCache
 from mlx_qwen35.parallel import kept
 from mlx_qwen35.parallel.call import NONE, ONE, Call, has_embedded
 from mlx_qwen35.parallel.early import end_at_once

@@ -23,8 +23,8 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_qwen35.cache import Cache, DeltaState, Elsewhere, KVCache, Snapshot, StretchedKVCache
+from mlx_qwen35.cache.kv import Stretch
 from mlx_qwen35.errors import SessionError
-from mlx_qwen35.kv import Stretch
 from mlx_qwen35.machine.files import flush_names, flush_path, listed
 
 Past = tuple[Cache, Snapshot]

@@ -16,9 +16,9 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_qwen35.cache import Cache
-from mlx_qwen35.cache_rows import RowsCache
+from mlx_qwen35.cache.rows import RowsCache
 from mlx_qwen35.errors import ArgumentError, SessionError
-from mlx_qwen35.interrupt import undisturbed
+from mlx_qwen35.machine.interrupt import undisturbed
 from mlx_qwen35.parallel.call import NONE, ONE, ROWS, Call, Past
 from mlx_qwen35.parallel.model import RanksModel
 from mlx_qwen35.parallel.plan import Plan

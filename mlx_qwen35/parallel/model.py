@@ -17,15 +17,15 @@ import mlx.nn as nn
 import numpy as np
 
 from mlx_qwen35.cache import AnyLayer, Cache, Elsewhere
-from mlx_qwen35.cache_rows import RowsCache
+from mlx_qwen35.cache.rows import RowsCache
 from mlx_qwen35.config import ModelConfig
-from mlx_qwen35.decoder import DecoderLayer, together
 from mlx_qwen35.errors import RankLostError
 from mlx_qwen35.experts.resident import ResidentExperts
 from mlx_qwen35.layers.mlp import MLP
 from mlx_qwen35.layers.moe import SparseMoE
 from mlx_qwen35.layers.summed import Summed, array_of
 from mlx_qwen35.model import Model
+from mlx_qwen35.model.decoder import DecoderLayer, together
 from mlx_qwen35.parallel.cuts import text_of
 from mlx_qwen35.parallel.group import Group
 from mlx_qwen35.parallel.plan import Plan

@@ -16,8 +16,8 @@ from itertools import count
 import mlx.core as mx
 
 from mlx_qwen35.cache import Cache, Snapshot
-from mlx_qwen35.cache_copy import cache_at
-from mlx_qwen35.cache_rows import RowsCache
+from mlx_qwen35.cache.copies import cache_at
+from mlx_qwen35.cache.rows import RowsCache
 
 
 class Point:

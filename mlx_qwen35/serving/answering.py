@@ -20,9 +20,9 @@ from mlx_qwen35.text.reply import ReasoningDelta
 
 if TYPE_CHECKING:
     from mlx_qwen35.engine.answer import Answer
-    from mlx_qwen35.parts import Part
     from mlx_qwen35.serving.places import Place
     from mlx_qwen35.serving.pool import Lease, Pool
+    from mlx_qwen35.text.parts import Part
 
 
 class EngineAnswering:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from mlx_qwen35.serving.refusal import Refusal
 
 if TYPE_CHECKING:
-    from mlx_qwen35.parts import Part
+    from mlx_qwen35.text.parts import Part
     from mlx_qwen35.text.reply import ToolCall
 
 ALIVE_EVERY = 10.0  # seconds without a word after which a client is told that it goes on; the shortest limit is 240

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from mlx_qwen35 import library
+from mlx_qwen35.engine.allowed import PromptOptions, read_prompt
 from mlx_qwen35.engine.engine import Engine
 from mlx_qwen35.errors import LengthError
 from mlx_qwen35.library.plan import shown_size
-from mlx_qwen35.request import PromptOptions, read_prompt
 from mlx_qwen35.sampling import Sampling
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mlx_qwen35.request import MOST_TOLD
+from mlx_qwen35.engine.allowed import MOST_TOLD
 from mlx_qwen35.serving.catalogue import Catalogue, Listed, Question, found
 from mlx_qwen35.serving.exchange import Answering, Usage
 from mlx_qwen35.serving.fields import Fields

@@ -13,7 +13,7 @@ from mlx_qwen35.serving import exchange
 from mlx_qwen35.serving.exchange import Alive, Answering
 
 if TYPE_CHECKING:
-    from mlx_qwen35.parts import Part
+    from mlx_qwen35.text.parts import Part
 
 
 class Writer(Protocol):

@@ -21,8 +21,8 @@ from mlx_qwen35.text.call_pieces import remaining
 from mlx_qwen35.text.reply import CallDelta, ContentDelta, ReasoningDelta, ToolCall
 
 if TYPE_CHECKING:
-    from mlx_qwen35.parts import Part
     from mlx_qwen35.serving.response_tools import Offers
+    from mlx_qwen35.text.parts import Part
 
 
 class ResponseEvents:

@@ -14,9 +14,9 @@ from mlx_qwen35.serving.answering import EngineAnswering
 from mlx_qwen35.serving.exchange import Alive, Finished, Usage
 
 if TYPE_CHECKING:
-    from mlx_qwen35.parts import Part
     from mlx_qwen35.serving.exchange import Ask
     from mlx_qwen35.serving.pool import Pool
+    from mlx_qwen35.text.parts import Part
 
 _AHEAD = 32  # parts that are taken before they are read
 

@@ -16,7 +16,7 @@ from mlx.utils import tree_flatten
 
 if TYPE_CHECKING:
     from mlx_qwen35.model import Model
-    from mlx_qwen35.mtp import MTPHead
+    from mlx_qwen35.model.mtp import MTPHead
     from mlx_qwen35.processor import Processor
     from mlx_qwen35.text.tokenizer import Tokenizer
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 
 from mlx_qwen35.cache import StretchedKVCache
-from mlx_qwen35.cache_copy import cache_at, freeze, shrink, slack
+from mlx_qwen35.cache.copies import cache_at, freeze, shrink, slack
 from mlx_qwen35.session.file import media_bytes
 from mlx_qwen35.session.marks import Mark
 from mlx_qwen35.session.timeline import Shown, Timeline

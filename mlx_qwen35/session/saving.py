@@ -14,8 +14,8 @@ import numpy as np
 
 from mlx_qwen35 import checks
 from mlx_qwen35.cache import AnyLayer, Cache, DeltaState, KVCache, Snapshot, StretchedKVCache
+from mlx_qwen35.cache.kv import KVFormat, Stretch
 from mlx_qwen35.errors import SessionError
-from mlx_qwen35.kv import KVFormat, Stretch
 from mlx_qwen35.session import file, newer
 from mlx_qwen35.session.fingerprint import fingerprint, fingerprint_of_head
 from mlx_qwen35.session.timeline import Pool, Timeline

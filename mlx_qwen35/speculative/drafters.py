@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import mlx.core as mx
 
-from mlx_qwen35.cache_copy import cache_at, copied, shrink, shrunk
-from mlx_qwen35.mtp import PRIME_AT_ONCE, MTPHead
+from mlx_qwen35.cache.copies import cache_at, copied, shrink, shrunk
+from mlx_qwen35.model.mtp import PRIME_AT_ONCE, MTPHead
 from mlx_qwen35.speculative.pace import Pace
 from mlx_qwen35.speculative.text import Text
 

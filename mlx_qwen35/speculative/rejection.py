@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from mlx_qwen35.steps import drawn
+from mlx_qwen35.sampling.steps import drawn
 
 if TYPE_CHECKING:
     import numpy as np

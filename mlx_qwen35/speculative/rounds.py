@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 import numpy as np
 
-from mlx_qwen35.decoding import Drawn, Step
 from mlx_qwen35.sampling import History
 from mlx_qwen35.speculative.rejection import judge
+from mlx_qwen35.speculative.step import Drawn, Step
 
 if TYPE_CHECKING:
     from mlx_qwen35.cache import Cache

@@ -14,7 +14,7 @@ from mlx_qwen35.checkpoint.mtp import is_drafter, load_mtp
 from mlx_qwen35.config import ModelConfig
 from mlx_qwen35.errors import CheckpointError
 from mlx_qwen35.library.drafting import drafting_bytes
-from mlx_qwen35.mtp import MTPHead
+from mlx_qwen35.model.mtp import MTPHead
 from tests.checkpoint.foreign import write_fp8, write_gptq
 from tests.checkpoints import loaded, random_tensors, relayout, tiny_config, write_checkpoint
 from tests.conversion.test_convert_mlx import AFFINE, write_mtp

@@ -6,8 +6,9 @@ import weakref
 
 import pytest
 
-from mlx_qwen35 import generation, library, screen
+from mlx_qwen35 import generation, library
 from mlx_qwen35.sampling import Sampling
+from mlx_qwen35.text import screen
 
 CALL = "<tool_call>\n<function=add>\n<parameter=a>\n3\n</parameter>\n</function>\n</tool_call>"
 TOOL = {

@@ -229,7 +229,7 @@ def test_a_signal_while_lines_are_read_from_a_pipe(checkpoint, tmp_path):
 DRAW = """
 import sys
 from types import SimpleNamespace
-from mlx_qwen35.screen import Screen
+from mlx_qwen35.text.screen import Screen
 from mlx_qwen35.text.reply import ContentDelta, ReasoningDelta
 from tests.text.test_drawing import ANSWER
 screen = Screen()

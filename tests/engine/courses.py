@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from mlx_qwen35 import Sampling, load, stream_generate
-from mlx_qwen35.mtp import MTPHead
+from mlx_qwen35.model.mtp import MTPHead
 from tests.checkpoints import random_tensors, tiny_config, write_checkpoint
 from tests.conftest import CHECKOUT
 from tests.drafted import random_head

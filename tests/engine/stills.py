@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import mlx.core as mx
 
 from mlx_qwen35.cache import Cache, DeltaState, KVCache
-from mlx_qwen35.cache_rows import RowsCache
+from mlx_qwen35.cache.rows import RowsCache
 from mlx_qwen35.engine.group import Group, Seat
 from tests.talkers import VOCAB
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from mlx_qwen35.engine.prefill import Prefill
-from mlx_qwen35.mtp import MTPHead
+from mlx_qwen35.model.mtp import MTPHead
 from mlx_qwen35.speculative import Drafting
 from tests.drafted import near, random_head
 from tests.seeing_model import prompt_of, seeing_model, some_media

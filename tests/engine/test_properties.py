@@ -19,13 +19,14 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from mlx_qwen35 import Engine, Session, generate_batch, load, model
+from mlx_qwen35 import Engine, Session, generate_batch, load
 from mlx_qwen35.engine import scheduler
 from mlx_qwen35.engine.room import bytes_of_rows
 from mlx_qwen35.engine.scheduler import Scheduler, Turn
 from mlx_qwen35.errors import BudgetError, BusyError, PromptError, SessionError
 from mlx_qwen35.experts.linear import _rows
 from mlx_qwen35.kernels.rms_norm import _numbers
+from mlx_qwen35.model import model
 from mlx_qwen35.session import store
 from tests.engine.courses import (
     FORMS,

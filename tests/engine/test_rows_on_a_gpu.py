@@ -3,7 +3,7 @@
 import mlx.core as mx
 import pytest
 
-import mlx_qwen35.cache_rows as cache_rows
+import mlx_qwen35.cache.rows as cache_rows
 from mlx_qwen35.engine.answer import Answer
 from mlx_qwen35.engine.engine import Engine
 from mlx_qwen35.generation import generate_batch

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mlx_qwen35.cache_ragged import RaggedCache
+from mlx_qwen35.cache.ragged import RaggedCache
 from mlx_qwen35.engine import request as requests
 from mlx_qwen35.engine.loop import Loop
 from mlx_qwen35.engine.scheduler import Load, Scheduler

@@ -9,11 +9,11 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_qwen35.cache_rows import RowsCache
+from mlx_qwen35.cache.kv import KVFormat
+from mlx_qwen35.cache.rows import RowsCache
 from mlx_qwen35.checkpoint.load import load_model
 from mlx_qwen35.experts.budget import StreamPlan
 from mlx_qwen35.experts.chances import Chances
-from mlx_qwen35.kv import KVFormat
 from mlx_qwen35.model import Model
 from tests.checkpoints import random_tensors, tiny_config, write_checkpoint
 

@@ -17,7 +17,7 @@ import mlx_qwen35
 from benchmarks import geometry
 from mlx_qwen35 import kernels
 from mlx_qwen35.cache import KVCache
-from mlx_qwen35.cache_rows import RowsCache
+from mlx_qwen35.cache.rows import RowsCache
 from mlx_qwen35.config import ModelConfig
 from mlx_qwen35.kernels import (
     add_norm,

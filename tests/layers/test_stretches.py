@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from mlx_qwen35.cache import KVCache, StretchedKVCache
-from mlx_qwen35.kv import KVFormat, Stretch
+from mlx_qwen35.cache.kv import KVFormat, Stretch
 from mlx_qwen35.layers.attention import causal_attention
 from mlx_qwen35.layers.stretches import stretched_attention
 

@@ -11,11 +11,11 @@ import pytest
 from mlx.utils import tree_flatten
 
 import mlx_qwen35
+from mlx_qwen35.cache.kv import STEP
 from mlx_qwen35.cli.main import main
 from mlx_qwen35.conversion.convert import convert
 from mlx_qwen35.errors import CheckpointError
 from mlx_qwen35.generation import prefill
-from mlx_qwen35.kv import STEP
 from mlx_qwen35.library import estimating, find, footprint, holding, load_model
 from mlx_qwen35.library.estimating import estimate
 from mlx_qwen35.library.plan import parse_size

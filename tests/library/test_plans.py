@@ -8,10 +8,10 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import example, given, settings
 
+from mlx_qwen35.cache.kv import KVFormat
 from mlx_qwen35.cli.main import main
 from mlx_qwen35.errors import ArgumentError, CheckpointError, Qwen35Error
 from mlx_qwen35.generation import prefill
-from mlx_qwen35.kv import KVFormat
 from mlx_qwen35.library import demo_folder, load_model, speed
 from mlx_qwen35.library.drafting import drafting_bytes
 from mlx_qwen35.library.estimating import estimate

@@ -12,7 +12,8 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from mlx_qwen35 import doctor, kernels
+from mlx_qwen35 import kernels
+from mlx_qwen35.cli import report as doctor
 from mlx_qwen35.cli.main import main
 from mlx_qwen35.library import speed
 from mlx_qwen35.machine import files, system

@@ -9,10 +9,10 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlx_qwen35 import convert
+from mlx_qwen35.cache.kv import KVFormat
 from mlx_qwen35.checkpoint.load import load_model
 from mlx_qwen35.checkpoint.source import open_source
 from mlx_qwen35.experts.budget import StreamPlan
-from mlx_qwen35.kv import KVFormat
 from mlx_qwen35.parallel.cuts import indivisible
 from mlx_qwen35.parallel.model import RanksModel
 from mlx_qwen35.parallel.plan import Plan

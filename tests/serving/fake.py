@@ -13,9 +13,9 @@ import json
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-from mlx_qwen35.parts import Part
 from mlx_qwen35.serving.exchange import Alive, Api, Ask, Finished, Usage
 from mlx_qwen35.text.messages import check_messages, in_order
+from mlx_qwen35.text.parts import Part
 from mlx_qwen35.text.reply import ContentDelta, Event, IncompleteCall, ReasoningDelta, ToolCall
 
 ID = "0123456789abcdef01234567"

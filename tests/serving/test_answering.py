@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from mlx_qwen35 import Sampling, load, model, stream_generate
+from mlx_qwen35 import Sampling, load, stream_generate
+from mlx_qwen35.model import model
 from mlx_qwen35.serving import exchange
 from mlx_qwen35.serving.answering import EngineAnswering
 from mlx_qwen35.serving.exchange import Alive, Ask, Finished

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from mlx_qwen35 import Sampling, load, stream_generate
-from mlx_qwen35.thinking import WORDS
+from mlx_qwen35.sampling.thinking import WORDS
 from tests.serving.running import running
 
 anthropic = pytest.importorskip("anthropic")

@@ -9,8 +9,8 @@ import pytest
 from benchmarks import chat_script
 from mlx_qwen35 import Sampling, load
 from mlx_qwen35.generation import stream_generate
-from mlx_qwen35.screen import call_record
 from mlx_qwen35.session import Session
+from mlx_qwen35.text.screen import call_record
 
 
 def message(parts):

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from mlx_qwen35.cache import Cache
 from mlx_qwen35.generation import prefill
-from mlx_qwen35.mtp import MTPHead
+from mlx_qwen35.model.mtp import MTPHead
 from mlx_qwen35.processor import Prompt
 from mlx_qwen35.session import Sessions, load_session
 from mlx_qwen35.speculative import Drafting

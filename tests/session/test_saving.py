@@ -15,10 +15,10 @@ import pytest
 
 from benchmarks import chat_script
 from mlx_qwen35 import Sampling, load
+from mlx_qwen35.cache.kv import KVFormat
 from mlx_qwen35.conversion.write import SafetensorsFile
 from mlx_qwen35.errors import CheckpointError, SessionError
 from mlx_qwen35.generation import stream_generate
-from mlx_qwen35.kv import KVFormat
 from mlx_qwen35.session import Session, load_session
 from mlx_qwen35.text.template import ChatTemplate
 from tests.conftest import CHECKOUT

@@ -10,9 +10,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from mlx_qwen35.cache.kv import KVFormat
 from mlx_qwen35.conversion.write import SafetensorsFile
 from mlx_qwen35.errors import Qwen35Warning
-from mlx_qwen35.kv import KVFormat
 from mlx_qwen35.processor import Prompt
 from mlx_qwen35.session import Session, behind
 from mlx_qwen35.session.lock import SessionLock

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from mlx_qwen35.cache import KVCache, StretchedKVCache
+from mlx_qwen35.cache.kv import KVFormat
 from mlx_qwen35.errors import ArgumentError
-from mlx_qwen35.kv import KVFormat
 from mlx_qwen35.model import Model
 from mlx_qwen35.processor import Prompt
 from mlx_qwen35.session import Session, paths

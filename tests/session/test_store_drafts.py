@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mlx_qwen35.cache import Cache
-from mlx_qwen35.mtp import MTPHead
+from mlx_qwen35.model.mtp import MTPHead
 from mlx_qwen35.session import paths
 from mlx_qwen35.session.store import Store
 from mlx_qwen35.speculative import Drafting

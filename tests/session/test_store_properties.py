@@ -12,10 +12,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from mlx_qwen35.cache.kv import KVFormat
 from mlx_qwen35.errors import Qwen35Warning
-from mlx_qwen35.kv import KVFormat
 from mlx_qwen35.model import Model
-from mlx_qwen35.mtp import MTPHead
+from mlx_qwen35.model.mtp import MTPHead
 from mlx_qwen35.processor import Prompt
 from mlx_qwen35.session import Session, paths, store
 from mlx_qwen35.speculative import Drafting

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 
 from mlx_qwen35.cache import Cache, KVCache, StretchedKVCache
+from mlx_qwen35.cache.kv import KVFormat
 from mlx_qwen35.engine.drafted import Drafted
 from mlx_qwen35.engine.engine import Engine
 from mlx_qwen35.engine.group import Seat
 from mlx_qwen35.generation import statistics, stream_generate
-from mlx_qwen35.kv import KVFormat
 from mlx_qwen35.sampling import History, Sampler, Sampling
 from mlx_qwen35.session import Session, load_session
 from mlx_qwen35.speculative.copying import MOST, Copying

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mlx_qwen35.cache import Cache, KVCache, StretchedKVCache
-from mlx_qwen35.kv import KVFormat
+from mlx_qwen35.cache.kv import KVFormat
 from mlx_qwen35.model import Model
 from mlx_qwen35.speculative.pace import MOST
 from tests.checkpoints import tiny_config

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from mlx_qwen35.generation import statistics
-from mlx_qwen35.mtp import MTPHead
+from mlx_qwen35.model.mtp import MTPHead
 from mlx_qwen35.sampling import Sampling
 from tests.drafted import always, near, with_head
 from tests.talkers import PROMPT, assert_covers, greedy, random_model, recomputed

@@ -7,7 +7,7 @@ import pytest
 
 from mlx_qwen35.config import ModelConfig
 from mlx_qwen35.model import Model
-from mlx_qwen35.mtp import MTPHead
+from mlx_qwen35.model.mtp import MTPHead
 from mlx_qwen35.session import Session
 from tests.checkpoints import tiny_config
 from tests.drafted import guessed, random_head

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from mlx_qwen35.generation import stream_generate
-from mlx_qwen35.mtp import MTPHead
+from mlx_qwen35.model.mtp import MTPHead
 from mlx_qwen35.processor import Prompt
 from mlx_qwen35.sampling import Sampling
 from tests.drafted import always, random_head

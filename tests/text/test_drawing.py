@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from mlx_qwen35.screen import escape
 from mlx_qwen35.text.cells import Pen, harmless, width
 from mlx_qwen35.text.drawing import Drawing
+from mlx_qwen35.text.screen import escape
 
 ANSWER = """# A title
 Some **bold text**, *leaning*, `code * here`, ~~gone~~ and a [link](https://example.org/a_(b)).

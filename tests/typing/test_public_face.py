@@ -17,10 +17,10 @@ import pytest
 
 from mlx_qwen35 import generate_batch, serve, stream_generate
 from mlx_qwen35.conversion import convert as conversion
+from mlx_qwen35.engine.allowed import PromptOptions
 from mlx_qwen35.engine.asked import Computed, Course, Drafters, Form
+from mlx_qwen35.engine.options import ChatOptions, StreamOptions, SubmitOptions, names_of
 from mlx_qwen35.library.converting import ConvertOptions
-from mlx_qwen35.options import ChatOptions, StreamOptions, SubmitOptions, names_of
-from mlx_qwen35.request import PromptOptions
 from mlx_qwen35.serving.loaded import Loading, LoadingOptions
 
 HERE = Path(__file__).parent

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mlx_qwen35.checkpoint.gguf.types import KINDS, NUMBERS
-from mlx_qwen35.quantization import QuantSpec
+from mlx_qwen35.config.quantization import QuantSpec
 
 # How each is packed in MLX.
 SPECS = {

@@ -8,7 +8,7 @@ import os
 import sys
 
 from mlx_qwen35.cli import options
-from mlx_qwen35.interrupt import Terminated, ending_on_signals
+from mlx_qwen35.machine.interrupt import Terminated, ending_on_signals
 
 DESCRIPTION = "Talk with a model."
 HUNG_UP = 128 + 1

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlx_qwen35.errors import PromptError, Qwen35Error
-from mlx_qwen35.interrupt import Ending
+from mlx_qwen35.machine.interrupt import Ending
 from mlx_qwen35.session.file import check_place, read_description
 from mlx_qwen35.session.lock import SessionLock
 

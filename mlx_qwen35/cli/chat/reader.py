@@ -13,7 +13,7 @@ from typing import Protocol
 
 from mlx_qwen35.cli.chat.blocks import continues, opens_block, unquoted
 from mlx_qwen35.errors import PromptError
-from mlx_qwen35.interrupt import Ending
+from mlx_qwen35.machine.interrupt import Ending
 
 
 class Reader(Protocol):

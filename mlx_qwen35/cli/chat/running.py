@@ -25,13 +25,13 @@ from mlx_qwen35.cli.cut import tell_cut
 from mlx_qwen35.cli.demo import DEMO_HINT
 from mlx_qwen35.cli.experts import ExpertLine
 from mlx_qwen35.errors import PromptError, Qwen35Error
-from mlx_qwen35.interrupt import Ending
-from mlx_qwen35.screen import Screen, columns, note
+from mlx_qwen35.machine.interrupt import Ending
+from mlx_qwen35.text.screen import Screen, columns, note
 from mlx_qwen35.text.variables import EFFORTS
 
 if TYPE_CHECKING:
     from mlx_qwen35.conversation import Conversation
-    from mlx_qwen35.parts import Part
+    from mlx_qwen35.text.parts import Part
 
     OnPart = Callable[[Part], None]
 

@@ -24,8 +24,8 @@ from prompt_toolkit.shortcuts import CompleteStyle
 from mlx_qwen35.cli.chat import history
 from mlx_qwen35.cli.chat.blocks import continues, opens_block, unquoted
 from mlx_qwen35.cli.chat.completion import candidates
-from mlx_qwen35.interrupt import Ending, Terminated
-from mlx_qwen35.screen import colours
+from mlx_qwen35.machine.interrupt import Ending, Terminated
+from mlx_qwen35.text.screen import colours
 
 
 class TerminalReader:

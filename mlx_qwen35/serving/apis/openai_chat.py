@@ -25,7 +25,7 @@ from mlx_qwen35.text.call_pieces import as_json, remaining
 from mlx_qwen35.text.reply import CallDelta, ContentDelta, ReasoningDelta, ToolCall
 
 if TYPE_CHECKING:
-    from mlx_qwen35.parts import Part
+    from mlx_qwen35.text.parts import Part
 
 _FORMATS = ("text", "json_object", "json_schema", "regex", "grammar", "gbnf")
 

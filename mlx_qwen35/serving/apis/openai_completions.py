@@ -18,7 +18,7 @@ from mlx_qwen35.serving.pulse import told
 from mlx_qwen35.serving.refusal import Refusal
 
 if TYPE_CHECKING:
-    from mlx_qwen35.parts import Part
+    from mlx_qwen35.text.parts import Part
 
 MOST_PROMPTS = 128
 

@@ -13,10 +13,11 @@ from typing import Any
 
 import mlx.core as mx
 
-from .cache import DeltaState, KVCache, StretchedKVCache
-from .cache_rows import RowsKV
+from mlx_qwen35.cache import DeltaState, KVCache, StretchedKVCache
+from mlx_qwen35.cache.rows import RowsKV
+from mlx_qwen35.experts.pool import ExpertPool
+
 from .decoder import DecoderLayer
-from .experts.pool import ExpertPool
 
 MOST_ROWS = 6  # whose experts every bank computes pair by pair, on any device
 

@@ -1,7 +1,7 @@
 """From logits to a token, step by step: mask, bias, penalties, temperature, top-k, top-p, min-p, and the draw.
 
 Knows arrays, and the numbers of a Sampling or of several. Knows no random key but the one that it is given, and nothing
-of who asks: `sampling.Sampler` for itself, `sampling_rows` for many rows. Everything is lazy.
+of who asks: sampler.py for itself, rows.py for many rows. Everything is lazy.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_qwen35.errors import ArgumentError
-from mlx_qwen35.largest import top_ids
-from mlx_qwen35.masking import masked
+
+from .largest import top_ids
+from .masking import masked
 
 if TYPE_CHECKING:
-    from mlx_qwen35.sampling import History, Sampling
+    from .asked import Sampling
+    from .history import History
 
 _LEAST = 2.0**-33  # in place of a random number of 0, half of the least above it
 

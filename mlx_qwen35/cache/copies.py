@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
-from .cache import Cache, DeltaState, Elsewhere, KVCache, Snapshot, StretchedKVCache
+from .cache import Cache, Snapshot
 from .kv import STEP, KVFormat, Stretch
+from .layers import DeltaState, Elsewhere, KVCache, StretchedKVCache
 
 if TYPE_CHECKING:
-    from .cache import AnyLayer
+    from .layers import AnyLayer
 
 AnyKV = KVCache | StretchedKVCache
 

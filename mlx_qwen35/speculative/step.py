@@ -12,7 +12,7 @@ import mlx.core as mx
 
 if TYPE_CHECKING:
     from mlx_qwen35.cache import Snapshot
-    from mlx_qwen35.parts import Told
+    from mlx_qwen35.text.parts import Told
 
 # Who drafts: a head or a small model, what was said before, or a grammar that leaves no choice.
 SOURCES = "head", "copy", "grammar"

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from .errors import CheckpointError
+from mlx_qwen35.errors import CheckpointError
 
 # Far above any published size: a larger number is a damaged file, and arrays of it could not even be described.
 LARGEST_SIZE = 2**20

@@ -17,8 +17,10 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from .cache import Cache, DeltaState, KVCache, StretchedKVCache
-from .kernels.ragged_attention.pieces import Arrays, Piece, Pieces, Plan, planned
+from mlx_qwen35.kernels.ragged_attention.pieces import Arrays, Piece, Pieces, Plan, planned
+
+from .cache import Cache
+from .layers import DeltaState, KVCache, StretchedKVCache
 
 TAIL = 64  # slots: so many steps go by before the rows' own caches are written
 

@@ -16,9 +16,10 @@ from collections.abc import Sequence
 import mlx.core as mx
 import numpy as np
 
-from mlx_qwen35.masking import BITS, check
-from mlx_qwen35.sampling import History, Sampler
-from mlx_qwen35.steps import Steps, normalised
+from .history import History
+from .masking import BITS, check
+from .sampler import Sampler
+from .steps import Steps, normalised
 
 _ALL = np.uint32(0xFFFFFFFF)
 

@@ -13,15 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .errors import CheckpointError
+from mlx_qwen35.errors import CheckpointError
+from mlx_qwen35.machine.files import listed
+
 from .fields import LARGEST_COUNT, LARGEST_SIZE, Fields, kind_of
-from .machine.files import listed
-from .quantization import BITS as BITS
-from .quantization import GROUP_SIZES as GROUP_SIZES
-from .quantization import READ_BITS as READ_BITS
-from .quantization import USUAL as USUAL
 from .quantization import Quantization, read_quantization
-from .quantization import QuantSpec as QuantSpec
 
 DENSE_TYPES = ("qwen3_5", "qwen3_5_text")
 MOE_TYPES = ("qwen3_5_moe", "qwen3_5_moe_text")

@@ -16,7 +16,7 @@ from mlx_qwen35.text.cells import Pen, Style, harmless
 from mlx_qwen35.text.drawing import Drawing
 
 if TYPE_CHECKING:
-    from mlx_qwen35.parts import Part
+    from mlx_qwen35.text.parts import Part
     from mlx_qwen35.text.reply import ToolCall
 
 DIM, PLAIN = "\x1b[2m", "\x1b[0m"

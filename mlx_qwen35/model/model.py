@@ -16,31 +16,33 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from mlx_qwen35.cache import Cache, DeltaState, KVCache, StretchedKVCache
+from mlx_qwen35.cache.kv import KVFormat
+from mlx_qwen35.cache.listed import CacheList
+from mlx_qwen35.cache.ragged import RaggedCache
+from mlx_qwen35.cache.rows import RowsCache
+from mlx_qwen35.config import ModelConfig
+from mlx_qwen35.errors import PromptError, Qwen35Error
+from mlx_qwen35.experts.chances import Chances
+from mlx_qwen35.kernels.lanes import on_cores_worth_waking
+from mlx_qwen35.layers.embedding import Embedding
+from mlx_qwen35.layers.linear import Linear
+from mlx_qwen35.layers.norm import RMSNorm
+from mlx_qwen35.layers.rope import RotaryEmbedding
+from mlx_qwen35.layers.tiles import mix_in_tiles
+from mlx_qwen35.vision.positions import Placement, place
+from mlx_qwen35.vision.sight import Sight
+from mlx_qwen35.vision.tower import VisionTower
+
 from . import windows
-from .cache import Cache, DeltaState, KVCache, StretchedKVCache
-from .cache_list import CacheList
-from .cache_ragged import RaggedCache
-from .cache_rows import RowsCache
-from .config import ModelConfig
 from .decoder import DecoderLayer, together
-from .errors import PromptError, Qwen35Error
-from .experts.chances import Chances
-from .kernels.lanes import on_cores_worth_waking
-from .kv import KVFormat
-from .layers.embedding import Embedding
-from .layers.linear import Linear
-from .layers.norm import RMSNorm
-from .layers.rope import RotaryEmbedding
-from .layers.tiles import mix_in_tiles
-from .vision.positions import Placement, place
-from .vision.sight import Sight
-from .vision.tower import VisionTower
 
 if TYPE_CHECKING:
-    from .experts.pool import ExpertPool, ExpertStats
-    from .experts.streamed import StreamedExperts
+    from mlx_qwen35.experts.pool import ExpertPool, ExpertStats
+    from mlx_qwen35.experts.streamed import StreamedExperts
+    from mlx_qwen35.vision.media import Media
+
     from .mtp import MTPHead
-    from .vision.media import Media
 
 PREFILL_CHUNK = 2048
 SNAPSHOT_BYTES = 1 << 30  # what a session may take for going back: 5 states of the largest model, 55 of the smallest

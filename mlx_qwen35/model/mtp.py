@@ -18,12 +18,13 @@ from collections.abc import Sequence
 import mlx.core as mx
 import mlx.nn as nn
 
-from .cache import KVCache, StretchedKVCache
-from .config import TextConfig
+from mlx_qwen35.cache import KVCache, StretchedKVCache
+from mlx_qwen35.config import TextConfig
+from mlx_qwen35.layers.linear import Linear
+from mlx_qwen35.layers.norm import RMSNorm
+from mlx_qwen35.layers.rope import RotaryEmbedding
+
 from .decoder import DecoderLayer
-from .layers.linear import Linear
-from .layers.norm import RMSNorm
-from .layers.rope import RotaryEmbedding
 
 PRIME_AT_ONCE = 512  # tokens of a prompt that are best given to a head in one call
 

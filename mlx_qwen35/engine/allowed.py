@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from mlx_qwen35 import checks, speculative
 from mlx_qwen35.errors import ArgumentError, LengthError, PromptError
-from mlx_qwen35.mtp import MTPHead
+from mlx_qwen35.model.mtp import MTPHead
 from mlx_qwen35.processor import Prompt
 from mlx_qwen35.sampling import Sampling
-from mlx_qwen35.thinking import AFTER, NO_WORDS, WORDS, Tags
+from mlx_qwen35.sampling.thinking import AFTER, NO_WORDS, WORDS, Tags
 
 if TYPE_CHECKING:
     from mlx_qwen35.model import Model

@@ -21,7 +21,8 @@ from itertools import accumulate, pairwise
 import mlx.core as mx
 import numpy as np
 
-from .cache import Cache, DeltaState, KVCache, StretchedKVCache
+from .cache import Cache
+from .layers import DeltaState, KVCache, StretchedKVCache
 
 _FILLED = 0.25  # of a block that may be zeros
 _FEW = 64  # zeros that are never worth another block

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from mlx_qwen35.cache import Cache
     from mlx_qwen35.model import Model
-    from mlx_qwen35.mtp import MTPHead
+    from mlx_qwen35.model.mtp import MTPHead
     from mlx_qwen35.sampling import Sampling
     from mlx_qwen35.session import Session
     from mlx_qwen35.session.store import Store

@@ -8,16 +8,16 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
-from .cache import DeltaState, KVCache, StretchedKVCache
-from .config import TextConfig
-from .experts.resident import ResidentExperts
-from .layers.attention import GatedAttention
-from .layers.begun import begin
-from .layers.delta_net import GatedDeltaNet
-from .layers.mlp import MLP
-from .layers.moe import SparseMoE
-from .layers.norm import RMSNorm
-from .layers.summed import Summed
+from mlx_qwen35.cache import DeltaState, KVCache, StretchedKVCache
+from mlx_qwen35.config import TextConfig
+from mlx_qwen35.experts.resident import ResidentExperts
+from mlx_qwen35.layers.attention import GatedAttention
+from mlx_qwen35.layers.begun import begin
+from mlx_qwen35.layers.delta_net import GatedDeltaNet
+from mlx_qwen35.layers.mlp import MLP
+from mlx_qwen35.layers.moe import SparseMoE
+from mlx_qwen35.layers.norm import RMSNorm
+from mlx_qwen35.layers.summed import Summed
 
 LayerCache = KVCache | StretchedKVCache | DeltaState
 
