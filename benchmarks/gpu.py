@@ -33,7 +33,7 @@ import mlx.core as mx  # noqa: E402
 
 from benchmarks.measuring import RESULTS, circumstances, in_turns, installed, summary, write  # noqa: E402
 
-TESTS = ("tests/kernels", "tests/layers", "tests/test_model.py")
+TESTS = ("tests/kernels", "tests/layers", "tests/model/test_model.py")
 LARGE = "35B-8-layers"  # 3.9 GB
 NO_GPU = (
     "MLX has no GPU here: its default device is the CPU. On a Mac with Apple silicon this runs as it is; on an NVIDIA "

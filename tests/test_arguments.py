@@ -18,7 +18,7 @@ from mlx_qwen35 import (
 )
 from mlx_qwen35.errors import ArgumentError
 from mlx_qwen35.library import demo_folder
-from tests.test_request import MODEL, PROCESSOR
+from tests.engine.test_allowed import MODEL, PROCESSOR
 
 WRONG = {
     "load, mtp": (lambda: load(mtp="yes"), "mtp is 'yes', of type str; give True or False"),

@@ -56,7 +56,7 @@ def test_what_is_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_which_tests_are_asked() -> None:
     nearness = mutants.Nearness()
-    assert nearness.tests("mlx_qwen35.sampling.largest")[0] == "tests/test_largest.py"
+    assert nearness.tests("mlx_qwen35.sampling.largest")[0] == "tests/sampling/test_largest.py"
     assert nearness.tests("mlx_qwen35.engine.scheduler")[0] == "tests/engine/test_scheduler.py"
     assert "tests/test_generation.py" in nearness.tests("mlx_qwen35.engine.asked")  # by way of others
 

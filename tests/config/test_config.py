@@ -11,10 +11,9 @@ from hypothesis import strategies as st
 
 from mlx_qwen35.config import ModelConfig, MoE, QuantSpec, Rope, VisionConfig, Yarn
 from mlx_qwen35.errors import CheckpointError
-
-from .checkpoints import tiny_config
-from .published import published_config
-from .soak import examples
+from tests.checkpoints import tiny_config
+from tests.published import published_config
+from tests.soak import examples
 
 ROPE = {"mrope_interleaved": True, "mrope_section": [2, 1, 1], "partial_rotary_factor": 0.5, "rope_theta": 10000000}
 TEXT_SIZES = [

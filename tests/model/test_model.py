@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 
 from mlx_qwen35.layers.delta_net import GatedDeltaNet
-
-from .tiny_model import run, some_tokens, tiny_model
+from tests.tiny_model import run, some_tokens, tiny_model
 
 L, F = "linear_attention", "full_attention"
 TOLERANCE = 1e-3  # of logits whose standard deviation is 1 to 8
