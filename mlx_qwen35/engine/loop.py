@@ -60,7 +60,6 @@ class Loop:
         self._keys = count()
         self._blocked: list[Row] = []  # another row computes their beginning
         self._behind, self._reading = behind, {}  # row: Reading of its beginning
-        self._step_seconds = 0.0  # of a step of the group, as it was last
         self._idle = 0  # turns in a row in which nothing was computed
 
     def add(self, request: Request) -> Row:
@@ -105,12 +104,10 @@ class Loop:
                 self._begin(self.rows[key])
         start, computed = self._now(), self.computed_tokens
         stepped = self._step_solo(turn.solo) if turn.solo in self.rows else turn.decode and self._step_together()
-        seconds = self._now() - start
+        if stepped:
+            self.scheduler.measured_decode(stepped, self._now() - start)
         if turn.prefill:
             self._read(turn.prefill, beside=stepped)
-        elif stepped:
-            self._step_seconds = seconds
-            self.scheduler.measured_decode(stepped, seconds)
         self._idle = 0 if stepped or self.computed_tokens > computed else self._idle + 1
         if self._idle and self._reading and not any(row.phase in _GOING for row in self._living()):
             self._idle = 0
@@ -268,8 +265,6 @@ class Loop:
             return
         tokens, seconds = sum(piece.length for piece in pieces.values()), self._now() - start
         self.computed_tokens += tokens
-        if beside:  # the step that was queued before it is in its time
-            seconds = max(seconds - self._step_seconds, 0.1 * seconds)
         self.scheduler.measured_prefill(tokens, seconds)
         for row, piece in pieces.items():
             if row.key in self.rows:

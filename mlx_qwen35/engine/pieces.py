@@ -6,13 +6,16 @@ Whoever decodes waits while a piece is computed. On average that adds at most `p
 
     credit += pause x seconds of a step        credit -= seconds of a piece        a piece needs credit for its time
 
+What a piece takes is what its turn and the step behind it take beyond what two steps do: a step that was queued before
+it is waited for inside it, and the one behind it begins with nothing queued.
+
 Where more wait for their prompts than decode, `pause` is as many times larger: seven do not wait for one.
 
-A piece is as long as is predicted to take pause x step, or a tenth of a second where several prompts wait (as rarely as
-credit has it), and as many tenths as prompts wait for each row that decodes. Where even `least` tokens take longer (a
-short piece reads all weights, as a step does), it is `least`, and what costs next to nothing more, every few steps. The
-prediction is a line through what was measured of short, longer and long pieces, as running means that one hiccup does
-not move far.
+A piece is as long as is predicted to take pause x step, or, where shorter ones cost more a token or several prompts
+wait, a tenth of a second (as rarely as credit has it), and as many tenths as prompts wait for each row that decodes.
+Where even `least` tokens take longer (a short piece reads all weights, as a step does), it is `least`, and what costs
+next to nothing more. The prediction is a line through what was measured of short, longer and long pieces, as running
+means that one hiccup does not move far.
 """
 
 from __future__ import annotations
@@ -21,11 +24,12 @@ _NEW = 0.25  # weight of a new time among the old ones
 _OUTLIER = 2.5  # a time so many times the usual one is a hiccup, and counts as that many
 _SURE = 2  # times a length was measured before its time is believed: the first may have compiled kernels
 _UNSURE = 4.0  # steps' shares that a piece whose time is not known well waits for, or is charged, at the most
-_NEARLY = 1.25  # a piece of the least length may take so many times its time, if that makes it longer
+_NEARLY = 1.25  # times as long as the shortest a piece may take, or as much a token as a longer one, to be as good
 _SAVED = 1.5  # pieces' worth of credit that can be saved up
 _DEBT = 4.0  # pieces' worth of credit that can be owed
 _UNIT = 4  # tokens: pieces are multiples of it
-_UNSEEN = 0.1  # seconds that a piece may take where several prompts wait: short ones cost several times as much a token
+_UNSEEN = 0.1  # seconds that a piece may take, which nobody sees: short ones may cost several times as much a token
+_SOME = 0.1  # of what was measured of a piece, which counts even where the step behind it was as much quicker
 _SHORT = 256  # tokens of a piece that may go with others' while little is known of times
 _LITTLE = 5.0  # times as long as the shortest a piece may take alone, to be better computed with others
 _BLIND = 4  # turns without any measured step after which the least is computed all the same
@@ -79,24 +83,32 @@ class Pieces:
         self._credit = 0.0
         self._tried = False  # whether a piece was computed beside others yet
         self._several = False  # whether more than one prompt waits
+        self._pending: tuple[int, float] | None = None  # tokens and seconds of a piece with no step behind it so far
         self._crowd = 1.0  # prompts that wait for each row that decodes, 1 at the least
         self._blind = 0
 
     def crowd(self, prompts: int, decoding: int) -> None:
-        """So many wait for their prompts, and so many decode: where more wait, their seconds weigh more, and where
-        several do, a piece may take a tenth of a second, or as many times that."""
+        """So many wait for their prompts, and so many decode: where more wait, their seconds weigh more, and a piece
+        may take longer."""
         self._several, self._crowd = prompts > 1, max(1.0, prompts / max(1, decoding))
         self.pause = self._base * self._crowd
 
     def nobody_decodes(self) -> None:
         """What was saved or owed is forgotten: there is nobody to owe it to."""
         self._credit, self._blind = 0.0, 0
+        self._settle(0.0)
 
     def stepped(self, seconds: float) -> None:
         """A step of those that decode took so long."""
-        self._step.add(seconds)
+        if self._pending is not None and self._step.count:
+            usual = self._step.seconds
+            more = min(seconds, _OUTLIER * usual) - usual
+            self._credit = max(self._credit - more, -_DEBT * self._price(self._pending[0]))
+            self._settle(more)
+        else:
+            self._step.add(seconds)
+            usual = min(seconds, _OUTLIER * self._step.seconds)
         share = self.pause * self._step.seconds
-        usual = min(seconds, _OUTLIER * self._step.seconds)
         piece = self.seconds(self._wanted()) or 0.0
         self._credit = min(self._credit + self.pause * usual, max(self._credit, _SAVED * max(share, piece)))
 
@@ -104,10 +116,20 @@ class Pieces:
         """A piece of so many tokens took so long; beside: others decode, and waited for it."""
         if tokens < 1:
             return
-        self._lengths.setdefault(tokens.bit_length(), _Mean()).add(seconds, tokens)
+        self._settle(0.0)
+        self._pending = tokens, seconds
         if beside:
             self._tried = True
             self._credit = max(self._credit - seconds, -_DEBT * self._price(tokens))
+        else:
+            self._settle(0.0)
+
+    def _settle(self, more: float) -> None:
+        """What the last piece took is known: so much more than was measured of it alone."""
+        if self._pending is not None:
+            tokens, seconds = self._pending
+            self._lengths.setdefault(tokens.bit_length(), _Mean()).add(max(seconds + more, _SOME * seconds), tokens)
+            self._pending = None
 
     def next(self) -> int:
         """The most tokens of a piece in this turn, beside others; 0: none in this one."""
@@ -149,9 +171,13 @@ class Pieces:
         shortest = self.seconds(self.least)
         if shortest is None or not self._tried:
             return self.least
-        share = max(self.pause * self._step.seconds, _UNSEEN * self._crowd if self._several else 0.0)
-        if shortest <= share:
-            return self._longest(share)
+        share = self.pause * self._step.seconds
+        unseen = self._longest(max(share, _UNSEEN * self._crowd))
+        if shortest <= share and not self._several:
+            short = self._longest(share)
+            return short if self.seconds(short) * unseen <= _NEARLY * self.seconds(unseen) * short else unseen
+        if unseen:
+            return unseen
         longer = min(2 * self.least, self.chunk)
         if self._known(self.least) and not self._known(longer):
             return longer  # twice, to see what more tokens cost
