@@ -2,6 +2,7 @@
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -9,7 +10,10 @@ import numpy as np
 import pytest
 
 import mlx_qwen35.kernels.lanes as lanes
+import mlx_qwen35.kernels.rms_norm as rms_norm_kernel
+from mlx_qwen35.kernels import few_rows
 from mlx_qwen35.kernels.quantized_matmul import quantized_matmul
+from mlx_qwen35.kernels.rms_norm import rms_norm
 
 HOW = {"group_size": 64, "bits": 4, "mode": "affine"}
 
@@ -183,6 +187,29 @@ def test_a_share_that_fails_ends_them_all(cores):
     time.sleep(0.05)
     assert len(done) == count
     assert [a.item() for a in lanes.on_all_cores(mx.array, 3)] == [0, 1, 2]
+
+
+def _on_another_thread(function):
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(function).result()
+
+
+@pytest.mark.parametrize("rows", [1, 3, 64])
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_what_is_remembered_is_good_on_any_thread(rows, bits):
+    """Constants are kept from call to call, and one thread may have made what another evaluates."""
+    packed = mx.quantize(mx.random.normal((512, 256)), 64, bits)
+    x, weight = mx.random.normal((rows, 256)), mx.random.normal((256,))
+    mx.eval(packed, x, weight)
+
+    def lazy():
+        return [quantized_matmul(x, *packed, **HOW | {"bits": bits}), rms_norm(x, weight, 1e-6)]
+
+    for remembered in (few_rows._mask, rms_norm_kernel._numbers):
+        remembered.cache_clear()
+    _on_another_thread(lazy)  # and nobody evaluates that
+    for made, again in zip(_on_another_thread(lambda: [mx.eval(made := lazy()), made][1]), lazy(), strict=True):
+        np.testing.assert_array_equal(np.array(made), np.array(again))
 
 
 class Blas:

@@ -180,8 +180,10 @@ def _prepared(x: mx.array, group_size: int, bits: int, width: int) -> tuple[list
 
 @cache
 def _mask(bits: int, dtype: mx.Dtype) -> mx.array:
-    """The lowest bits of each byte of a word."""
-    return mx.array(np.full(dtype.size, 2**bits - 1, np.uint8)).view(dtype)
+    """The lowest bits of each byte of a word; evaluated, as any thread may be given it."""
+    made = mx.array(np.full(dtype.size, 2**bits - 1, np.uint8)).view(dtype)
+    mx.eval(made)
+    return made
 
 
 def codes(weight: mx.array, place: int, bits: int) -> mx.array:
