@@ -209,7 +209,7 @@ def run(model: Model, processor: Any, task: list[list[Turn]], side: str, thinks:
 
 def speed(arguments: argparse.Namespace) -> None:
     around, records = circumstances(), []
-    demo, processor = load(mtp=True)
+    demo, processor = load(mtp=True, context_length=16384)  # twenty turns of the editor take more than the demo has
     models = {"in memory": demo, "streamed": streamed_demo(8)}
     print(f"{arguments.rounds} rounds in turns, warm; tokens a second (median), tokens a step, over plain and over MTP")
     print(f"{'':22s}" + "".join(f"{side:>16s}" for side in SIDES) + f"{'a step':>8s}{'/ plain':>22s}{'/ MTP':>22s}")

@@ -53,7 +53,7 @@ class Engine:
         cache_bytes: int | None = None,
         cache_dir: str | Path | None = None,
         most_disk_bytes: int = DISK_BYTES,
-        pause: float = 0.5,
+        pause: float = 0.45,
     ) -> None:
         """most_rows: requests that are computed at once; most_waiting: that may wait beside them (None: any number).
 

@@ -134,7 +134,7 @@ class Scheduler:
         cache_bytes: int | None = None,
         bytes_per_token: int = 0,
         bytes_per_row: int = 0,
-        pause: float = 0.5,
+        pause: float = 0.45,
         chunk: int = 2048,
         least: int = 16,
         together_chunk: int = 0,

@@ -208,8 +208,8 @@ def test_what_is_remembered_is_good_on_any_thread(rows, bits):
     for remembered in (few_rows._mask, rms_norm_kernel._numbers):
         remembered.cache_clear()
     _on_another_thread(lazy)  # and nobody evaluates that
-    for made, again in zip(_on_another_thread(lambda: [mx.eval(made := lazy()), made][1]), lazy(), strict=True):
-        np.testing.assert_array_equal(np.array(made), np.array(again))
+    for ours, again in zip(_on_another_thread(lambda: [mx.eval(made := lazy()), made][1]), lazy(), strict=True):
+        np.testing.assert_array_equal(np.array(ours), np.array(again))
 
 
 class Blas:
