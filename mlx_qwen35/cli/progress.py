@@ -9,12 +9,13 @@ from collections import deque
 from mlx_qwen35.text.screen import columns
 
 REDRAW_SECONDS = 0.1
+LINE_SECONDS = 60.0  # between lines of a file
 _LOOK_BACK = 10.0  # seconds over which a rate is taken: what was fast at first says nothing of the rest
 _SOONEST = 1.0  # seconds before a rate is shown
 
 
 class Progress:
-    """Called with (done, total). A terminal sees one line that changes, a file one line at the end.
+    """Called with (done, total). A terminal sees one line that changes, a file a line each minute and one at the end.
 
     What is done at the first call was done before, and counts for no rate.
     """
@@ -27,15 +28,16 @@ class Progress:
 
     def __call__(self, done: int, total: int) -> None:
         now = time.perf_counter()
+        live = sys.stderr.isatty()
         if done == 0 or not self._seen:
             self._seen.clear()
             self._begin = (now, done)
+            self._drawn = 0.0 if live else now
         self._seen.append((now, done))
         while len(self._seen) > 2 and now - self._seen[1][0] > _LOOK_BACK:
             self._seen.popleft()
         finished = done >= total
-        live = sys.stderr.isatty()
-        if not finished and not (live and now - self._drawn >= REDRAW_SECONDS):
+        if not finished and now - self._drawn < (REDRAW_SECONDS if live else LINE_SECONDS):
             return
         self._drawn = now
         line = f"{self._doing}: {_count(done, self._unit)} of {_count(total, self._unit)}"

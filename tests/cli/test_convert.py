@@ -167,3 +167,17 @@ def test_progress_in_a_file(clock, capsys):
         show(done, 3 * 10**8)
         clock.now += 2
     assert capsys.readouterr().err == "Loading: 300.0 MB of 300.0 MB, 4.0 s, 75 MB/s\n"
+
+
+def test_progress_in_a_file_of_what_takes_long(clock, capsys):
+    """A line a minute, with the time that is left."""
+    show = Progress("Converting", "bytes")
+    for done in range(0, 10_001, 50):  # MB
+        show(done * 10**6, 10_000 * 10**6)
+        clock.now += 1
+    assert capsys.readouterr().err.splitlines() == [
+        "Converting: 3.00 GB of 10.00 GB, 30 %, 50 MB/s, 2:20 min left",
+        "Converting: 6.00 GB of 10.00 GB, 60 %, 50 MB/s, 1:20 min left",
+        "Converting: 9.00 GB of 10.00 GB, 90 %, 50 MB/s, 0:20 min left",
+        "Converting: 10.00 GB of 10.00 GB, 3:20 min, 50 MB/s",
+    ]
