@@ -77,7 +77,7 @@ def convert(
     which repeat the experts' bytes in the order in which streaming reads them. on_progress: called with (bytes read,
     bytes in all); on_measure: before that, where target_size is given, with (modules measured, modules in all).
     on_note: called with a line on each module that gets another quantization, because the one that was asked for would
-    spoil it; None: they are warnings.
+    spoil it, and on weights that are lost because they are small; None: they are warnings.
     A target that ends in .gguf is one file for llama.cpp, and one for the vision tower beside it (TARGET-mmproj.gguf).
     outtype says its type: "f32", "f16", "bf16", "q8_0", "q4_0", "q4_1" or "mxfp4" (experts; the rest q8_0); None takes
     it from the name (model-Q8_0.gguf), else bf16. What is about MLX's forms, and verify, is refused with it.
@@ -87,6 +87,7 @@ def convert(
     full disk. `target` appears only when it is complete. What an interruption (Ctrl-C, a kill, a full disk) leaves is a
     hidden folder beside it, which no loader takes for a checkpoint.
     """
+    say = on_note or (lambda line: warnings.warn(line, stacklevel=3))
     if is_gguf_target(target, outtype):
         check_plain(
             group_size=group_size != 64, mode=mode != "affine", recipe=recipe, target_size=target_size, dtype=dtype,
@@ -94,11 +95,10 @@ def convert(
         )  # fmt: skip
         return convert_gguf(
             source, target, outtype=outtype, adapter_path=adapter_path, overwrite=overwrite, resume=resume,
-            on_progress=on_progress,
+            on_progress=on_progress, on_note=say,
         )  # fmt: skip
     default = read_default(bits, group_size, mode, recipe, target_size)
     wanted = None if dtype is None else compute_dtype(dtype)
-    say = on_note or (lambda line: warnings.warn(line, stacklevel=3))
     source, target = Path(source).expanduser(), Path(target).expanduser()
     if not container_of(target).exists():
         check_target(source, target, overwrite)  # at once; below it is looked at again, with the lock

@@ -15,6 +15,7 @@ from mlx_qwen35.checkpoint.quantize import unpack
 from mlx_qwen35.config import QuantSpec
 
 MOST_EMPTIED = 0.005  # of a module's groups; E4M3 scales of nvfp4 end at 2^-9, so that groups below 0.0059 become zero
+_FLOOR = 1.2e-7  # the least scale of mx.quantize, 1e-7, in any dtype: below half of it a group of zeros is written
 EVERY = 64  # rows, of which one is read back; groups are looked at in all
 
 
@@ -44,7 +45,8 @@ class Loss:
 
     def excess(self, spec: QuantSpec, margin: float = 1.0) -> str | None:
         """Why this is too much for such a quantization; None: it is not. margin: what both limits are multiplied by."""
-        if self.emptied_share > margin * MOST_EMPTIED:
+        # Where affine scales end lies nothing that a model misses.
+        if spec.mode != "affine" and self.emptied_share > margin * MOST_EMPTIED:
             return f"{self.emptied_share:.1%} of its groups of {spec.group_size} weights become zero"
         if not self.relative <= margin * most(spec):
             return f"it loses {self.relative:.0%} of its size where {spec.bits} bits lose far less"
@@ -65,10 +67,13 @@ def loss(weight: mx.array, found: Mapping[str, mx.array], spec: QuantSpec) -> Lo
     back = unpack({kind: mx.contiguous(array[::EVERY]) for kind, array in flat.items()}, spec).astype(mx.float32)
     empty = flat["scales"] == 0
     if spec.mode == "affine":
-        empty = mx.logical_and(empty, flat["biases"] == 0)
+        empty = mx.logical_and(mx.abs(flat["scales"]) <= _FLOOR, flat["biases"] == 0)
     lost, whole, suspects = mx.stack([mx.square(seen - back).sum(), mx.square(seen).sum(), empty.sum()]).tolist()
     emptied = 0
     if suspects:
         meant = (rows.reshape(rows.shape[0], -1, spec.group_size) != 0).any(-1)
+        if spec.mode == "affine":
+            codes = (flat["weight"].reshape(*empty.shape, -1) != 0).any(-1)
+            empty = mx.logical_and(empty, mx.logical_or(flat["scales"] == 0, mx.logical_not(codes)))
         emptied = int(mx.logical_and(empty, meant).sum().item())
     return Loss(lost, whole, flat["scales"].size, emptied)

@@ -164,6 +164,27 @@ def test_a_few_lost_groups_are_said(tmp_path: Path) -> None:
     assert len(notes) == 1 and "at most 0.39% (embed_tokens.weight)" in notes[0]
 
 
+def test_affine_scales_end_too(tmp_path: Path) -> None:
+    """mx.quantize's at 1e-7: of what is below half of it nothing is left, which is said, and refused by nobody. The
+    search for scales keeps it."""
+    config = tiny_config("dense", **{**SIZES, "vocab_size": 2048})
+    tensors = random_tensors(config)
+    name = next(name for name in tensors if name.endswith("embed_tokens.weight"))
+    tensors[name][300:340] *= 1e-8
+    source = write_checkpoint(tmp_path / "source", config, tensors)
+    notes: list[str] = []
+    convert(source, tmp_path / "nearest", bits=8, recipe="uniform", on_note=notes.append)
+    assert len(notes) == 1 and "at most 1.95% (embed_tokens.weight)" in notes[0]
+    convert(source, tmp_path / "search", bits=8, on_note=notes.append)
+    assert len(notes) == 1
+    for target, kept in (("nearest", False), ("search", True)):
+        origin = open_source(tmp_path / target)
+        parts = {kind: origin.parts[f"embed_tokens.{kind}"] for kind in ("weight", "scales", "biases")}
+        found = {kind: part.finish(part.fetch(300, 340), None) for kind, part in parts.items()}
+        off = np.abs(np.array(unpack(found, origin.specs["embed_tokens"])) - tensors[name][300:340]).max()
+        assert (off < 1e-2 * np.abs(tensors[name][300:340]).max()) == kept
+
+
 def test_a_conversion_gone_on_with_remembers_what_was_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mlx_qwen35.conversion.convert.suited", lambda origin, found, *_: (found, []))
     source = source_with_small(tmp_path / "source", "dense", "down_proj")

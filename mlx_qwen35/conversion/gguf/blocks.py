@@ -22,6 +22,9 @@ VALUES = 32  # of a block
 _MIDDLES = (0.5, 1.5, 2.5, 3.5, 5, 7, 10)  # between the magnitudes 0, 1, 2, 3, 4, 6, 8, 12 of E2M1, doubled
 
 
+_STEPS = 8  # of float16's smallest, 6e-8: a number of fewer is off by more than a sixteenth
+
+
 class Overflow(ValueError):
     """A value is larger than the type holds."""
 
@@ -34,6 +37,21 @@ def encode(values: np.ndarray, kind: str) -> np.ndarray:
     values = np.ascontiguousarray(values, np.float32)
     found = ENCODERS[kind](values.reshape(-1, VALUES) if kind in BLOCKED else values)
     return found.reshape(*values.shape[:-1], -1)
+
+
+def faint(made: np.ndarray, values: np.ndarray, kind: str) -> tuple[int, int]:
+    """(how many blocks that encode() made of `values` [rows, n] have weights so small that float16 loses more than a
+    sixteenth of the largest of them, or all; how many blocks there are). A row is a block of F16; nothing is so small
+    for F32, BF16 and MXFP4."""
+    most = _FAINT.get(kind)
+    if most is None:
+        return 0, 0
+    values = values if kind == "F16" else values.reshape(-1, VALUES)
+    heads = made.reshape(len(values), -1)
+    heads = heads if kind == "F16" else heads[:, : 2 * len(most)]
+    halves = np.ascontiguousarray(heads).view(np.uint16) & 0x7FFF
+    small = np.flatnonzero((halves < most).all(axis=1))
+    return int((values[small] != 0).any(axis=1).sum()), len(values)
 
 
 def _f32(values: np.ndarray) -> np.ndarray:
@@ -127,4 +145,6 @@ def _joined(*halves: np.ndarray, codes: np.ndarray, first: np.ndarray | None = N
 ENCODERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "F32": _f32, "F16": _f16, "BF16": _bf16, "Q8_0": _q8_0, "Q4_0": _q4_0, "Q4_1": _q4_1, "MXFP4": _mxfp4,
 }  # fmt: skip
+# What the float16 numbers of a block are below where it is faint: of Q4_1 the scale, and the least value with it.
+_FAINT = {"F16": (_STEPS,), "Q8_0": (_STEPS,), "Q4_0": (_STEPS,), "Q4_1": (_STEPS, 15 * _STEPS)}
 BLOCKED = ("Q8_0", "Q4_0", "Q4_1", "MXFP4")

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 from mlx_qwen35.checkpoint import adapters
@@ -33,11 +35,13 @@ def convert_gguf(
     overwrite: bool = False,
     resume: bool = False,
     on_progress: OnProgress | None = None,
+    on_note: Callable[[str], None],
 ) -> Path:
     """Write the checkpoint at `source` as the GGUF file `target`, and its vision tower, if it has one, as
     TARGET-mmproj.gguf beside it; -> target.
 
-    outtype: f32, f16, bf16, q8_0, q4_0, q4_1 or mxfp4; None: by the name (model-Q8_0.gguf), else bf16. Other arguments
+    outtype: f32, f16, bf16, q8_0, q4_0, q4_1 or mxfp4; None: by the name (model-Q8_0.gguf), else bf16. on_note: called
+    with a line where weights are too small for the type's scales. Other arguments
     and errors as in `conversion.convert.convert`; CheckpointError too for what llama.cpp does not run.
     """
     source, target = Path(source).expanduser(), Path(target).expanduser()
@@ -63,6 +67,7 @@ def convert_gguf(
                     partial.clear()
                     journal.start({})
                 _write(plans, partial, journal, on_progress)
+                _tell_faint(journal, kind, on_note)
                 journal.finish()
             _give_names(plans, partial, overwrite)
             partial.discard()
@@ -88,8 +93,9 @@ def _write(plans: list[GgufPlan], partial: Partial, journal: Journal, on_progres
             file.open()
         pieces = [piece for plan, file in zip(plans, files, strict=True) for piece in plan.pieces(file)]
 
-        def note(piece: GgufPiece, sums: list[str]) -> None:
-            journal.record(piece.name, sums, None)
+        def note(piece: GgufPiece, written: tuple[list[str], tuple[int, int]]) -> None:
+            sums, counts = written
+            journal.record(piece.name, sums, [*counts])
             progress.add(piece.nbytes)
 
         pipeline.run(left_to_do(pieces, journal, progress), GgufPiece.write, note)
@@ -98,6 +104,23 @@ def _write(plans: list[GgufPlan], partial: Partial, journal: Journal, on_progres
     finally:
         for file in files:
             file.close()
+
+
+def _tell_faint(journal: Journal, outtype: str, say: Callable[[str], None]) -> None:
+    """Of weights that are lost because a float16 scale cannot be that small, which llama.cpp's tools do not tell."""
+    few: Counter[str] = Counter()
+    blocks: Counter[str] = Counter()
+    for piece, counts in journal.lost.items():
+        name = piece.rpartition(":")[0]
+        few[name] += counts[0]
+        blocks[name] += counts[1]
+    shares = {name: few[name] / blocks[name] for name in few if few[name]}
+    if shares:
+        most = max(shares, key=shares.__getitem__)
+        say(
+            f"{outtype} loses weights that are too small for its float16 numbers in {len(shares)} tensors, at most "
+            f"{shares[most]:.2%} of its groups ({most}): --outtype bf16 keeps them"
+        )
 
 
 def _give_names(plans: list[GgufPlan], partial: Partial, overwrite: bool) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from mlx_qwen35.checkpoint.gguf.types import Kind
 from mlx_qwen35.checkpoint.inventory import Shape
 from mlx_qwen35.config import TextConfig
-from mlx_qwen35.conversion.gguf.blocks import Overflow, encode
+from mlx_qwen35.conversion.gguf.blocks import Overflow, encode, faint
 from mlx_qwen35.conversion.gguf.named import Named, named
 from mlx_qwen35.conversion.gguf.outtype import kind_of
 from mlx_qwen35.conversion.piece import checksum
@@ -56,9 +56,9 @@ class Tensor:
         for start in range(0, rows, step):
             yield start, min(start + step, rows)
 
-    def make(self, start: int, stop: int) -> np.ndarray:
-        """The bytes of some rows of the task, [rows, row_bytes]. Raises CheckpointError for NaN and infinite values,
-        and for those that the type does not hold."""
+    def make(self, start: int, stop: int) -> tuple[np.ndarray, tuple[int, int]]:
+        """The bytes of some rows of the task, [rows, row_bytes], and what faint() says of them. Raises CheckpointError
+        for NaN and infinite values, and for those that the type does not hold."""
         made, _ = self.task.make(start, stop)
         values = np.frombuffer(made["weight"], np.float32).reshape(stop - start, *self.task.shape[1:])
         if self.named.change:
@@ -68,13 +68,16 @@ class Tensor:
         flat = values.reshape(-1, values.shape[-1]) if values.ndim > 1 else values[:, None]
         step = max(1, _AT_ONCE // flat.shape[1])
         try:
-            found = [encode(flat[begin : begin + step], self.kind.name) for begin in range(0, len(flat), step)]
+            parts = [flat[begin : begin + step] for begin in range(0, len(flat), step)]
+            found = [encode(part, self.kind.name) for part in parts]
         except Overflow:
             raise CheckpointError(
                 f"{self.task.parts['weight'].entries[0]} has values that {self.kind.name} does not hold: take "
                 "--outtype bf16 (outtype='bf16')"
             ) from None
-        return np.concatenate(found).reshape(stop - start, -1)
+        counts = [faint(made, part, self.kind.name) for made, part in zip(found, parts, strict=True)]
+        few, blocks = (sum(column) for column in zip(*counts, strict=True))
+        return np.concatenate(found).reshape(stop - start, -1), (few, blocks)
 
     def runs(self, start: int, stop: int) -> list[tuple[int, int, int]]:
         """Where rows start..stop of the task lie: (first, end, its row here) of each run, first and end from start."""
@@ -104,12 +107,13 @@ class GgufPiece:
         whole, rows = self.tensor.task.nbytes, self.tensor.task.rows
         return whole * self.stop // rows - whole * self.start // rows
 
-    def write(self) -> list[str]:
-        """Make it and put it in its place; the checksum of what was written."""
-        made = self.tensor.make(self.start, self.stop)
+    def write(self) -> tuple[list[str], tuple[int, int]]:
+        """Make it and put it in its place; the checksum of what was written, and how many blocks are faint, of how
+        many."""
+        made, counts = self.tensor.make(self.start, self.stop)
         for begin, end, row in self.tensor.runs(self.start, self.stop):
             self.file.write(self.tensor.name, memoryview(made[begin:end]).cast("B"), row * self.tensor.row_bytes)
-        return [checksum(memoryview(made).cast("B"))]
+        return [checksum(memoryview(made).cast("B"))], counts
 
     def found(self) -> list[str]:
         """The checksum of what lies in its place."""

@@ -133,7 +133,7 @@ def stopping(monkeypatch: pytest.MonkeyPatch, after: int, error: type[BaseExcept
     made = GgufPiece.write
     count = iter(range(10**9))
 
-    def write(piece: GgufPiece) -> list[str]:
+    def write(piece: GgufPiece) -> tuple[list[str], tuple[int, int]]:
         if next(count) >= after:
             raise error("no")
         return made(piece)

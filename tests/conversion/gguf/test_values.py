@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, GGUFReader
-from gguf.quants import QuantError, quantize
+from gguf.quants import QuantError, dequantize, quantize
 
 from mlx_qwen35.checkpoint.load import load_model
 from mlx_qwen35.conversion.convert import convert
@@ -132,3 +132,31 @@ def test_our_own_reader_gets_the_model_back(tmp_path: Path, kind: str) -> None:
         odd = [key for key in one if two[key].data.tobytes() != one[key].data.tobytes()]
         assert all(key.endswith("ssm_a") for key in odd)  # exp of a logarithm
         assert one.keys() == two.keys()
+
+
+@pytest.mark.parametrize(("outtype", "size", "lost"), [
+    ("q8_0", 1e-4, False), ("q8_0", 3e-5, True), ("q8_0", 1e-6, True), ("q4_0", 3e-5, False), ("q4_0", 1e-6, True),
+    ("q4_1", 1e-6, True), ("f16", 1e-6, False), ("f16", 1e-7, True), ("bf16", 1e-9, False), ("q8_0", 0.0, False),
+])  # fmt: skip
+def test_weights_that_are_too_small_are_told(tmp_path: Path, outtype: str, size: float, lost: bool) -> None:
+    """Blocks of which float16 scales lose a sixteenth or more; what is zero is not lost."""
+    config = config_of("moe", vision_config=None)
+    tensors = random_tensors(config, 3)
+    experts = next(value for name, value in tensors.items() if name.endswith("experts.down_proj"))
+    blocks = experts[0].reshape(-1, 32)
+    blocks *= size / np.abs(blocks).max(axis=-1, keepdims=True)
+    write_checkpoint(tmp_path / "a", config, tensors)
+    write_companions(tmp_path / "a", 270)
+    notes: list[str] = []
+    out = convert(tmp_path / "a", tmp_path / "out.gguf", outtype=outtype, on_note=notes.append)
+    assert len(notes) == lost
+    if lost:
+        share = 1 / config["text_config"]["num_experts"]
+        assert f"in 1 tensors, at most {share:.2%} of its groups (blk.0.ffn_down_exps.weight)" in notes[0]
+    found = tensors_of(out)["blk.0.ffn_down_exps.weight"]
+    values = np.array(dequantize(found.data, found.tensor_type)).reshape(experts.shape)[0].reshape(-1, 32)
+    off = np.abs(values - blocks).max(axis=-1) / np.maximum(np.abs(blocks).max(axis=-1), 1e-30)
+    if not lost:
+        assert (off < (0.2 if outtype.startswith("q4") else 0.07)).all()
+    elif size < 2e-6 and outtype != "q4_0":
+        assert (off > 0.2).any()
