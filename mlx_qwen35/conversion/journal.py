@@ -17,7 +17,7 @@ from mlx_qwen35.conversion.write import write_error
 from mlx_qwen35.errors import CheckpointError
 from mlx_qwen35.machine.files import flush
 
-VERSION = 5  # of the journal, the order of pieces and the bytes that are written: another one cannot be gone on with
+VERSION = 6  # of the journal, the order of pieces and the bytes that are written: another one cannot be gone on with
 
 Settings = dict[str, Any]
 

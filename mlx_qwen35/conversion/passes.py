@@ -7,6 +7,7 @@ three times as long as NumPy's (docs/SPEED.md).
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,85 +19,86 @@ Column = Any  # [N] of NumPy or MLX, float32: a number for each group
 Pack = Callable[[Any], Any]  # codes uint8 [.., G] -> what is kept of them
 
 _BLOCK = 1 << 17  # values
+_LINE = 16  # floats of a processor's cache line
 
 
 class HostPasses:
-    """Passes over values [N, G]: float16 or float32, or uint16 that are the bits of bfloat16."""
+    """Passes over values [N, G]: float16 or float32, or uint16 that are the bits of bfloat16.
+
+    They are worked on in blocks of some groups, turned so that a group lies in two columns, [G / 2, 2 N]. Two values or
+    four move as one number, which makes turning cheap. A group's sum is one of columns then: half of the time of one of
+    rows, and its bits do not depend on how many groups there are. Of bfloat16 four values are one number:
+
+        3 2 1 0     ->  rows 0 .. G / 4     1 and 3 without their halves of these bits: 0 and 2
+                        rows G / 4 ..       the upper halves: 1 and 3
+
+    Between passes 16 bits stay 16 bits: memory that no cache holds takes longer than making float32 of them again.
+    """
 
     xp = np
 
     def __init__(self, values: np.ndarray, dtype: mx.Dtype):
         """dtype: of scales and biases."""
         self._values, self._dtype, self.size = values, dtype, values.shape[1]
-        self._y = _memory("y", values.size).reshape(values.shape)
-        rows = max(1, _BLOCK // self.size)
-        self._t, self._q = (_memory(name, rows * self.size).reshape(rows, self.size) for name in "tq")
-        self._ones = np.ones(self.size, np.float32)
+        self._rows = max(1, _BLOCK // self.size)
+        self._bits = values.dtype == np.uint16
+        self._together: Any = np.uint64 if self._bits or values.itemsize == 4 else np.uint32  # several values
+        self._turned = _memory("turned", values.nbytes // 4)
+        self._rooms = [_memory(name, min(self._rows * self.size, values.size)) for name in "ytq"]
+        self._centre: Column = np.zeros(2 * len(values), np.float32)
 
     def ends(self) -> tuple[Column, Column]:
-        """The least and the largest value of each group. The first of the passes.
-
-        Where a group has both signs they are the largest of the integers that are its bits, without a sign and with
-        one: half of the time that floats take.
-        """
-        found = np.empty((2, len(self._y)), np.float32)
-        for rows, y, _, _ in self._blocks():
-            values, bits = self._values[rows], y.view(np.uint32)
-            if values.dtype == np.uint16:
-                np.copyto(bits, values)
-                np.left_shift(bits, 16, out=bits)
-            else:
-                np.copyto(y, values)
-            found[:, rows] = bits.max(-1).view(np.float32), bits.view(np.int32).max(-1).view(np.float32)
-        low, high = found
-        odd = np.flatnonzero(np.signbit(high) | ~np.signbit(low))
-        if len(odd):
-            low[odd], high[odd] = self._y[odd].min(-1), self._y[odd].max(-1)
-        return low, high
+        """The least and the largest value of each group. The first of the passes."""
+        found = self._room(2)
+        for rows, _ in self._stretches():
+            np.copyto(self._turned_of(rows), self._values[rows].view(self._together).T)
+        for columns, y, _, _ in self._blocks():
+            np.minimum.reduce(y, axis=0, out=found[0, columns])
+            np.maximum.reduce(y, axis=0, out=found[1, columns])
+        return np.minimum(found[0, ::2], found[0, 1::2]), np.maximum(found[1, ::2], found[1, 1::2])
 
     def look(
         self, centre: Column, inverse: Column, ratio: Column, offset: Column
     ) -> tuple[Column, Column, Column, Column]:
-        """Sums of r, |r| and r |r|, and of s^2: r is how far y = (value - centre) inverse is from the next integer, s
-        how far ratio y + offset is. Values count as y from now on. The second of the passes."""
-        found = np.empty((4, len(self._y)), np.float32)
-        for rows, y, t, q in self._blocks():
-            if centre[rows].any():
-                np.subtract(y, centre[rows, None], out=y)
-            np.multiply(y, inverse[rows, None], out=y)
-            r = np.subtract(y, np.rint(y, out=q), out=t)
+        """Sums of r, |r| and r |r|, and of s^2: r is how far inverse y is from the next integer, s how far ratio y +
+        offset is. From now on y = value - centre. The second of the passes."""
+        self._centre, inverse = _twice(centre), _twice(inverse)
+        line, found = (_twice(ratio), _twice(offset)), self._room(4)
+        for columns, y, t, q in self._blocks():
+            r = np.multiply(y, inverse[columns], out=t)
+            np.subtract(r, np.rint(r, out=q), out=r)
             size = np.abs(r, out=q)
-            self._sums(found[:3], rows, r, size, (r, size))
-            _line(y, ratio[rows], offset[rows], t)
-            s = np.subtract(t, np.rint(t, out=q), out=t)
-            self._sums(found[3:], rows, (s, s))
-        return tuple(found)
+            _sums(found[:3, columns], (r,), (size,), (r, size))
+            s = _line(y, line, columns, t)
+            np.subtract(s, np.rint(s, out=q), out=s)
+            _sums(found[3:, columns], (s, s))
+        return _added(found)
 
     def fit(
-        self, ratio: Column | None, offset: Column, top: int, pack: Pack | None = None
+        self, ratio: Column, offset: Column, top: int, pack: Pack | None = None
     ) -> tuple[tuple[Column, ...], np.ndarray | None]:
-        """Sums of r, q, q^2, r q and r^2: q is t = ratio y + offset (ratio None: 1) as an integer 0..top, r = t - q.
-        With them what pack() makes of q."""
-        found, kept = np.empty((5, len(self._y)), np.float32), []
-        for rows, y, t, q in self._blocks():
-            _line(y, None if ratio is None else ratio[rows], offset[rows], t)
+        """Sums of r, q, q^2, r q and r^2: q is t = ratio y + offset as an integer 0..top, r = t - q. With them what
+        pack() makes of q."""
+        line, found, kept = (_twice(ratio), _twice(offset)), self._room(5), []
+        for columns, y, t, q in self._blocks():
+            _line(y, line, columns, t)
             np.clip(np.rint(t, out=q), 0, top, out=q)
             r = np.subtract(t, q, out=t)
-            self._sums(found, rows, r, q, (q, q), (r, q), (r, r))
+            _sums(found[:, columns], (r,), (q,), (q, q), (r, q), (r, r))
             if pack is not None:
-                kept.append(pack(q.astype(np.uint8)))
-        return tuple(found), np.concatenate(kept) if kept else None
+                kept.append(pack(self._codes(q)))
+        return _added(found), np.concatenate(kept) if kept else None
 
     def codes(self, ratio: Column, offset: Column, top: int, pack: Pack) -> tuple[Column, Column, np.ndarray]:
         """The sums of r and r^2 of fit(), and what pack() makes of q."""
-        found, kept = np.empty((2, len(self._y)), np.float32), []
-        for rows, y, t, q in self._blocks():
-            _line(y, ratio[rows], offset[rows], t)
+        line, found, kept = (_twice(ratio), _twice(offset)), self._room(2), []
+        for columns, y, t, q in self._blocks():
+            _line(y, line, columns, t)
             np.clip(np.rint(t, out=q), 0, top, out=q)
-            kept.append(pack(q.astype(np.uint8)))
             r = np.subtract(t, q, out=t)
-            self._sums(found, rows, r, (r, r))
-        return *found, np.concatenate(kept)
+            _sums(found[:, columns], (r,), (r, r))
+            kept.append(pack(self._codes(q)))
+        return *_added(found), np.concatenate(kept)
 
     def settle(
         self, kept: np.ndarray, most: Column, ratio: Column, offset: Column, top: int, pack: Pack
@@ -104,12 +106,18 @@ class HostPasses:
         """-> (in which groups the sum of r^2 is below `most`, `kept` with their codes in it): r is what is left of
         ratio y + offset when it is an integer 0..top. Only where `most` is above 0 there is anything to be settled."""
         better, some = np.zeros(len(most), bool), np.flatnonzero(most > 0)
-        t = _line(self._y[some], ratio[some], offset[some])
-        q = np.clip(np.rint(t), 0, top)
-        t -= q
-        less = np.einsum("ng,ng->n", t, t) < most[some]
-        better[some] = less
-        kept[some[less]] = pack(q[less].astype(np.uint8))
+        if len(some):
+            turned = np.ascontiguousarray(self._values[some].view(self._together).T)
+            t = self._floats(turned, np.empty((self.size // 2, 2 * len(some)), np.float32))
+            t -= _twice(self._centre[2 * some])
+            t *= _twice(ratio[some])
+            t += _twice(offset[some])
+            q = np.rint(t)
+            np.clip(q, 0, top, out=q)
+            t -= q
+            found = np.einsum("km,km->m", t, t)
+            better[some] = less = found[::2] + found[1::2] < most[some]
+            kept[some[less]] = pack(self._codes(q)[less])
         return better, kept
 
     def rounded(self, column: Column) -> Column:
@@ -121,24 +129,56 @@ class HostPasses:
 
     @staticmethod
     def choose(mask: np.ndarray, one: Column, other: Column) -> Column:
-        """As where(), which takes six times as long."""
-        found = other.copy()
-        np.copyto(found, one, where=mask)
-        return found
+        """As where(), which takes ten times as long: its branches cannot be foreseen."""
+        chosen = mask.astype(np.uint32)
+        np.negative(chosen, out=chosen)  # all bits or none
+        bits = other.view(np.uint32)
+        chosen &= one.view(np.uint32) ^ bits
+        chosen ^= bits
+        return chosen.view(np.float32)
+
+    def _stretches(self) -> Iterator[tuple[slice, slice]]:
+        """The groups of one block after the other, and their columns."""
+        for start in range(0, len(self._values), self._rows):
+            stop = min(start + self._rows, len(self._values))
+            yield slice(start, stop), slice(2 * start, 2 * stop)
+
+    def _turned_of(self, rows: slice) -> np.ndarray:
+        width = self._values.strides[0] // 4
+        turned = self._turned[rows.start * width : rows.stop * width].view(self._together)
+        return turned.reshape(-1, rows.stop - rows.start)
 
     def _blocks(self) -> Iterator[tuple[slice, np.ndarray, np.ndarray, np.ndarray]]:
-        """Some rows, their y, and room for two arrays alike."""
-        for start in range(0, len(self._y), len(self._t)):
-            rows = slice(start, start + len(self._t))
-            y = self._y[rows]
-            yield rows, y, self._t[: len(y)], self._q[: len(y)]
+        """The columns of some groups, their y, and room for two arrays alike."""
+        for rows, columns in self._stretches():
+            shape = self.size // 2, columns.stop - columns.start
+            y, t, q = (room[: math.prod(shape)].reshape(shape) for room in self._rooms)
+            self._floats(self._turned_of(rows), y)
+            if self._centre[columns].any():
+                np.subtract(y, self._centre[columns], out=y)
+            yield columns, y, t, q
 
-    def _sums(self, found: np.ndarray, rows: slice, *terms: np.ndarray | tuple[np.ndarray, np.ndarray]) -> None:
-        """Row sums of arrays, and of products of two. A product of matrix and vector would take half of the time, but
-        there the bits of a row depend on how many rows there are."""
-        for place, term in zip(found, terms, strict=True):
-            a, b = term if isinstance(term, tuple) else (term, self._ones)
-            np.matmul(a[:, None, :], b[..., None], out=place[rows, None, None])
+    def _floats(self, turned: np.ndarray, out: np.ndarray) -> np.ndarray:
+        if self._bits:
+            pairs, bits = turned.view(np.uint32), out.view(np.uint32)
+            np.left_shift(pairs, 16, out=bits[: len(pairs)])
+            np.bitwise_and(pairs, 0xFFFF0000, out=bits[len(pairs) :])
+        else:
+            np.copyto(out, turned.view(self._values.dtype))
+        return out
+
+    def _codes(self, q: np.ndarray) -> np.ndarray:
+        """Those of a block as uint8 [groups, G]. What q holds is lost."""
+        if self._bits:
+            upper, lower = q[len(q) // 2 :], q[: len(q) // 2]
+            upper *= 256
+            lower += upper
+            fours = lower.astype(np.uint16).view(np.uint32)
+            return np.ascontiguousarray(fours.T).view(np.uint8)
+        return np.ascontiguousarray(q.astype(np.uint8).view(np.uint16).T).view(np.uint8)
+
+    def _room(self, sums: int) -> np.ndarray:
+        return _aligned(sums * 2 * len(self._values)).reshape(sums, -1)
 
 
 class DevicePasses:
@@ -156,14 +196,15 @@ class DevicePasses:
     def look(
         self, centre: Column, inverse: Column, ratio: Column, offset: Column
     ) -> tuple[Column, Column, Column, Column]:
-        self._y = (self._y - centre[:, None]) * inverse[:, None]
-        r = self._y - mx.round(self._y)
+        self._y = self._y - centre[:, None]
+        r = self._y * inverse[:, None]
+        r = r - mx.round(r)
         s = self._t(ratio, offset)
         s = s - mx.round(s)
         return r.sum(-1), mx.abs(r).sum(-1), (r * mx.abs(r)).sum(-1), (s * s).sum(-1)
 
     def fit(
-        self, ratio: Column | None, offset: Column, top: int, pack: Pack | None = None
+        self, ratio: Column, offset: Column, top: int, pack: Pack | None = None
     ) -> tuple[tuple[Column, ...], mx.array | None]:
         t = self._t(ratio, offset)
         q = mx.clip(mx.round(t), 0, top)
@@ -191,7 +232,7 @@ class DevicePasses:
     def choose(mask: mx.array, one: Column, other: Column) -> Column:
         return mx.where(mask, one, other)
 
-    def _t(self, ratio: Column | None, offset: Column) -> mx.array:
+    def _t(self, ratio: Column, offset: Column) -> mx.array:
         return (self._y if ratio is None else self._y * ratio[:, None]) + offset[:, None]
 
 
@@ -204,12 +245,38 @@ def _memory(name: str, count: int) -> np.ndarray:
     """Room for so many floats, a thread's own under that name. What was in it is lost."""
     memory: np.ndarray | None = getattr(_THREADS, name, None)
     if memory is None or len(memory) < count:
-        memory = np.empty(count, np.float32)
+        memory = _aligned(count)
         setattr(_THREADS, name, memory)
     return memory[:count]
 
 
-def _line(y: np.ndarray, ratio: Column | None, offset: Column, out: np.ndarray | None = None) -> np.ndarray:
-    if ratio is None:
-        return np.add(y, offset[:, None], out=out)
-    return np.add(np.multiply(y, ratio[:, None], out=out), offset[:, None], out=out)
+def _aligned(count: int) -> np.ndarray:
+    """Floats that begin with a line of the cache: where wide loads cross one, what is multiplied takes half as long
+    again."""
+    memory = np.empty(count + _LINE, np.float32)
+    begin = -memory.ctypes.data // 4 % _LINE
+    return memory[begin : begin + count]
+
+
+def _line(y: np.ndarray, line: tuple[np.ndarray, np.ndarray], columns: slice, out: np.ndarray) -> np.ndarray:
+    ratio, offset = line
+    np.multiply(y, ratio[columns], out=out)
+    return np.add(out, offset[columns], out=out)
+
+
+def _sums(found: np.ndarray, *terms: tuple[np.ndarray, ...]) -> None:
+    """Of the columns of arrays, or of products of two."""
+    for place, term in zip(found, terms, strict=True):
+        np.einsum("km,km->m" if len(term) > 1 else "km->m", *term, out=place)
+
+
+def _added(found: np.ndarray) -> tuple[Column, ...]:
+    """Of both columns of each group."""
+    return tuple(found[:, ::2] + found[:, 1::2])
+
+
+def _twice(column: Column) -> np.ndarray:
+    """A number for both columns of its group."""
+    found = _aligned(2 * len(column))
+    found[::2] = found[1::2] = column
+    return found

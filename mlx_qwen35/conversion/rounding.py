@@ -70,17 +70,20 @@ def packed(codes: np.ndarray, bits: int) -> np.ndarray:
     """
     if bits == 8:
         return codes.view(np.uint32)
-    eights = codes.reshape(-1).view(np.uint64)  # changed in place: the codes are used up
-    for lane in (8, 16, 32):
-        used = lane * bits // 8
-        low = sum(((1 << used) - 1) << place for place in range(0, 64, 2 * lane))
-        upper = eights >> lane - used
-        if 2 * used > lane:  # what is shifted out of the lower half would lie in its way
-            upper &= low << used
-            eights &= low
-        eights |= upper
-        eights &= low | low << used
-    return _joined(eights, 8 * bits).reshape(*codes.shape[:-1], codes.shape[-1] * bits // 32)
+    if bits in (2, 4):  # some to a byte, and nothing but zeros in the way
+        several = codes.view(np.uint16 if bits == 4 else np.uint32)
+        found = several >> 8 - bits
+        found |= several
+        for place in (2, 3) if bits == 2 else ():
+            found |= several >> place * (8 - bits)
+        return found.astype(np.uint8).view(np.uint32)
+    numbers = codes.reshape(-1)  # changed in place: the codes are used up
+    for lane, kind in ((8, np.uint16), (16, np.uint32), (32, np.uint64)):
+        numbers = numbers.view(kind)  # the upper half times 2^lane, which is to be 2^(lane * bits / 8)
+        upper = numbers >> kind(lane)
+        upper *= kind((1 << lane) - (1 << lane * bits // 8))
+        numbers -= upper
+    return _joined(numbers, 8 * bits).reshape(*codes.shape[:-1], codes.shape[-1] * bits // 32)
 
 
 def _joined(numbers: np.ndarray, bits: int) -> np.ndarray:

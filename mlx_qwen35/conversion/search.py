@@ -55,7 +55,7 @@ class Search:
         xp, passes = self._passes.xp, self._passes
         scale0, bias0 = self._usual
         few = self._bits == 2
-        self._unit = scale = xp.abs(scale0) if few else self._wider(_WIDER[self._bits][passes.size])
+        scale = xp.abs(scale0) if few else self._wider(_WIDER[self._bits][passes.size])
         # Values far from zero lose digits by being counted from there.
         self._centre = self._low * (xp.abs(self._low) > _FAR * xp.abs(scale))
         *sums, loss0 = passes.look(self._centre, 1 / scale, *self._line(scale0, bias0))
@@ -124,8 +124,7 @@ class Search:
         """Of a line and the one that fits its codes best, both as they are stored, the better: what it loses with these
         codes, its scale, its bias, and what pack() makes of the codes."""
         xp, passes, size = self._passes.xp, self._passes, self._passes.size
-        ratio, offset = self._line(scale, bias)
-        (r, q, q_q, r_q, r_r), kept = passes.fit(None if scale is self._unit else ratio, offset, self._top, pack)
+        (r, q, q_q, r_q, r_r), kept = passes.fit(*self._line(scale, bias), self._top, pack)
         # Codes are counted from the middle: that leaves small numbers.
         middle = self._top / 2
         q, q_q, r_q = q - middle * size, q_q - middle * (2 * q - middle * size), r_q - middle * r
@@ -153,7 +152,7 @@ class Search:
 
     def _line(self, scale: Column, bias: Column) -> tuple[Column, Column]:
         """A line as passes take it: t = ratio y + offset."""
-        return self._unit / scale, (self._centre - bias) / scale
+        return 1 / scale, (self._centre - bias) / scale
 
     def _better(self, one: tuple[Column, ...], other: tuple[Column, ...]) -> tuple[Column, ...]:
         """Of two lines, what they lose being first, the one that loses less, group by group."""
