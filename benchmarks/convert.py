@@ -98,23 +98,24 @@ RECIPES = {f"recipe-{bits}bit": bits for bits in (2, 3, 4, 5, 6, 8)}
 # What is measured: made once, read by all.
 
 
-def write_source(folder: Path, layers: int) -> Path:
-    """Made by a process of its own: the kernel counts what a parent once held among the memory of its children."""
+def write_source(folder: Path, layers: int, **sizes: int) -> Path:
+    """Made by a process of its own: the kernel counts what a parent once held among the memory of its children. sizes:
+    other ones than SIZES."""
     if is_mac():  # which does not count so
-        _write_source(folder, layers)
+        _write_source(folder, layers, sizes)
         return folder
     child = os.fork()
     if not child:
-        _write_source(folder, layers)
+        _write_source(folder, layers, sizes)
         os._exit(0)
     if os.waitpid(child, 0)[1]:
         raise SystemExit(f"{folder} could not be written")
     return folder
 
 
-def _write_source(folder: Path, layers: int) -> None:
+def _write_source(folder: Path, layers: int, sizes: dict[str, int]) -> None:
     kinds = [("linear_attention", "full_attention")[number % 2] for number in range(layers)]
-    config = tiny_config("moe", vision=True, layer_types=kinds, **SIZES)
+    config = tiny_config("moe", vision=True, layer_types=kinds, **SIZES | sizes)
     config["vision_config"] |= TOWER
     config |= {"eos_token_id": 248044, "image_token_id": 248056, "video_token_id": 248057,
                "vision_start_token_id": 248053, "vision_end_token_id": 248054}  # fmt: skip
@@ -148,7 +149,7 @@ def _write_source(folder: Path, layers: int) -> None:
 def run_once(code: str, source: Path, target: Path, options: dict) -> dict[str, float]:
     """Seconds of the clock and of all cores, and bytes of memory, of one conversion in a process of its own."""
     shutil.rmtree(target, ignore_errors=True)
-    with open(source / "model.safetensors", "rb") as file:
+    with open(source if source.is_file() else source / "model.safetensors", "rb") as file:
         while file.read(1 << 24):
             pass
     os.sync()
@@ -210,6 +211,8 @@ def main() -> None:
     parser.add_argument("--formats", nargs="+", choices=[*FORMATS, *RECIPES], default=["4bit"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--layers", type=int, default=2, help="of the text model; 2 make 5.4 GB")
+    parser.add_argument("--experts", type=int, default=SIZES["num_experts"])
+    parser.add_argument("--vocabulary", type=int, default=SIZES["vocab_size"])
     parser.add_argument("--source", type=Path, help="a checkpoint that write_source() made, instead of making one")
     parser.add_argument("--only", action="store_true", help="leave out the conversion of twice the size")
     parser.add_argument("--folder", type=Path, help="work here (default: a temporary folder)")
@@ -233,7 +236,8 @@ def main() -> None:
 
 
 def measure(work: Path, arguments: argparse.Namespace, codes: dict[str, str], around: dict) -> list[str]:
-    source = arguments.source or write_source(work / "source", arguments.layers)
+    sizes = {"num_experts": arguments.experts, "vocab_size": arguments.vocabulary}
+    source = arguments.source or write_source(work / "source", arguments.layers, **sizes)
     size = (source / "model.safetensors").stat().st_size
     around = around | {"source_bytes": size}
     print(f"source: {size / GB:.2f} GB")
@@ -263,7 +267,7 @@ def measure(work: Path, arguments: argparse.Namespace, codes: dict[str, str], ar
     if not arguments.source:
         shutil.rmtree(source)
     # Embedding and head do not double with the layers; so many more layers that all of it does.
-    twice = write_source(work / "twice", round(2.62 * arguments.layers) if arguments.layers > 1 else 3)
+    twice = write_source(work / "twice", round(2.62 * arguments.layers) if arguments.layers > 1 else 3, **sizes)
     run = run_once(OURS, twice, work / "ours", jobs["ours"][1])
     grown = (twice / "model.safetensors").stat().st_size
     print(
