@@ -1,6 +1,6 @@
 """One model on several ranks of this machine, over loopback, beside mlx-lm's sharding of the same checkpoint.
 
-`python -m benchmarks.ranks [--ranks 2] [--rounds 2]`. Every side is processes of its own, in turns. What is counted
+`python benchmarks/ranks.py [--ranks 2] [--rounds 2]`. Every side is processes of its own, in turns. What is counted
 (messages, bytes, memory) does not depend on the machine; what is timed says what processes on these cores do, and
 nothing about two Macs: docs/DISTRIBUTED.md has the model for those.
 """
@@ -20,9 +20,12 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from benchmarks.measuring import CHECKOUT, circumstances, in_turns, spread, summary, write
-from mlx_qwen35.parallel.place import on_this_machine
-from tests.experts.synthetic import synthetic_config, write_synthetic
+CHECKOUT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(CHECKOUT)]
+
+from benchmarks.measuring import circumstances, in_turns, spread, summary, write  # noqa: E402
+from mlx_qwen35.parallel.place import on_this_machine  # noqa: E402
+from tests.experts.synthetic import synthetic_config, write_synthetic  # noqa: E402
 
 PROMPT, STEPS = 64, 48
 
@@ -115,7 +118,7 @@ def theirs(folder: Path, steps: int) -> dict[str, Any]:
 
 def run(side: str, folder: Path, ranks: int = 2, steps: int = STEPS, plan: str = "experts", memory: str = "8GB") -> Any:
     """A side in processes of its own; what its rank 0 saw."""
-    command = [sys.executable, "-m", "benchmarks.ranks", "--side", side, "--folder", str(folder), "--ranks", str(ranks),
+    command = [sys.executable, __file__, "--side", side, "--folder", str(folder), "--ranks", str(ranks),
                "--steps", str(steps), "--plan", plan, "--memory", memory]  # fmt: skip
     if side != "theirs":
         done = subprocess.run(command, cwd=CHECKOUT, stdout=subprocess.PIPE, text=True, timeout=900)
