@@ -46,6 +46,7 @@ from mlx_qwen35.parallel.identity import identity
 from mlx_qwen35.parallel.leader import LeaderModel
 from mlx_qwen35.parallel.model import RanksModel
 from mlx_qwen35.parallel.plan import LINKS, Host, Link, Plan, Sizes, choose
+from mlx_qwen35.parallel.progress import READS
 from mlx_qwen35.parallel.ranks import Ranks
 from mlx_qwen35.parallel.share import RankShare, geometry
 from mlx_qwen35.processor import Processor
@@ -181,8 +182,9 @@ def _lead(
     on_progress: Callable[[int, int], None] | None,
 ) -> LeaderModel:
     try:
-        source = _source(folder, options)
-        own = _facts(source, options, memory)
+        with ranks.progress.working(READS):
+            source = _source(folder, options)
+            own = _facts(source, options, memory)
         ranks.wait_for_all(meeting.HERE if ranks.children else PATIENCE)
         facts = [own, *ranks.answers()]
         ranks.names = [meeting.name_of(rank, each) for rank, each in enumerate(facts)]
@@ -191,7 +193,7 @@ def _lead(
             raise ArgumentError(problem)
         ranks.tell(welcome=True)
         with ranks.together():
-            group = meeting.join(where)
+            group = meeting.join(where, ranks.progress)
             link = measured(group, source.config.text.hidden_size)
         group.alike = len({each["chip"] for each in facts}) == 1
         sizes = sizes_of(source.config, source.specs, compute_dtype(options.dtype).size, options, group.size, source)
@@ -202,7 +204,15 @@ def _lead(
         given = [each for each in contexts if each is not None]
         options = replace(options, context_length=min(given, default=options.context_length))
         share = RankShare(source.config, plan, group, LeaderModel)
-        model = _read(folder, options, share, stream, warm_start, on_progress)
+
+        def read(done: int, total: int) -> None:
+            ranks.progress.step()
+            ranks.check()
+            if on_progress is not None:
+                on_progress(done, total)
+
+        with ranks.progress.working(READS):
+            model = _read(folder, options, share, stream, warm_start, read)
         ranks.answers()  # loaded
     except BaseException as error:
         ranks.fail(f"{ranks.names[0]} failed: {error}")
@@ -227,12 +237,16 @@ def follow(
     where = place.place_of()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C goes to all of a group; rank 0 decides
     follower = follower or Follower(come_early(), where.rank)
+    progress = follower.progress
     try:
-        source = _source(folder, options)
-        follower.tell(**_facts(source, options, memory))
+        with progress.working(READS):
+            source = _source(folder, options)
+            facts = _facts(source, options, memory)
+        follower.tell(**facts)
         follower.told("welcome")
-        group = meeting.join(where)
-        measured(group, source.config.text.hidden_size)
+        with progress.working(READS):
+            group = meeting.join(where, progress)
+            measured(group, source.config.text.hidden_size)
         told = follower.told("plan")
         group.alike = told["alike"]
         kind, shares = told["plan"]
@@ -240,7 +254,8 @@ def follow(
         size = memory_size(memory)[0]
         tokens, stream = held(source, options, plan, where.rank, size, memory is not None)
         follower.tell(context=tokens)
-        model = _read(folder, options, RankShare(source.config, plan, group), stream, warm_start, None)
+        with progress.working(READS):
+            model = _read(folder, options, RankShare(source.config, plan, group), stream, warm_start, progress.step)
         follower.tell(loaded=True)
     except SystemExit:
         raise

@@ -10,6 +10,7 @@ import sys
 from contextlib import suppress
 
 from mlx_qwen35.parallel.place import place_of, say_status
+from mlx_qwen35.parallel.progress import Progress
 from mlx_qwen35.parallel.wire import Watched, Wire, connect
 
 STATUS = 70  # with which a process ends whose group is broken
@@ -17,10 +18,16 @@ PATIENCE = 120.0  # seconds for all ranks to come
 
 
 class Watcher(Watched):
-    """Another rank's watch over rank 0: where that is lost, or says that another is, this process ends."""
+    """Another rank's watch over rank 0: where that is lost, or says that some rank is or hangs, this process ends."""
 
     def __init__(self, wire: Wire) -> None:
-        super().__init__(wire, lambda why: end_at_once(f"rank 0 is lost: {why}"), end_at_once)
+        self.progress = Progress()
+        super().__init__(
+            wire,
+            lambda why: end_at_once(f"rank 0 is lost: {why}"),
+            end_at_once,
+            lambda: self.progress.sign().packed(),
+        )
 
 
 def come_early() -> Watcher:

@@ -16,13 +16,13 @@ import numpy as np
 
 from mlx_qwen35.cache import Cache
 from mlx_qwen35.cache.rows import RowsCache
-from mlx_qwen35.parallel import kept
+from mlx_qwen35.parallel import kept, progress
 from mlx_qwen35.parallel.call import NONE, ONE, Call, has_embedded
-from mlx_qwen35.parallel.early import end_at_once
+from mlx_qwen35.parallel.early import Watcher, end_at_once
 from mlx_qwen35.parallel.model import RanksModel
 from mlx_qwen35.parallel.points import Mirrors
 from mlx_qwen35.parallel.ranks import read_bytes
-from mlx_qwen35.parallel.wire import BYTES, END, FAILED, FRAME, TOLD, Watched
+from mlx_qwen35.parallel.wire import BYTES, END, FAILED, FRAME, TOLD
 from mlx_qwen35.vision.sight import Sight
 
 _NAMING = 3.0  # seconds that an error waits for rank 0's word of who is lost
@@ -31,8 +31,9 @@ _NAMING = 3.0  # seconds that an error waits for rank 0's word of who is lost
 class Follower:
     """One rank's half of the conversation."""
 
-    def __init__(self, watched: Watched, rank: int) -> None:
+    def __init__(self, watched: Watcher, rank: int) -> None:
         self._rank, self._watched = rank, watched
+        self.progress = watched.progress
         self._mirrors = Mirrors()
         self._steps = 0
         self._last: mx.array | None = None  # what came of the last call
@@ -70,24 +71,31 @@ class Follower:
                 if kind == END:
                     return
                 if kind == FRAME:
-                    self._compute(model, bytes(body))
+                    call = self._call(bytes(body))
+                    with self.progress.working(progress.allowed(call.tokens.size)):
+                        self._compute(model, call)
                 elif kind == TOLD:
-                    self._watched.tell(**self._answer(model, body))
+                    with self.progress.working(progress.WRITES):
+                        answer = self._answer(model, body)
+                    self._watched.tell(**answer)
         except BaseException as error:
             self.failed(error)
 
-    def _compute(self, model: RanksModel, body: bytes) -> None:
+    def _call(self, body: bytes) -> Call:
+        """What a frame says, with what may follow it."""
         frame, embedded = np.frombuffer(body, np.int32), None
         if has_embedded(frame):
             parts = [self.next() for _ in range(2)]
             assert all(kind == BYTES for kind, _ in parts)
             embedded = tuple(read_bytes(part) for _, part in parts)
-        call = Call.read(frame, embedded)
+        return Call.read(frame, embedded)
+
+    def _compute(self, model: RanksModel, call: Call) -> None:
         self._mirrors.drop(call.dropped)
         cache = self._cache(model, call)
         tokens = mx.array(call.tokens)
         model._returned = call.tokens.shape[1] if call.wanted < 0 else call.wanted
-        sight = None if embedded is None else Shown(*embedded, call.tokens.shape)
+        sight = None if call.embedded is None else Shown(*call.embedded, call.tokens.shape)
         snapshots = []
         if isinstance(cache, Cache) and call.each is not None:
             with cache.each_step(call.each or None) as snapshots:

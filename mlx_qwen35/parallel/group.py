@@ -1,6 +1,9 @@
 """The places where ranks meet: a sum, a message to a neighbour; and what that came to.
 
 Knows MLX's groups. Knows no layers.
+
+A few rows are left lazy; many are computed before they are sent and are waited for, so that a rank's progress says
+what it is at (progress.py).
 """
 
 from __future__ import annotations
@@ -12,7 +15,10 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
+from mlx_qwen35.parallel.progress import Progress
+
 _TRIES = 12
+FEW = 64  # rows, which are summed in float32 whatever is computed in
 
 
 @dataclass
@@ -32,8 +38,8 @@ class Group:
     """`size` ranks, of which this is one. alike: all have the same chip, and so make the same bits of the same numbers.
     """
 
-    def __init__(self, group: mx.distributed.Group) -> None:
-        self._group = group
+    def __init__(self, group: mx.distributed.Group, progress: Progress) -> None:
+        self._group, self.progress = group, progress
         self.rank, self.size = group.rank(), group.size()
         self.traffic = Traffic()
         self.alike = True
@@ -42,19 +48,35 @@ class Group:
         """Of all ranks' arrays of one shape; the same bits on each."""
         self.traffic.sums += 1
         self.traffic.nbytes += x.nbytes
-        return mx.distributed.all_sum(x, group=self._group)
+        many = x.size > FEW * x.shape[-1]
+        if many:
+            self.computed(x)
+        self.progress.meet()
+        total = mx.distributed.all_sum(x, group=self._group)
+        if many:
+            with self.progress.waiting():
+                mx.eval(total)
+        return total
 
     def send(self, x: mx.array, to: int) -> None:
         """Computed and sent on return. to: a neighbour; the last rank's is the first."""
         self.traffic.sends += 1
         self.traffic.nbytes += x.nbytes
-        mx.eval(mx.distributed.send(x, to, group=self._group))
+        self.computed(x)
+        with self.progress.waiting():
+            mx.eval(mx.distributed.send(x, to, group=self._group))
 
     def receive(self, shape: Sequence[int], dtype: mx.Dtype, source: int) -> mx.array:
         """Computed on return."""
         x = mx.distributed.recv(list(shape), dtype, source, group=self._group)
-        mx.eval(x)
+        with self.progress.waiting():
+            mx.eval(x)
         return x
+
+    def computed(self, x: mx.array) -> None:
+        """Compute it, which is progress."""
+        mx.eval(x)
+        self.progress.step()
 
     @contextmanager
     def led_by_rank_0(self) -> Iterator[None]:
@@ -79,6 +101,7 @@ class Group:
         x = mx.zeros((max(1, nbytes // 4),), mx.float32)
         found = []
         for _ in range(_TRIES):
+            self.progress.meet()
             start = time.perf_counter()
             mx.eval(mx.distributed.all_sum(x, group=self._group))
             found.append(time.perf_counter() - start)

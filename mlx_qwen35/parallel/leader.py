@@ -23,6 +23,7 @@ from mlx_qwen35.parallel.call import NONE, ONE, ROWS, Call, Past
 from mlx_qwen35.parallel.model import RanksModel
 from mlx_qwen35.parallel.plan import Plan
 from mlx_qwen35.parallel.points import Names, Point
+from mlx_qwen35.parallel.progress import allowed
 from mlx_qwen35.vision.sight import Sight
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class LeaderModel(RanksModel):
             call, points, each = self._call(tokens, cache, sight or None, more, wanted, names)
             ranks.send_call(call)
             self._returned = length if wanted is None else min(wanted, length)
-            with ranks.together():
+            with ranks.together(allowed(tokens.size)):
                 x = self.computed(tokens, cache, sight or (), more=more, wanted=wanted)
             for held, point in zip(_caches(cache), points, strict=True):
                 held.point = point

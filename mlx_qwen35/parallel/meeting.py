@@ -20,6 +20,7 @@ import mlx.core as mx
 from mlx_qwen35.errors import ArgumentError, RankLostError
 from mlx_qwen35.parallel.group import Group
 from mlx_qwen35.parallel.place import HOSTFILE, Place
+from mlx_qwen35.parallel.progress import Progress
 from mlx_qwen35.parallel.ranks import Ranks
 from mlx_qwen35.parallel.wire import Wire
 
@@ -67,7 +68,7 @@ class Door:
                     wire.close()
 
 
-def join(place: Place) -> Group:
+def join(place: Place, progress: Progress) -> Group:
     """MLX's group of all ranks. A process that is not connected after a minute ends: that cannot be interrupted."""
     if _joined:
         raise ArgumentError("this process had ranks before, and MLX joins a group once: start another process")
@@ -82,7 +83,7 @@ def join(place: Place) -> Group:
             f"MLX counts this process as rank {group.rank()} of {group.size()}, its environment as {place.rank} of "
             f"{place.ranks}: start all with one hostfile ({HOSTFILE}={os.environ.get(HOSTFILE)})"
         )
-    return Group(group)
+    return Group(group, progress)
 
 
 def differences(facts: Sequence[Facts], compared: Sequence[str]) -> str | None:

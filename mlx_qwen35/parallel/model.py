@@ -27,11 +27,9 @@ from mlx_qwen35.layers.summed import Summed, array_of
 from mlx_qwen35.model import Model
 from mlx_qwen35.model.decoder import DecoderLayer, together
 from mlx_qwen35.parallel.cuts import text_of
-from mlx_qwen35.parallel.group import Group
+from mlx_qwen35.parallel.group import FEW, Group
 from mlx_qwen35.parallel.plan import Plan
 from mlx_qwen35.vision.sight import Sight
-
-_FEW = 64  # rows whose sums are float32 whatever is computed in
 
 
 class RankedMoE(SparseMoE):
@@ -61,7 +59,7 @@ class RankedMoE(SparseMoE):
         if "shared_expert" in self:
             shared, gate = self.shared_expert(rows), self.shared_expert_gate(rows)
         routed, count = self._routed(rows, expert_ids, weights, () if shared is None else (shared, gate))
-        wide = mx.float32 if len(rows) <= _FEW else x.dtype
+        wide = mx.float32 if len(rows) <= FEW else x.dtype
         part = routed.astype(wide)
         if shared is not None:
             part = part + (mx.sigmoid(gate) * shared).astype(wide)
@@ -118,7 +116,7 @@ class CutLayer(DecoderLayer):
 
 
 def _summed(group: Group, x: mx.array) -> mx.array:
-    wide = mx.float32 if x.size // x.shape[-1] <= _FEW else x.dtype
+    wide = mx.float32 if x.size // x.shape[-1] <= FEW else x.dtype
     return group.sum(x.astype(wide)).astype(x.dtype)
 
 
@@ -199,13 +197,19 @@ class RanksModel(Model):
         return cache
 
     def _through_layers(self, x: mx.array, *others: Any) -> tuple[mx.array, mx.array | None]:
-        """In a pipeline what other ranks' layers make of x comes from them; of that the last positions alone."""
+        """In a pipeline what other ranks' layers make of x comes from them; of that the last positions alone.
+
+        Many rows are computed layer by layer, each of which is progress.
+        """
         if self.plan.kind != "pipeline":
             return super()._through_layers(x, *others)
         group, rank = self.group, self.group.rank
         dtype, last = self.norm.weight.dtype, group.size - 1
         if rank:
             x = group.receive(x.shape, dtype, rank - 1)
+        if x.shape[0] * x.shape[1] > FEW:
+            *others, _ = others
+            others.append(group.computed)
         x = together(*super()._through_layers(x, *others))
         count = min(self._returned or x.shape[1], x.shape[1])
         if rank == last:

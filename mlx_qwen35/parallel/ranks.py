@@ -3,7 +3,8 @@
 Knows wires, processes and time. Knows no layers.
 
 Whoever is lost, all others are told who and why, and end. Rank 0's own call then ends with MLX's error where it
-notices; where it waits for ever (a rank that was stopped), this process ends some seconds later, with STATUS.
+notices; where it waits for ever (a rank that was stopped), this process ends some seconds later, with STATUS. A rank
+that lives and does nothing more, this one included, is found by what all say of their progress.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -23,7 +24,8 @@ import numpy as np
 from mlx_qwen35.errors import RankLostError, SessionError
 from mlx_qwen35.parallel.call import Call
 from mlx_qwen35.parallel.early import end_at_once
-from mlx_qwen35.parallel.wire import BYTES, FAILED, FRAME, TOLD, Watched, Wire
+from mlx_qwen35.parallel.progress import READS, Progress, Sign, hanging
+from mlx_qwen35.parallel.wire import BYTES, EVERY, FAILED, FRAME, TOLD, Watched, Wire
 
 WATCHED = "MLX_QWEN35_WATCHED"  # another process starts this one again (cli/watching.py)
 _TELLING = 1.5  # seconds for clients to be told before that
@@ -34,12 +36,13 @@ _ENDING = 5.0  # seconds for processes to end when they are told to
 
 class Ranks:
     """`count` of them, this one included, of which none has come yet. names: in words, such as "rank 1 (studio, process
-    77)". children: those that this process has started."""
+    77)". children: those that this process has started. progress: of this rank."""
 
     def __init__(self, count: int) -> None:
         self.names = [f"rank {rank}" for rank in range(count)]
         self.children: dict[int, subprocess.Popen[bytes]] = {}
         self.lost: str | None = None
+        self.progress = Progress()
         self._lock, self._named, self._naming = threading.RLock(), threading.Event(), threading.Lock()
         self._busy = self._closed = False
         self._here: dict[int, Watched] = {}
@@ -59,12 +62,14 @@ class Ranks:
         )
         if self.lost is not None:
             self._here[rank].send(FAILED, self.lost.encode())
+        if len(self._here) == 1:
+            threading.Thread(target=self._judge, name="mlx-qwen35 judge", daemon=True).start()
 
     def wait_for_all(self, seconds: float) -> None:
         """Until all have come. Raises RankLostError, with who has not."""
         until = time.monotonic() + seconds
         while len(self._here) < len(self.names) - 1:
-            self._check()
+            self.check()
             absent = [rank for rank in range(1, len(self.names)) if rank not in self._here]
             ended = [rank for rank in absent if rank in self.children and self.children[rank].poll() is not None]
             if ended or time.monotonic() > until:
@@ -76,7 +81,7 @@ class Ranks:
     def calling(self) -> Iterator[None]:
         """Inside, one thread speaks to the others. Raises RankLostError where one is gone."""
         with self._lock:
-            self._check()
+            self.check()
             yield
 
     def send_call(self, call: Call) -> None:
@@ -87,21 +92,25 @@ class Ranks:
             each.send(FRAME, frame)
             for part in parts:
                 each.send(BYTES, part)
-        self._check()
+        self.check()
 
     @contextmanager
-    def together(self) -> Iterator[None]:
-        """Inside, all ranks compute; whatever goes wrong breaks the group. Raises RankLostError, which names who."""
+    def together(self, allowed: float = READS) -> Iterator[None]:
+        """Inside, all ranks compute; whatever goes wrong breaks the group. Raises RankLostError, which names who.
+
+        allowed: seconds without progress, after which one hangs.
+        """
         self._busy = True
         try:
-            yield
+            with self.progress.working(allowed):
+                yield
         except BaseException as error:
             if not self._named.wait(_NAMING):
                 self.fail(f"{self.names[0]} failed: {error}")
             raise RankLostError(self.lost) from error
         finally:
             self._busy = False
-        self._check()
+        self.check()
 
     def tell(self, **what: Any) -> None:
         for each in self._watched:
@@ -116,7 +125,7 @@ class Ranks:
                 if message is not None and message[0] == TOLD:
                     found.append(json.loads(bytes(message[1])))
                     break
-                self._check()
+                self.check()
                 if message is not None or (until is not None and time.monotonic() > until):
                     self._lose(f"{self.names[rank]} does not answer", rank)
         return found
@@ -154,7 +163,8 @@ class Ranks:
                 child.kill()
                 child.wait()
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Raises RankLostError where one is gone, or all were told to end."""
         if self.lost is not None:
             raise RankLostError(self.lost)
         if self._closed:
@@ -166,6 +176,35 @@ class Ranks:
             if child is not None and (status := child.wait(0.3)):
                 return f"its process ended with status {status}"
         return why
+
+    def _judge(self) -> None:
+        """Apart from what listens and what works."""
+        seen: dict[int, tuple[Sign, float]] = {}
+        while self.lost is None and not self._closed:
+            now = time.monotonic()
+            for rank, sign in self._signs().items():
+                if rank not in seen or seen[rank][0] != sign:
+                    seen[rank] = sign, now
+            if found := hanging({rank: (sign, now - since) for rank, (sign, since) in seen.items()}):
+                if 0 in found:
+                    self._busy = True  # at whatever it is
+                self._lose(self._of_hanging(found, now - min(seen[rank][1] for rank in found)), None)
+            time.sleep(EVERY)
+
+    def _signs(self) -> dict[int, Sign]:
+        """What each rank said last; of those that have come and said something."""
+        found = {0: self.progress.sign()}
+        for rank, each in dict(self._here).items():
+            if body := each.wire.sign:
+                try:
+                    found[rank] = Sign.read(body)
+                except ValueError as error:
+                    self._lose(f"{self.names[rank]} failed: {error}", rank)
+        return found
+
+    def _of_hanging(self, found: Sequence[int], seconds: float) -> str:
+        names = " or ".join(self.names[rank] for rank in found)
+        return f"{names} hangs: it lives, and has done nothing for {seconds:.0f} seconds"
 
     def _lose(self, text: str, rank: int | None) -> None:
         with self._naming:

@@ -3,7 +3,7 @@
 Knows sockets, threads and time. Knows no arrays and no models. Every wait has an end.
 
     kind    body
-    ping    nothing; once a second, from a thread of its own
+    ping    a progress.Sign, or nothing; once a second, from a thread of its own
     told    JSON: the handshake, what is saved, what went well
     frame   int32
     bytes   an array's
@@ -31,13 +31,14 @@ _MOST = 1 << 40
 
 
 class Wire:
-    """A connection to another rank. heard: when anything came last. Read by one thread, written to by any."""
+    """A connection to another rank. heard: when anything came last; sign: what the last ping said. Read by one thread,
+    written to by any."""
 
     def __init__(self, connection: socket.socket) -> None:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.settimeout(None)
         self._socket, self._sending = connection, threading.Lock()
-        self.heard = time.monotonic()
+        self.heard, self.sign = time.monotonic(), b""
 
     def send(self, kind: bytes, body: bytes | memoryview = b"") -> None:
         """Raises OSError where the other is gone."""
@@ -59,6 +60,7 @@ class Wire:
             body = self._read(size, until)
             if kind != PING:
                 return kind, body
+            self.sign = bytes(body)
 
     def _read(self, size: int, until: float | None) -> bytearray:
         body = bytearray(size)
@@ -82,11 +84,17 @@ class Watched:
     """A wire whose messages come in a queue, while a thread listens for signs of life and another gives them.
 
     on_lost(why): called once, from a thread, where the other is gone, silent, or has said what is wrong; on_failed:
-    likewise for the last, with its text.
+    likewise for the last, with its text. sign: what goes with a sign of life.
     """
 
-    def __init__(self, wire: Wire, on_lost: Callable[[str], None], on_failed: Callable[[str], None]) -> None:
-        self.wire, self.ended = wire, False
+    def __init__(
+        self,
+        wire: Wire,
+        on_lost: Callable[[str], None],
+        on_failed: Callable[[str], None],
+        sign: Callable[[], bytes] = bytes,
+    ) -> None:
+        self.wire, self.ended, self._sign = wire, False, sign
         self._messages: SimpleQueue[tuple[bytes, bytearray]] = SimpleQueue()
         self._on_lost, self._on_failed = on_lost, on_failed
         self._lock, self._over = threading.Lock(), False
@@ -136,7 +144,7 @@ class Watched:
     def _beat(self) -> None:
         while not self._over:
             try:
-                self.wire.send(PING)
+                self.wire.send(PING, self._sign())
             except OSError as error:
                 self._lost(f"its connection broke ({error})")
                 return

@@ -9,6 +9,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_qwen35.parallel.group import Group, Traffic
+from mlx_qwen35.parallel.progress import Progress
 
 
 class Threads(Group):
@@ -16,6 +17,7 @@ class Threads(Group):
 
     def __init__(self, rank: int, size: int, meeting: "Meeting") -> None:
         self.rank, self.size, self.traffic, self.alike, self._meeting = rank, size, Traffic(), True, meeting
+        self.progress = Progress()
 
     def sum(self, x: mx.array) -> mx.array:
         self.traffic.sums += 1
