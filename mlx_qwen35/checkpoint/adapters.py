@@ -143,11 +143,17 @@ def load_adapter(model: Model, adapter: str | Path | Adapter) -> Model:
 
     Raises CheckpointError, and leaves the model as it was, if tensors do not fit it; the first are named.
     """
+    _check_alone(model)
     adapter = adapter if isinstance(adapter, Adapter) else read_adapter(adapter)
     if any(hasattr(module, "lora_a") for module in model.modules()):
         raise CheckpointError("the model has an adapter already; fuse it, or load the model again")
     adapter = fitted(adapter, model.config)
     check_fit(adapter, model.config)
+    return put_on(model, adapter)
+
+
+def put_on(model: Model, adapter: Adapter) -> Model:
+    """The same for an adapter that is known to fit, or a share of one (parallel/adapted.py)."""
     if adapter.kind == "full":
         return _replace_weights(model, adapter, {name: leaves[""] for name, leaves in adapter.tensors.items()})
     if adapter.whole:
@@ -204,6 +210,7 @@ def fuse(model: Model) -> Model:
     Computed in float32. A quantized weight is dequantized, changed and quantized again as it was: that rounds, and what
     the adapter changes by less than half a step of the grid is lost. Fuse into an unquantized model where that counts.
     """
+    _check_alone(model)
     fused = []
     for name, module in model.named_modules():
         if not hasattr(module, "lora_a"):
@@ -251,6 +258,7 @@ def save_adapter(model: Model, folder: str | Path, *, base: str | Path = "") -> 
 
     base: what adapter_config.json says the model was. Raises CheckpointError if the model has no LoRA or DoRA layers.
     """
+    _check_alone(model)
     layers = {name: module for name, module in model.named_modules() if hasattr(module, "lora_a")}
     if not layers:
         raise CheckpointError("the model has no adapter; train one with mlx-lm's linear_to_lora_layers and train")
@@ -279,6 +287,15 @@ def save_adapter(model: Model, folder: str | Path, *, base: str | Path = "") -> 
     }
     (folder / CONFIG).write_text(json.dumps(config, indent=4) + "\n", encoding="utf-8")
     return folder
+
+
+def _check_alone(model: Model) -> None:
+    """Raises CheckpointError where other ranks have parts of the model, which nothing here would reach."""
+    if getattr(model, "ranks_told", None) is not None:
+        raise CheckpointError(
+            "the model is on ranks, which take an adapter when they load: load(..., ranks=, adapter_path=). To merge "
+            "or write one, load the model without ranks"
+        )
 
 
 def _config(folder: Path) -> dict[str, Any]:

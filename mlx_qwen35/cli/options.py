@@ -220,8 +220,6 @@ def hold(args: argparse.Namespace, check: CheckOffer | None = None) -> Held:
     Refuses flags that make no sense, and before a download all that can be refused by then; check: as in `find_model`.
     """
     check_sampling(args)
-    if ranks.count_of(args) > 1 and args.draft_model is not None:
-        raise OptionError("--draft-model is not for a model on ranks: --mtp drafts there")
     if args.context_length is not None and args.context_length < 2:
         raise OptionError(f"--context-length is {args.context_length}; it must be 2 or more")
     if args.mtp and args.draft_model is not None:
@@ -278,20 +276,23 @@ def _held(args: argparse.Namespace, folder: Path) -> Held:
     from mlx_qwen35 import library
 
     chosen = chosen_of(args)
-    if ranks.count_of(args) > 1:  # each decides that of its share
-        return library.Held(folder, args.dtype, args.context_length, None, False, args.yarn, chosen["kv_form"])
+
+    def held(**more: Any) -> Held:
+        if ranks.count_of(args) > 1:  # each decides that of its share
+            return library.Held(folder, args.dtype, args.context_length, None, False, args.yarn, chosen["kv_form"])
+        return library.hold(folder, args.memory, **chosen, **more)
+
     if not args.mtp and args.draft_model is None:
-        return library.hold(folder, args.memory, **chosen)
+        return held()
     from mlx_qwen35.library.drafting import drafting_bytes
     from mlx_qwen35.library.finding import HubName, look_up
     from mlx_qwen35.library.hub import complete_head
 
     if args.mtp:
         complete_head(folder, Progress("Downloading", "bytes"))
-    beside = drafting_bytes(folder, args.mtp, args.draft_model, args.dtype)
-    held = library.hold(folder, args.memory, **chosen, beside=beside)
+    found = held(beside=drafting_bytes(folder, args.mtp, args.draft_model, args.dtype))
     if args.draft_model is None or not isinstance(look_up(args.draft_model), HubName):
-        return held
+        return found
     library.find(args.draft_model, on_progress=Progress("Downloading", "bytes"))
     return _held(args, folder)  # by its files now
 
@@ -342,10 +343,11 @@ def _load_ranked(
     args: argparse.Namespace, held: Held, count: int, progress: Callable[[int, int], None] | None
 ) -> Model:
     """Rank 0's, when all have theirs."""
-    from mlx_qwen35.library.drafting import load_head
+    from mlx_qwen35.library.drafting import drafting_bytes, load_head
     from mlx_qwen35.library.ranked import load_leader
 
-    how = {"memory": args.memory, "warm_start": args.warm_start, "on_progress": progress}
+    how = {"memory": args.memory, "adapter_path": args.adapter_path, "warm_start": args.warm_start}
+    how |= {"beside": drafting_bytes(held.folder, args.mtp, args.draft_model, args.dtype), "on_progress": progress}
     model = load_leader(held.folder, count, ranks.options_of(args, chosen_of(args)), **how)
     if args.verbose:
         ranks.tell_plan(model)

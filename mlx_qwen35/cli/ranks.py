@@ -17,6 +17,9 @@ from mlx_qwen35.parallel.place import place_of
 if TYPE_CHECKING:
     from mlx_qwen35.library.ranked import Options
 
+_OWN = {"memory": None, "adapter_path": None, "warm_start": True}  # what each rank has of its own, if a command has it
+
+
 def add_rank_arguments(group: argparse._ActionsContainer) -> None:
     """Of all commands that load a model."""
     group.add_argument(
@@ -43,8 +46,6 @@ def count_of(args: argparse.Namespace) -> int:
     count = place.ranks if place is not None else args.ranks or 1
     if count == 1 and args.plan is not None:
         raise ArgumentError("--plan says how a model is cut over ranks: add --ranks N, or start with mlx.launch")
-    if count > 1 and getattr(args, "adapter_path", None) is not None:
-        raise ArgumentError("--adapter-path lies on no rank: merge it first (mlx_lm.fuse), or leave --ranks out")
     return count
 
 
@@ -64,7 +65,7 @@ def follows(args: argparse.Namespace, find: Callable[[], Path], chosen: dict[str
     count_of(args)
     from mlx_qwen35.library.ranked import follow
 
-    told = {"memory": args.memory, "warm_start": getattr(args, "warm_start", True)}
+    told = {name: getattr(args, name, default) for name, default in _OWN.items()}
     return follow(find(), options_of(args, chosen), **told)
 
 

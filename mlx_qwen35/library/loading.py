@@ -108,10 +108,8 @@ def load(
     if ranks is not None and ranks > 1:
         from mlx_qwen35.library.ranked import load_ranked
 
-        if adapter is not None:
-            raise ArgumentError("an adapter beside the weights lies on no rank: merge it first (fuse)")
         how = {"exact": exact, "kernels": kernels, "warm_start": warm_start, "on_progress": on_progress}
-        return load_ranked(folder, ranks, plan, memory=memory, mtp=mtp, **chosen, **how)
+        return load_ranked(folder, ranks, plan, memory=memory, mtp=mtp, adapter_path=adapter_path, **chosen, **how)
     held = hold(folder, memory, **chosen, beside=drafting_bytes(folder, mtp, None, dtype))
     # The small files first: a tokenizer that is missing should not be found out after minutes of weights.
     processor = load_processor(folder, context_length=held.context_length, yarn=yarn)

@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from platform import node
@@ -23,6 +24,7 @@ import mlx.core as mx
 
 from mlx_qwen35 import __version__
 from mlx_qwen35.cache.kv import KVFormat
+from mlx_qwen35.checkpoint.adapters import Adapter, put_on, read_adapter
 from mlx_qwen35.checkpoint.companions import small_files
 from mlx_qwen35.checkpoint.inventory import SIGNS, text_tensors
 from mlx_qwen35.checkpoint.load import compute_dtype, read_config
@@ -30,7 +32,7 @@ from mlx_qwen35.checkpoint.load import load_model as read_model
 from mlx_qwen35.checkpoint.source import Source, open_source
 from mlx_qwen35.errors import ArgumentError, CheckpointError
 from mlx_qwen35.experts.budget import StreamPlan
-from mlx_qwen35.library.drafting import load_head
+from mlx_qwen35.library.drafting import drafting_bytes, load_head
 from mlx_qwen35.library.footprint import Specs, cache_at, cache_bytes, tensor_bytes, weight_bytes
 from mlx_qwen35.library.holding import decide, of_source
 from mlx_qwen35.library.kernel_check import check_kernels
@@ -38,6 +40,7 @@ from mlx_qwen35.library.memory import memory_size
 from mlx_qwen35.machine.gpu import gpu_info
 from mlx_qwen35.machine.system import cache_folder, processor_name
 from mlx_qwen35.parallel import meeting, place
+from mlx_qwen35.parallel.adapted import adapter_identity
 from mlx_qwen35.parallel.cuts import indivisible
 from mlx_qwen35.parallel.early import PATIENCE, Watcher, come_early
 from mlx_qwen35.parallel.follower import Follower
@@ -54,7 +57,7 @@ from mlx_qwen35.processor import Processor
 if TYPE_CHECKING:
     from mlx_qwen35.config import ModelConfig
 
-_COMPARED = ("mlx", "mlx-qwen35", "checkpoint", "options")
+_COMPARED = ("mlx", "mlx-qwen35", "checkpoint", "adapter", "options")
 _CONTEXT = 32768  # tokens whose cache a plan is made for, where no context is asked for
 # Rank 0 sees it before anything heavy is imported.
 _FOLLOW = """
@@ -84,6 +87,22 @@ class Options:
         return None if self.kv is None else KVFormat(*self.kv)
 
 
+@dataclass(frozen=True)
+class _Reading:
+    """What is a rank's own, and need not be the same on each: where things lie on its disk, its memory, what drafts."""
+
+    folder: Path
+    memory: int | str | None
+    adapter_path: str | Path | None
+    warm_start: bool
+    beside: Callable[[int], int] | None = None
+
+    @cached_property
+    def adapter(self) -> Adapter | None:
+        """Raises CheckpointError."""
+        return None if self.adapter_path is None else read_adapter(self.adapter_path)
+
+
 def options_of(
     *,
     dtype: mx.Dtype | str | None,
@@ -107,6 +126,7 @@ def load_ranked(
     *,
     memory: int | str | None = None,
     mtp: bool = False,
+    adapter_path: str | Path | None = None,
     warm_start: bool = True,
     on_progress: Callable[[int, int], None] | None = None,
     **chosen: Any,
@@ -116,12 +136,12 @@ def load_ranked(
     chosen: arguments of `options_of`.
     """
     options = options_of(plan=plan, **chosen)
+    how = {"memory": memory, "adapter_path": adapter_path, "warm_start": warm_start}
     where = place.place_of()
     if where is not None and where.rank:
-        sys.exit(follow(folder, options, memory=memory, warm_start=warm_start))
-    model = load_leader(
-        folder, count, options, memory=memory, warm_start=warm_start, on_progress=on_progress
-    )
+        sys.exit(follow(folder, options, **how))
+    beside = drafting_bytes(folder, mtp, None, chosen["dtype"])
+    model = load_leader(folder, count, options, beside=beside, on_progress=on_progress, **how)
     try:
         if mtp:
             model.take_mtp(load_head(folder, model, dtype=chosen["dtype"], on_progress=on_progress))
@@ -138,14 +158,17 @@ def load_leader(
     options: Options,
     *,
     memory: int | str | None = None,
+    adapter_path: str | Path | None = None,
+    beside: Callable[[int], int] | None = None,
     warm_start: bool = True,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> LeaderModel:
     """Rank 0's share of the model on `count` ranks; the others have theirs on return. They were started with
     `mlx.launch`, or are started here, as processes of this machine.
 
-    memory: for each rank as `load` has it, here shared by all that are started here. Raises what `load` raises, with
-    the words of whichever rank it is, ArgumentError where ranks do not fit together, and RankLostError.
+    memory: for each rank as `load` has it, here shared by all that are started here. beside: tokens of context -> bytes
+    that rank 0 is to leave for what drafts. Raises what `load` raises, with the words of whichever rank it is,
+    ArgumentError where ranks do not fit together, and RankLostError.
     """
     where = place.place_of()
     if where is not None and where.ranks != count:
@@ -159,9 +182,11 @@ def load_leader(
             if not launched:
                 memory = memory_size(memory)[0] // count
                 told = {"folder": str(folder), "memory": memory, "warm_start": warm_start, "options": asdict(options)}
+                told["adapter_path"] = None if adapter_path is None else str(adapter_path)
                 ranks.children = {rank: _start(environments[rank], told) for rank in range(1, count)}
                 os.environ.update(environments[0])
-            return _lead(where, ranks, folder, options, memory, warm_start, on_progress)
+            how = _Reading(folder, memory, adapter_path, warm_start, beside)
+            return _lead(where, ranks, options, how, on_progress)
         except BaseException:
             ranks.end_children()
             raise
@@ -175,16 +200,14 @@ def load_leader(
 def _lead(
     where: place.Place,
     ranks: Ranks,
-    folder: Path,
     options: Options,
-    memory: int | str | None,
-    warm_start: bool,
+    how: _Reading,
     on_progress: Callable[[int, int], None] | None,
 ) -> LeaderModel:
     try:
         with ranks.progress.working(READS):
-            source = _source(folder, options)
-            own = _facts(source, options, memory)
+            source = _source(how.folder, options)
+            own = _facts(source, options, how)
         ranks.wait_for_all(meeting.HERE if ranks.children else PATIENCE)
         facts = [own, *ranks.answers()]
         ranks.names = [meeting.name_of(rank, each) for rank, each in enumerate(facts)]
@@ -197,9 +220,11 @@ def _lead(
             link = measured(group, source.config.text.hidden_size)
         group.alike = len({each["chip"] for each in facts}) == 1
         sizes = sizes_of(source.config, source.specs, compute_dtype(options.dtype).size, options, group.size, source)
+        if how.beside is not None:
+            sizes = replace(sizes, beside=sizes.beside + how.beside(options.context_length or _CONTEXT))
         plan = choose(sizes, [Host(each["memory"]) for each in facts], link, options.plan)
         ranks.tell(plan=[plan.kind, plan.shares], alike=group.alike)
-        tokens, stream = held(source, options, plan, 0, own["memory"], memory is not None)
+        tokens, stream = held(source, options, plan, 0, own["memory"], how.memory is not None, how.beside)
         contexts = [tokens, *(answer["context"] for answer in ranks.answers())]
         given = [each for each in contexts if each is not None]
         options = replace(options, context_length=min(given, default=options.context_length))
@@ -212,12 +237,13 @@ def _lead(
                 on_progress(done, total)
 
         with ranks.progress.working(READS):
-            model = _read(folder, options, share, stream, warm_start, read)
+            model = _read(how, options, share, stream, read)
         ranks.answers()  # loaded
     except BaseException as error:
         ranks.fail(f"{ranks.names[0]} failed: {error}")
         raise
-    model.lead(ranks, plan, options.context_length)
+    whose = {name: own[name] for name in ("checkpoint", "adapter") if own[name] is not None}
+    model.lead(ranks, plan, options.context_length, whose)
     return model
 
 
@@ -226,6 +252,7 @@ def follow(
     options: Options,
     *,
     memory: int | str | None = None,
+    adapter_path: str | Path | None = None,
     warm_start: bool = True,
     follower: Follower | None = None,
 ) -> int:
@@ -237,11 +264,11 @@ def follow(
     where = place.place_of()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C goes to all of a group; rank 0 decides
     follower = follower or Follower(come_early(), where.rank)
-    progress = follower.progress
+    progress, how = follower.progress, _Reading(folder, memory, adapter_path, warm_start)
     try:
         with progress.working(READS):
             source = _source(folder, options)
-            facts = _facts(source, options, memory)
+            facts = _facts(source, options, how)
         follower.tell(**facts)
         follower.told("welcome")
         with progress.working(READS):
@@ -255,7 +282,7 @@ def follow(
         tokens, stream = held(source, options, plan, where.rank, size, memory is not None)
         follower.tell(context=tokens)
         with progress.working(READS):
-            model = _read(folder, options, RankShare(source.config, plan, group), stream, warm_start, progress.step)
+            model = _read(how, options, RankShare(source.config, plan, group), stream, progress.step)
         follower.tell(loaded=True)
     except SystemExit:
         raise
@@ -271,7 +298,7 @@ def main(watcher: Watcher) -> int:
     options = Options(**told["options"])
     mx.set_default_device(mx.gpu if options.device == "gpu" else mx.cpu)
     follower = Follower(watcher, place.place_of().rank)
-    how = {"memory": told["memory"], "warm_start": told["warm_start"]}
+    how = {name: told[name] for name in ("memory", "adapter_path", "warm_start")}
     return follow(Path(told["folder"]), options, **how, follower=follower)
 
 
@@ -290,13 +317,14 @@ def _source(folder: Path, options: Options) -> Source:
     return open_source(folder, read_config(folder, options.context_length, yarn=options.yarn))
 
 
-def _facts(source: Source, options: Options, memory: int | str | None) -> dict[str, Any]:
+def _facts(source: Source, options: Options, how: _Reading) -> dict[str, Any]:
     return {
         "mlx": version("mlx"),
         "mlx-qwen35": __version__,
         "checkpoint": identity(source),
+        "adapter": None if how.adapter is None else adapter_identity(how.adapter),
         "options": json.loads(json.dumps(asdict(options))),
-        "memory": memory_size(memory)[0],
+        "memory": memory_size(how.memory)[0],
         "chip": str(gpu_info().get("device_name") or gpu_info().get("architecture") or processor_name()),
         "host": node(),
         "process": os.getpid(),
@@ -350,16 +378,23 @@ def sizes_of(
 
 
 def held(
-    source: Source, options: Options, plan: Plan, rank: int, memory: int, bounded: bool
+    source: Source,
+    options: Options,
+    plan: Plan,
+    rank: int,
+    memory: int,
+    bounded: bool,
+    beside: Callable[[int], int] | None = None,
 ) -> tuple[int | None, StreamPlan | None]:
     """(tokens of context, how experts are streamed) of a rank, as holding.decide has it of a whole model.
 
-    Raises CheckpointError where its share does not fit.
+    beside: what else is there. Raises CheckpointError where its share does not fit.
     """
     if plan.kind == "tensor":
         return options.context_length, None
     own = geometry(source.config, plan, rank)
-    demand = replace(of_source(source, compute_dtype(options.dtype)), config=own, kv_form=options.kv_form)
+    demand = of_source(source, compute_dtype(options.dtype))
+    demand = replace(demand, config=own, kv_form=options.kv_form, beside=beside)
     found = None if bounded else "free for this rank"
     name = f"{source.folder.name}, {plan.kind} {plan.shares[rank][0]} to {plan.shares[rank][1] - 1} of rank {rank},"
     tokens, stream = decide(demand, memory, options.context_length, found, name)
@@ -372,26 +407,28 @@ def held(
 
 
 def _read(
-    folder: Path,
+    how: _Reading,
     options: Options,
     share: RankShare,
     stream: StreamPlan | None,
-    warm_start: bool,
-    on_progress: Callable[[int, int], None] | None,
+    on_progress: Callable[[int, int], None],
 ) -> Any:
+    adapter = None if how.adapter is None else share.adapter(how.adapter)
     model = read_model(
-        folder,
+        how.folder,
         dtype=options.dtype,
         context_length=options.context_length,
         yarn=options.yarn,
         kv_form=options.kv_form,
         stream=stream,
-        hot_lists=cache_folder() / "hot-experts" if warm_start else None,
+        hot_lists=cache_folder() / "hot-experts" if how.warm_start else None,
         share=share,
         on_progress=on_progress,
     )
     if not isinstance(model, RanksModel):
         raise CheckpointError("this is no share of a model")
+    if adapter is not None:
+        put_on(model, adapter)
     if options.exact:
         model.be_exact()
     model.kernels = options.kernels

@@ -4,6 +4,7 @@ decoder.py   one layer: a mixer of tokens and a feed-forward block
 windows.py   several layers at a time, where experts are streamed
 model.py     embedding, layers, head, vision
 mtp.py       the multi-token-prediction head
+pasts.py     what other ranks hold of caches
 """
 
 from mlx_qwen35.model.decoder import DecoderLayer as DecoderLayer

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import mlx.core as mx
@@ -36,6 +35,7 @@ from mlx_qwen35.vision.tower import VisionTower
 
 from . import windows
 from .decoder import DecoderLayer, together
+from .pasts import Pasts
 
 if TYPE_CHECKING:
     from mlx_qwen35.experts.pool import ExpertPool, ExpertStats
@@ -101,19 +101,8 @@ class Model(nn.Module):
         return None if self._pool is None else self._pool.stats()
 
     _in_windows = True  # whether a few tokens may go through several layers before it is known where their experts are
-    ranks_told: str | None = None  # how other ranks have parts of this model: their number, the plan
-
-    def save_shares(self, path: Path, points: Sequence[Any]) -> str | None:
-        """Have other ranks write what they hold of these pasts for a session at `path`; -> a name by which all files
-        of it belong together; None: there are no others."""
-        return None
-
-    def keep_shares(self, path: Path, name: str) -> None:
-        """Have them delete what they wrote for it under other names."""
-
-    def load_shares(self, path: Path, name: str | None, count: int) -> list[Any]:
-        """Have them read it; -> what they call the pasts, nothing where there are no others."""
-        return []
+    ranks_told: Mapping[str, str] | None = None  # how other ranks have parts of this model (plan), and of which one
+    pasts = Pasts()  # what those ranks hold of caches
 
     @property
     def mtp(self) -> MTPHead | None:

@@ -7,9 +7,7 @@ others ranks.py's.
 from __future__ import annotations
 
 import atexit
-import secrets
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
@@ -17,10 +15,11 @@ import numpy as np
 
 from mlx_qwen35.cache import Cache
 from mlx_qwen35.cache.rows import RowsCache
-from mlx_qwen35.errors import ArgumentError, SessionError
+from mlx_qwen35.errors import ArgumentError
 from mlx_qwen35.machine.interrupt import undisturbed
 from mlx_qwen35.parallel.call import NONE, ONE, ROWS, Call, Past
 from mlx_qwen35.parallel.model import RanksModel
+from mlx_qwen35.parallel.pasts import RanksPasts
 from mlx_qwen35.parallel.plan import Plan
 from mlx_qwen35.parallel.points import Names, Point
 from mlx_qwen35.parallel.progress import allowed
@@ -38,16 +37,20 @@ class LeaderModel(RanksModel):
         self._others: tuple[Ranks, ...] = ()
         self._names: tuple[Names, ...] = ()
         self.context_length: int | None = None
+        self._whose: dict[str, str] = {}
 
-    def lead(self, ranks: Ranks, plan: Plan, context_length: int | None) -> None:
-        """From now on these follow. context_length: the most tokens that all of them have room for; None: no bound."""
+    def lead(self, ranks: Ranks, plan: Plan, context_length: int | None, whose: Mapping[str, str]) -> None:
+        """From now on these follow. context_length: the most tokens that all of them have room for; None: no bound.
+        whose: hashes of what all ranks have read, of which this one may have little."""
         self._others, self._names, self._plan = (ranks,), (Names(),), (plan,)
+        self._whose = dict(whose)
+        self.pasts = RanksPasts(ranks, self._names[0])
         self.context_length = context_length
         atexit.register(ranks.close)  # a program that ends without a word is no lost rank
 
     @property
-    def ranks_told(self) -> str:
-        return f"{self.plan.ranks} {self.plan.kind} {list(self.plan.shares)}"
+    def ranks_told(self) -> dict[str, str]:
+        return {"ranks": f"{self.plan.ranks} {self.plan.kind} {list(self.plan.shares)}", **self._whose}
 
     @property
     def ranks(self) -> Ranks:
@@ -117,27 +120,6 @@ class LeaderModel(RanksModel):
         kind = NONE if cache is None else ONE if isinstance(cache, Cache) else ROWS
         said = Call(ids, kind, pasts, more, wanted or -1, offsets, numbers, names.dropped(), embedded)
         return said, points, each
-
-    def save_shares(self, path: Path, points: Sequence[Point | None]) -> str:
-        """As Model.save_shares; raises SessionError with what one of them says against it."""
-        name = secrets.token_hex(8)
-        numbers = [0 if point is None else point.number for point in points]
-        self.ranks.ask(save=str(path), points=numbers, name=name)
-        return name
-
-    def keep_shares(self, path: Path, name: str) -> None:
-        self.ranks.ask(keep=str(path), name=name)
-
-    def load_shares(self, path: Path, name: str | None, count: int) -> list[Point]:
-        """As Model.load_shares. Raises SessionError."""
-        if name is None:
-            raise SessionError(f"{path} was not saved on ranks: begin a new session, or load the model without ranks")
-        (names,) = self._names
-        points = [names.new() for _ in range(count)]
-        for point in points:
-            point.kept = True
-        self.ranks.ask(load=str(path), points=[point.number for point in points], name=name)
-        return points
 
     def unload(self) -> None:
         ranks = self.ranks if self._others else None

@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
+from mlx_qwen35.checkpoint.adapters import Adapter
 from mlx_qwen35.checkpoint.part import AnyPart
 from mlx_qwen35.config import ModelConfig
 from mlx_qwen35.experts.layout import LayerLayout
 from mlx_qwen35.model import Model
+from mlx_qwen35.parallel.adapted import adapter_share
 from mlx_qwen35.parallel.cuts import WHOLE, cut_of
 from mlx_qwen35.parallel.group import Group
 from mlx_qwen35.parallel.model import RanksModel
@@ -35,6 +37,10 @@ class RankShare:
             if cut is not None:
                 found.append(part if cut == WHOLE else CutPart(part, cut))
         return found
+
+    def adapter(self, adapter: Adapter) -> Adapter:
+        """As adapter_share; none of checkpoint/load.py's business."""
+        return adapter_share(adapter, self._config, self._plan, self._group.rank)
 
     def layouts(self, layouts: Mapping[int, LayerLayout]) -> dict[int, LayerLayout]:
         first, stop = self._plan.shares[self._group.rank]

@@ -39,8 +39,7 @@ def fingerprint(model: Model, processor: Processor | None) -> dict[str, str]:
         "weights": _weights(model),
         "positions": hash_of(repr(model.config.text.rope)),
     }
-    if (ranks := model.ranks_told) is not None:
-        found["ranks"] = ranks
+    found |= model.ranks_told or {}
     if processor is not None:
         if processor.tokenizer not in _vocabularies:  # half a second for 250,000 entries
             vocabulary = sorted(processor.tokenizer.vocabulary().items(), key=lambda item: item[1])

@@ -56,10 +56,10 @@ def save_session(session: Session, path: str | Path) -> None:
     whose = fingerprint(session.model, session.processor)
     description, arrays = packed(session, whose, session.marks)
     points = [*(mark.snapshot.point for mark in session.marks), session.cache.snapshot().point]
-    name = description["share"] = session.model.save_shares(Path(path), points)
+    name = description["share"] = session.model.pasts.save(Path(path), points)
     file.write(Path(path), description, arrays)
     if name is not None:
-        session.model.keep_shares(Path(path), name)
+        session.model.pasts.keep(Path(path), name)
     newer.forget(Path(path))
 
 
@@ -108,7 +108,7 @@ def load_session(
     check_fit(path, file.read_description(path), fingerprint(model, processor), model)
     description, arrays = file.read_all(path)
     session = Session(model, processor, snapshot_bytes=snapshot_bytes, pool=pool)
-    points = model.load_shares(path, description.get("share"), len(description["marks"]) + 1)
+    points = model.pasts.load(path, description.get("share"), len(description["marks"]) + 1)
     unpack(description, arrays, session, points)
     session.notes = newer.read(path, description["notes"])
     if pool is not None:

@@ -13,9 +13,13 @@ from typing import Any
 
 import pytest
 
+from mlx_qwen35.checkpoint.load import read_config
 from mlx_qwen35.cli.main import main
+from mlx_qwen35.library.finding import find
 from mlx_qwen35.machine.system import said
 from tests.conftest import CHECKOUT
+
+from .test_adapted import written
 
 ASKED = ["-p", "What is 17 + 25?", "--memory", "2GB", "--temperature", "0", "-n", "12"]
 
@@ -28,13 +32,20 @@ def cli(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
 
 
 def test_generate_on_two_ranks_answers_as_one_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With a small model that drafts on rank 0 alone, and an adapter that each has a share of."""
+    pytest.importorskip("mlx_lm.tuner.lora", reason="mlx-lm is not installed")
     status = tmp_path / "status"
-    done = cli("generate", *ASKED, "--ranks", "2", "--plan", "experts", "-v", MLX_QWEN35_STATUS=str(status))
+    adapter = written(tmp_path / "adapter", read_config(find("demo")), "lora")
+    asked = [*ASKED, "--draft-model", "demo", "--adapter-path", str(adapter), "--stats"]
+    done = cli("generate", *asked, "--ranks", "2", "--plan", "experts", "-v", MLX_QWEN35_STATUS=str(status))
     assert done.returncode == 0, done.stderr
     assert "rank 1: experts 8 to 15" in done.stderr and "modelled" in done.stderr
+    assert "tokens accepted" in done.stderr
     assert status.read_text() == "0\n"
-    assert main(["generate", *ASKED]) == 0
+    assert main(["generate", *asked]) == 0
     assert done.stdout == capsys.readouterr().out
+    assert main(["generate", *ASKED]) == 0
+    assert done.stdout != capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -42,7 +53,7 @@ def test_generate_on_two_ranks_answers_as_one_does(tmp_path: Path, capsys: pytes
     [
         (["--plan", "experts"], "add --ranks"),
         (["--ranks", "0"], "must be 1 or more"),
-        (["--ranks", "2", "--adapter-path", "x"], "merge it first"),
+        (["--ranks", "2", "--adapter-path", "x"], "x has no adapter_config.json"),
     ],
 )
 def test_flags_that_make_no_sense(arguments: list[str], why: str, capsys: pytest.CaptureFixture[str]) -> None:
