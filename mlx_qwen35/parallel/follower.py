@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from mlx_qwen35.cache.rows import RowsCache
 from mlx_qwen35.parallel import kept, progress
 from mlx_qwen35.parallel.call import NONE, ONE, Call, has_embedded
 from mlx_qwen35.parallel.early import Watcher, end_at_once
+from mlx_qwen35.parallel.later import Job, Later
 from mlx_qwen35.parallel.model import RanksModel
 from mlx_qwen35.parallel.points import Mirrors
 from mlx_qwen35.parallel.ranks import read_bytes
@@ -36,6 +38,7 @@ class Follower:
         self.progress = watched.progress
         self._mirrors = Mirrors()
         self._steps = 0
+        self._later: Later | None = None
         self._last: mx.array | None = None  # what came of the last call
 
     def next(self) -> tuple[bytes, Any]:
@@ -69,6 +72,8 @@ class Follower:
             while True:
                 kind, body = self.next()
                 if kind == END:
+                    if self._later is not None:
+                        self._later.wait()
                     return
                 if kind == FRAME:
                     call = self._call(bytes(body))
@@ -135,17 +140,32 @@ class Follower:
             if past.after not in call.numbers:
                 self._mirrors.add(past.after, held)
 
+    def _pasts(self, numbers: list[int]) -> list[kept.Past | None]:
+        return [self._mirrors.snapshot(number) if number else None for number in numbers]
+
+    def _later_of(self, model: RanksModel) -> Later:
+        if self._later is None:
+            self._later = Later(model.group.rank, model.group.size)
+        return self._later
+
     def _answer(self, model: RanksModel, told: dict[str, Any]) -> dict[str, Any]:
         try:
             if "save" in told:
                 path = kept.path_of(Path(told["save"]), model.group.rank, model.group.size, told["name"])
-                pasts = [self._mirrors.snapshot(number) if number else None for number in told["points"]]
-                kept.write(path, told["name"], pasts)
+                kept.write(path, told["name"], self._pasts(told["points"]))
+            elif "put" in told:
+                replaced = None if told["replaced"] is None else Path(told["replaced"])
+                share = kept.packed(self._pasts(told["points"]))
+                self._later_of(model).put(Job(Path(told["put"]), told["name"], share, replaced, told["most_bytes"]))
+            elif "written" in told:
+                self._later_of(model).wait()
             elif "load" in told:
+                self._later_of(model).wait()
                 path = kept.path_of(Path(told["load"]), model.group.rank, model.group.size, told["name"])
                 for number, found in zip(told["points"], kept.read(path, told["name"], model.make_cache), strict=True):
-                    if found is not None:
+                    if number and found is not None:
                         self._mirrors.add(number, *found)
+                os.utime(path)  # the one that was used last
             elif "keep" in told:
                 kept.keep(Path(told["keep"]), model.group.rank, model.group.size, told["name"])
             elif "statistics" in told:

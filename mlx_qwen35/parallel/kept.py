@@ -15,6 +15,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
 from typing import Any
@@ -43,8 +44,25 @@ def keep(path: Path, rank: int, ranks: int, name: str) -> None:
             other.unlink(missing_ok=True)
 
 
+@dataclass(frozen=True)
+class Share:
+    """What goes into a file: computed arrays, and what they are. Nothing of it changes with the caches any more."""
+
+    about: dict[str, Any]
+    arrays: dict[str, mx.array]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(array.nbytes for array in self.arrays.values())
+
+
 def write(path: Path, name: str, pasts: Sequence[Past | None]) -> None:
     """In place of what may be there, which stays whole until the new one is. Raises OSError."""
+    put(path, name, packed(pasts))
+
+
+def packed(pasts: Sequence[Past | None]) -> Share:
+    """Of pasts, in their order; computed on return."""
     arrays: dict[str, mx.array] = {}
     holders: list[Cache] = []
     points: list[dict[str, Any] | None] = []
@@ -64,7 +82,12 @@ def write(path: Path, name: str, pasts: Sequence[Past | None]) -> None:
     layers = [[_put(layer, f"holders.{n}.{at}", arrays) for at, layer in enumerate(holder.layers)]
               for n, holder in enumerate(holders)]  # fmt: skip
     mx.eval(list(arrays.values()))
-    about = {"points": points, "layers": layers, "name": name}
+    return Share({"points": points, "layers": layers}, arrays)
+
+
+def put(path: Path, name: str, share: Share) -> None:
+    """As `write`; from any thread."""
+    arrays, about = share.arrays, share.about | {"name": name}
     metadata = {"format": "mlx-qwen35-share", "about": json.dumps(about), "checksum": _checksum(arrays)}
     partial = path.with_name(f".{path.name}.{os.getpid()}.safetensors")
     try:

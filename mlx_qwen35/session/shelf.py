@@ -117,9 +117,12 @@ class Shelf:
             found = reading.read(filed.path, point) if ahead is None else ahead.result()
             description, arrays, part = found[0], file.as_arrays(found[1]), found[2]
             check_fit(filed.path, description, self._whose, self._model)
+            count, first = len(description["marks"]) + 1, None
             if part is not None:
                 cut_to(description, arrays, point)
-            unpack(description, arrays, session)
+                first = len(description["marks"])
+            points = self._model.pasts.load(filed.path, description.get("share"), count, first)
+            unpack(description, arrays, session, points)
         except Qwen35Error as error:
             if filed.path.exists():  # or another process has just made room
                 self._say(f"{error}. It is ignored")
@@ -142,6 +145,7 @@ class Shelf:
         this folder. shorter: a file, written or to be written before, that it says all of, and more."""
         if self._behind is None:
             return None
+        marks = list(marks)
         description, arrays = packed(session, self._whose, marks)
         description |= {"notes": None, "shown": [pair for pair in session.shown if pair[0] < len(key)]}
         arrays = {name: file.held(array) for name, array in arrays.items()}
@@ -150,6 +154,14 @@ class Shelf:
         job.nbytes += file.media_bytes(medium for _, medium in description["shown"]) + MARGIN
         if job.nbytes > self._most_bytes:
             return None
+        points = [*(mark.snapshot.point for mark in marks), session.cache.snapshot().point]
+        try:
+            name = self._model.pasts.put(path, points, job.replaced, self._most_bytes)
+        except Qwen35Error as error:
+            self._behind = None
+            self._say(f"{error}. What is computed is kept in memory alone")
+            return None
+        description["share"] = name
         self._behind.put(job)
         points = tuple(sorted({*(mark["offset"] for mark in description["marks"]), len(key)}))
         self._jobs.append((job, Filed(path, key, points, job.nbytes)))
@@ -185,6 +197,8 @@ class Shelf:
         """Waits until all is written."""
         if self._behind is not None:
             self._behind.wait()
+            with suppress(Qwen35Error):  # of ranks that are gone already
+                self._model.pasts.written()
 
     def _add(self, name: str) -> None:
         path = self._folder / name

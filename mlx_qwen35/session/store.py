@@ -13,7 +13,6 @@ that more of the prompt has in common, the prompt waits for it, and the row take
 
 from __future__ import annotations
 
-import warnings
 import weakref
 from collections.abc import Collection, Sequence
 from itertools import count
@@ -21,7 +20,6 @@ from pathlib import Path as FilePath
 from typing import TYPE_CHECKING
 
 from mlx_qwen35 import checks
-from mlx_qwen35.errors import Qwen35Warning
 from mlx_qwen35.session.asked import Asked, Prompts
 from mlx_qwen35.session.held import Held, Total, union
 from mlx_qwen35.session.paths import SHARE_FROM, Path
@@ -82,14 +80,6 @@ class Store:
         self._awaited: weakref.ref[Timeline] | weakref.ref[Reading] | None = None
         self._readings: dict[tuple[FilePath, int], Reading] = {}  # files, and up to where
         self._dropped: list[Reading] = []  # that end soon
-        if directory is not None and getattr(model, "ranks_told", None) is not None:
-            warnings.warn(
-                f"{directory} is not used: what several ranks computed of prompts is kept in memory alone, or in "
-                "sessions",
-                Qwen35Warning,
-                stacklevel=2,
-            )
-            directory = None
         self._shelf = None if directory is None else Shelf(directory, model, processor, most_disk_bytes)
 
     def __len__(self) -> int:

@@ -98,7 +98,25 @@ def answers(ranked: Any, alone: Any, processor: Any, folder: Path) -> dict[str, 
             ]
             many[name] = [answer.result().text for answer in given]
     seen["batches alike"] = many["ranked"] == many["alone"]
+    made = {name: stored(model, processor, folder / "stored" / name)
+            for name, model in (("ranked", ranked), ("alone", alone))}  # fmt: skip
+    seen["stored alike"] = [text for text, _ in made["ranked"]] == [text for text, _ in made["alone"]]
+    seen["stored"] = {name: [cached for _, cached in each] for name, each in made.items()}
     return seen
+
+
+def stored(model: Any, processor: Any, folder: Path) -> list[tuple[str, int]]:
+    """Answers of engines one after the other, with one folder for what was computed, and how much of the prompt each
+    found there; before the last one a share is lost."""
+    found = []
+    for number, question in enumerate(("What is 17 + 25?", "What is 30 + 25?", "What is 41 + 25?")):
+        for share in folder.glob("*.rank1of*") if number == 2 else ():
+            share.unlink()
+        asked = [{"role": "system", "content": "Be brief. " * 40}, {"role": "user", "content": question}]
+        with Engine(model, processor, cache_dir=folder) as engine:
+            answer = engine.submit(asked, max_tokens=8, sampling=GREEDY).result()
+        found.append((answer.text, answer.cached_tokens))
+    return found
 
 
 def main(what: str, count: int, plan: str, given: str, **more: Any) -> dict[str, Any]:

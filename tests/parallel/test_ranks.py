@@ -79,6 +79,9 @@ def test_sessions_pictures_drafts_and_batches_are_those_of_one_process(tmp_path:
     assert seen["ranked drafted"] == seen["alone drafted"] > 0
     shares = [f"ranked.session.rank{rank}of{ranks}" for rank in range(1, ranks)]
     assert seen["files"] == ["alone.session", "ranked.session", *shares]  # older shares are gone
+    assert seen["stored alike"]
+    (first, second, third), (_, alone, _) = seen["stored"]["ranked"], seen["stored"]["alone"]
+    assert first == third == 0 and second == alone > 64
 
 
 def test_heads_that_do_not_divide_are_refused_by_name_before_a_weight_is_read(folders: dict[str, Path]) -> None:
