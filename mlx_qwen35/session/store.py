@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING
 
 from mlx_qwen35 import checks
 from mlx_qwen35.session.asked import Asked, Prompts
+from mlx_qwen35.session.beginnings import WORTH, best, coming, known, may_be_taken, partings
 from mlx_qwen35.session.held import Held, Total, union
-from mlx_qwen35.session.paths import SHARE_FROM, Path
+from mlx_qwen35.session.paths import Path
 from mlx_qwen35.session.reading import Reading
 from mlx_qwen35.session.shelf import Filed, Shelf
 from mlx_qwen35.session.timeline import Timeline
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
     from mlx_qwen35.processor import Processor, Prompt
     from mlx_qwen35.session.behind import Job
 
-WORTH = 64  # tokens, fewer of which are sooner computed than waited for, copied or read
-_WAIT = 4  # times as many tokens may be waited for as there are to gain
 _READ = 16  # tokens, fewer of which are sooner computed than written and read
 AT_ONCE = 8 << 20  # bytes of a file, fewer of which are read without a thread
 _PARTING = 10.0  # seconds that `close` waits for a thread that reads for nobody: a disk may have failed
@@ -97,7 +96,7 @@ class Store:
         """
         self._catch_up()
         asked = self._prompts.of(prompt)
-        path, point = self._best(asked)
+        path, point = best(self._tree, asked)
         filed, further = self._on_disk(asked, point)
         if wait and self._is_coming(asked, max(point, further)):
             return None
@@ -111,7 +110,7 @@ class Store:
                 return self.begin(prompt, wait=wait, behind=behind)
             path = Path(session)
             path.filed = filed
-        elif path is not None and self._may_be_taken(path, point):
+        elif path is not None and may_be_taken(path, point):
             session = path.session
             if path.job is not None and self._shelf.cancel(path.job):  # a longer one will be written
                 path.job, path.filed = None, path.filed_before
@@ -136,7 +135,7 @@ class Store:
         own = 0
         if session.tokens:
             own = guest.point(min(common(key_of(session.tokens, session.shown), asked.key), len(asked.key) - 1))
-        path, point = self._best(asked)
+        path, point = best(self._tree, asked)
         filed, further = self._on_disk(asked, max(own, point))
         if wait and self._is_coming(asked, max(own, point, further)):
             return False
@@ -250,50 +249,12 @@ class Store:
     def _snapshot_bytes(self) -> int:
         return min(self.model.snapshot_bytes, self.most_bytes // 8)
 
-    def _best(self, asked: Asked) -> tuple[Path | None, int]:
-        """The path with the furthest point of this beginning, and the point; of several the one that costs least."""
-        best, furthest, rank = None, 0, -1
-        for path, shared in self._tree.meeting(asked.key):
-            most = min(shared, len(asked.key) - 1)
-            if most < max(furthest, 1):
-                break
-            point = path.point(most)
-            cheap = 0 if not point else 2 if self._may_be_taken(path, point) else int(path.can_share(point))
-            if (point, cheap) > (furthest, rank) and point:
-                best, furthest, rank = path, point, cheap
-        return best, furthest
-
-    def _may_be_taken(self, path: Path, point: int) -> bool:
-        """Whether a path may go on from a point in place of a copy: nobody uses it, and nothing would be lost, or
-        nothing but an answer of a path that is too long to be copied."""
-        if path.asked is not None or path.session.in_use:
-            return False
-        if point == len(path.session.tokens):
-            return True
-        met = [mark.offset for mark in path.session.marks if mark.met]
-        return point > SHARE_FROM and met[-1:] == [point]
-
     def _is_coming(self, asked: Asked, held: int) -> bool:
-        """Whether a row will soon have so much more of this beginning than what is held that it is worth waiting."""
-        for path, shared in self._tree.meeting(asked.key):
-            if shared - held < WORTH:
-                return False
-            if path.asked is None or not path.is_sound:
-                continue
-            offset, length = path.session.cache.offset, len(path.asked.key)
-            most = min(shared, len(asked.key) - 1)
-            if offset >= min(most, length):
-                continue
-            place = max((at for at in path.session.meetings if offset < at <= most), default=0)
-            asking = most - place >= WORTH
-            place = most if asking else place
-            gain = place - held
-            if gain >= WORTH and gain * _WAIT >= place - offset:
-                if asking:
-                    path.session.meet(place)
-                self._awaited = weakref.ref(path.session)
-                return True
-        return False
+        """Whether more than what is held of this beginning is worth waiting for, and for whom."""
+        session = coming(self._tree, asked, held)
+        if session is not None:
+            self._awaited = weakref.ref(session)
+        return session is not None
 
     def _on_disk(self, asked: Asked, held: int) -> tuple[Filed | None, int]:
         """The file that has enough more of a beginning than what is held, and how much; (None, 0): there is none."""
@@ -363,19 +324,12 @@ class Store:
             self._remove(before)
         path.lend(asked)
         session.go_on(asked.prompt)  # so that it has no marks of another past, and says where it will stop
-        for place in self._partings(asked):
+        for place in partings(self._tree, asked):
             if place - len(session.tokens) >= WORTH:
                 session.meet(place)
         self._lent[id(session)] = path
         self._tree.put(path, asked.key)
         self._prompts.begun(asked.prompt)
-
-    def _partings(self, asked: Asked) -> list[int]:
-        """Where others may go on from this prompt that it has no turn for: where it parts from what was computed, as
-        the next one may, and where the answer begins to a prompt that came as ids."""
-        last = len(asked.key) - 1
-        shared = next((shared for _, shared in self._tree.meeting(asked.key)), 0)
-        return [min(shared, last)] + ([] if asked.prompt.turns else [last])
 
     def _lent_to(self, session: Timeline) -> Path | None:
         path = self._lent.get(id(session))
@@ -383,17 +337,7 @@ class Store:
 
     def _is_known(self, path: Path, key: np.ndarray) -> bool:
         """Whether other paths have every point that this one has."""
-        return {*path.points()} <= self._known(path, key)
-
-    def _known(self, path: Path, key: np.ndarray) -> set[int]:
-        """Points of a key that other paths have."""
-        return {
-            point
-            for other, shared in self._tree.meeting(key)
-            if other is not path and not other.guest
-            for point in other.points()
-            if point <= shared
-        }
+        return {*path.points()} <= known(self._tree, path, key)
 
     def _learn_from(self, session: Timeline) -> None:
         """Keep the first place where prompts meet of a caller's own session: system message and tools."""
@@ -448,7 +392,7 @@ class Store:
             path = min(idle, key=lambda path: path.last_used(len(path.session.tokens)))
             key = self._tree.key(path)
             with held.changing(path):
-                left = path.cut(self._known(path, key), held.shared(path))
+                left = path.cut(known(self._tree, path, key), held.shared(path))
                 path.job = None
                 if left:
                     self._tree.put(path, key[:left])

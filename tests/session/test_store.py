@@ -12,7 +12,7 @@ from mlx_qwen35.cache.kv import KVFormat
 from mlx_qwen35.errors import ArgumentError
 from mlx_qwen35.model import Model
 from mlx_qwen35.processor import Prompt
-from mlx_qwen35.session import Session, paths
+from mlx_qwen35.session import Session, beginnings, paths
 from mlx_qwen35.session.store import Store
 from tests.seeing_model import prompt_of, seeing_model, some_media
 from tests.session.rows import Row, answered, fresh, together
@@ -166,9 +166,7 @@ def test_from_some_length_on_keys_are_shared(monkeypatch, form):
 
 
 def test_a_long_path_of_which_only_an_answer_is_lost_is_taken_over(monkeypatch, store):
-    from mlx_qwen35.session import store as module
-
-    monkeypatch.setattr(module, "SHARE_FROM", 50)
+    monkeypatch.setattr(beginnings, "SHARE_FROM", 50)
     first = answered(store, asked(TRUNK[:100]), 5)
     session = store.begin(asked(TRUNK[:100], 1, 2))
     assert session is first.session and session.tokens == TRUNK[:99] and len(store) == 1

@@ -8,7 +8,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_qwen35.session import Session, paths, store
+from mlx_qwen35.session import Session, beginnings, paths
 from mlx_qwen35.session.store import Store
 from tests.experts.interrupts import Interrupt
 from tests.session.rows import Row, answered, fresh
@@ -63,7 +63,7 @@ WORK = ["copy", "read", "take_over", "seed", "settle", "cut", "drop"]
 @pytest.mark.parametrize("how, share_from", [*((how, 8192) for how in WORK), ("copy", 20), ("cut", 20)])
 def test_an_interrupt_anywhere(tmp_path, monkeypatch, how, share_from):
     monkeypatch.setattr(paths, "SHARE_FROM", share_from)
-    monkeypatch.setattr(store, "SHARE_FROM", share_from)
+    monkeypatch.setattr(beginnings, "SHARE_FROM", share_from)
     monkeypatch.setattr("mlx_qwen35.conversion.write.flush", lambda handle: None)
     case = Case(tmp_path / "whole", how)
     with Interrupt() as points:

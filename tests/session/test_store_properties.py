@@ -17,7 +17,7 @@ from mlx_qwen35.errors import Qwen35Warning
 from mlx_qwen35.model import Model
 from mlx_qwen35.model.mtp import MTPHead
 from mlx_qwen35.processor import Prompt
-from mlx_qwen35.session import Session, paths, store
+from mlx_qwen35.session import Session, beginnings, paths, store
 from mlx_qwen35.speculative import Drafting
 from tests.drafted import random_head
 from tests.seeing_model import prompt_of, seeing_model, some_media
@@ -59,8 +59,11 @@ class Course(RuleBasedStateMachine):
         kind = type(self)
         if not hasattr(kind, "model"):
             kind.model, kind.draftings = kind.made()
-        small = {"WORTH": 6, "_READ": 4, "SHARE_FROM": self.share_from}
-        self.patches = [patch.multiple(store, **small), patch.object(paths, "SHARE_FROM", self.share_from)]
+        self.patches = [
+            patch.multiple(store, WORTH=6, _READ=4),
+            patch.multiple(beginnings, WORTH=6, SHARE_FROM=self.share_from),
+            patch.object(paths, "SHARE_FROM", self.share_from),
+        ]
         for each in self.patches:
             each.start()
         self.folder = tempfile.mkdtemp()
