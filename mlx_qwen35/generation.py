@@ -30,6 +30,7 @@ from mlx_qwen35.text.parts import Completion, Part, statistics
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from mlx_qwen35.blocks.drafter import BlockDraftModel
     from mlx_qwen35.cache import Cache
     from mlx_qwen35.engine.options import Cancel
     from mlx_qwen35.engine.request import Request
@@ -144,7 +145,7 @@ def stream_generate(
     features: MutableMapping[str, mx.array] | None = None,
     context_length: int | None = None,
     mtp: bool | None = None,
-    draft_model: MTPHead | Model | None = None,
+    draft_model: BlockDraftModel | MTPHead | Model | None = None,
     num_draft_tokens: int | None = None,
     lookup: bool | None = None,
     chunk_size: int | None = None,
@@ -182,9 +183,10 @@ def stream_generate(
     features: a FeatureStore, or any other mapping by Media.key, of pictures and videos that were encoded before.
     context_length: the most tokens that cache, prompt and answer may have together; None: what was said at loading.
     mtp: whether the model's own MTP head drafts (`load(..., mtp=True)`); None: if it was loaded. draft_model: another
-    head, or a small model with the same vocabulary, that drafts in its place. num_draft_tokens: at most so many tokens
-    are drafted at a time, 1 to 4 (None: 3); fewer, or none, where that is faster by what was measured so far, unless
-    the sampling has a seed. lookup: copy what followed when the same words stood in prompt, answer or earlier answers,
+    head, a block drafter, or a small model with the same vocabulary, that drafts in its place. num_draft_tokens: at
+    most so many tokens are drafted at a time, 1 to 4 (None: 3), or of a block drafter as many as a block has masks
+    (None: as its config.json says, or 7); fewer, or none, where that is faster by what was measured so far, unless the
+    sampling has a seed. lookup: copy what followed when the same words stood in prompt, answer or earlier answers,
     and what a form leaves no choice about, where that is faster (None: yes). Drafts change how fast tokens come, not
     which (greedy) or how they are distributed.
     on_progress(done, total), boundaries: see `prefill`. cancel: a callable or threading.Event, looked at between chunks
@@ -305,7 +307,7 @@ def generate_batch(
     stop: str | Iterable[str] = (),
     context_length: int | None = None,
     mtp: bool | None = None,
-    draft_model: MTPHead | Model | None = None,
+    draft_model: BlockDraftModel | MTPHead | Model | None = None,
     num_draft_tokens: int | None = None,
     lookup: bool | None = None,
     store: Store | None = None,

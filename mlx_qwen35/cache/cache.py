@@ -27,6 +27,7 @@ class Follower(Protocol):
     """What is computed beside a cache and goes back with it."""
 
     cache: Cache  # the one that it follows
+    taps: Sequence[int]  # the layers of the model whose outputs it reads; none: it reads the model's own
 
     def mark(self) -> Any:
         """Its present state, at no cost."""

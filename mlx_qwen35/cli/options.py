@@ -75,8 +75,17 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         default=False,
         help="let the model's own multi-token-prediction head draft (default: no)",
     )
-    drafts.add_argument("--draft-model", metavar="NAME", help="let a small model draft, or a head split off by mlx-vlm")
-    drafts.add_argument("--num-draft-tokens", type=int, metavar="N", help="at most N at a time, 1 to 4 (default: 3)")
+    drafts.add_argument(
+        "--draft-model",
+        metavar="NAME",
+        help="let a small model draft, a DFlash or DFlash2 drafter, or a head split off by mlx-vlm",
+    )
+    drafts.add_argument(
+        "--num-draft-tokens",
+        type=int,
+        metavar="N",
+        help="at most N at a time, 1 to 4 (default: 3), of a DFlash drafter up to its block's 7 or 15",
+    )
     add_lookup_argument(drafts)
 
 
@@ -226,10 +235,8 @@ def hold(args: argparse.Namespace, check: CheckOffer | None = None) -> Held:
         raise OptionError("--mtp and --draft-model: only one can draft; leave one out")
     if args.exact and args.adapter_path is not None:
         raise OptionError("--exact does not hold for an adapter beside the weights: merge it first, or leave one out")
-    if args.num_draft_tokens is not None and not 1 <= args.num_draft_tokens <= 4:
-        raise OptionError(f"--num-draft-tokens is {args.num_draft_tokens}; it must be 1 to 4")
-    if args.num_draft_tokens is not None and not args.mtp and args.draft_model is None:
-        raise OptionError("--num-draft-tokens, but nothing drafts: add --mtp or --draft-model NAME, or leave it out")
+    if args.num_draft_tokens is not None:
+        _check_draft_tokens(args)
     if args.kv_bits is None and (args.kv_group_size, args.quantized_kv_start) != (64, 0):
         raise OptionError("--kv-group-size and --quantized-kv-start say how --kv-bits is done: add --kv-bits 4 or 8")
     if args.model is None:
@@ -247,6 +254,18 @@ def hold(args: argparse.Namespace, check: CheckOffer | None = None) -> Held:
     if held.stream is not None:
         print(held, file=sys.stderr)
     return held
+
+
+def _check_draft_tokens(args: argparse.Namespace) -> None:
+    if not args.mtp and args.draft_model is None:
+        raise OptionError("--num-draft-tokens, but nothing drafts: add --mtp or --draft-model NAME, or leave it out")
+    from mlx_qwen35.library.drafting import block_rows
+    from mlx_qwen35.speculative.pace import MOST
+
+    rows = None if args.draft_model is None else block_rows(args.draft_model)
+    most = MOST if rows is None else rows - 1
+    if not 1 <= args.num_draft_tokens <= most:
+        raise OptionError(f"--num-draft-tokens is {args.num_draft_tokens}; it must be 1 to {most}")
 
 
 def find_model(args: argparse.Namespace, check: CheckOffer | None = None) -> Path:

@@ -194,6 +194,12 @@ def _model_type(top: Fields) -> str:
         )
     if model_type == HADAMARD:
         return DENSE_TYPES[0]
+    if top.has("dflash_config"):
+        raise top.fail(
+            "dflash_config",
+            "is that of a drafter, which answers nothing itself. Give the model that it drafts for, and this as "
+            "draft_model (--draft-model)",
+        )
     if model_type not in DENSE_TYPES + MOE_TYPES:
         raise top.fail(
             "model_type",

@@ -17,6 +17,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_qwen35.checkpoint import adapters
+from mlx_qwen35.checkpoint.blocks import is_blocks
 from mlx_qwen35.checkpoint.companions import companions
 from mlx_qwen35.checkpoint.inventory import text_tensors
 from mlx_qwen35.checkpoint.load import compute_dtype
@@ -24,6 +25,7 @@ from mlx_qwen35.checkpoint.source import Source, open_source
 from mlx_qwen35.config import QuantSpec
 from mlx_qwen35.conversion import allotment, pipeline, recipes
 from mlx_qwen35.conversion.asked import NO_VERIFYING, check_target, read_default
+from mlx_qwen35.conversion.blocks import convert_blocks
 from mlx_qwen35.conversion.gguf.asked import check_plain, is_gguf_target
 from mlx_qwen35.conversion.gguf.convert import convert_gguf
 from mlx_qwen35.conversion.journal import Journal, is_begun
@@ -86,7 +88,16 @@ def convert(
     target, an unfinished conversion to it, another one at the same time, a quantization that MLX does not have and a
     full disk. `target` appears only when it is complete. What an interruption (Ctrl-C, a kill, a full disk) leaves is a
     hidden folder beside it, which no loader takes for a checkpoint.
+    A block drafter (DFlash, DFlash2) is written with bits, group_size, mode, dtype and overwrite; what else is asked of
+    it is refused.
     """
+    if is_blocks(source):
+        return convert_blocks(
+            Path(source).expanduser(), Path(target).expanduser(), bits=bits, group_size=group_size, mode=mode,
+            dtype=dtype, overwrite=overwrite, on_progress=on_progress, recipe=recipe, target_size=target_size,
+            adapter_path=adapter_path, verify=verify, pack_experts=pack_experts,
+            outtype=outtype or is_gguf_target(target, outtype),
+        )  # fmt: skip
     say = on_note or (lambda line: warnings.warn(line, stacklevel=3))
     if is_gguf_target(target, outtype):
         check_plain(

@@ -13,6 +13,7 @@ from numbers import Integral
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mlx_qwen35 import checks, speculative
+from mlx_qwen35.blocks.drafter import BlockDraftModel
 from mlx_qwen35.errors import ArgumentError, LengthError, PromptError
 from mlx_qwen35.model.mtp import MTPHead
 from mlx_qwen35.processor import Prompt
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from mlx_qwen35.processor import Processor
 
 MOST_TOLD = 100  # tokens whose log probabilities are told beside each token
-DRAFTS = 3  # tokens at a time, at the most, where nothing is said
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -102,7 +102,7 @@ def read_drafting(
     model: Model,
     sampling: Sampling,
     mtp: bool | None,
-    draft_model: MTPHead | Model | None,
+    draft_model: BlockDraftModel | MTPHead | Model | None,
     most: int | None,
     lookup: bool | None,
 ) -> speculative.Drafting | None:
@@ -112,10 +112,13 @@ def read_drafting(
         if mtp and draft_model is None:
             raise ArgumentError("mtp=True, but the model was loaded without its MTP head: load it with mtp=True too")
     lookup = True if lookup is None else lookup
+    usual, limit = speculative.most_of(draft_model)
+    most = usual if most is None else most
+    speculative.check_count(most, limit)
     if draft_model is None and not lookup:
         return None
     steady = draft_model is not None and sampling.seed is not None and sampling.temperature > 0
-    drafting = speculative.Drafting(draft_model, DRAFTS if most is None else most, steady=steady, lookup=lookup)
+    drafting = speculative.Drafting(draft_model, most, steady=steady, lookup=lookup)
     drafting.check(model)
     return drafting
 
@@ -302,8 +305,13 @@ def _check_covered_number(name: str, value: Any) -> None:
 
 
 def _check_draft_model(name: str, value: Any) -> None:
-    if value is not None and not isinstance(value, MTPHead) and not checks.is_model(value):
+    if value is not None and not isinstance(value, (MTPHead, BlockDraftModel)) and not checks.is_model(value):
         raise ArgumentError(f"{name} is {checks.shown(value)}; give what load_draft_model returns")
+
+
+def _check_draft_tokens(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, Integral):  # what drafts knows how many there may be
+        checks.whole(name, value, 1, otherwise="for as many as what drafts usually has")
 
 
 def _check_prompts(name: str, value: Any) -> None:
@@ -341,7 +349,7 @@ _CHECKS: dict[str, Callable[[str, Any], None]] = {
     "mtp": lambda name, value: checks.flag(name, value, otherwise="for what was loaded"),
     "draft_model": _check_draft_model,
     "lookup": lambda name, value: checks.flag(name, value, otherwise="for yes"),
-    "num_draft_tokens": lambda name, value: checks.whole(name, value, 1, speculative.MOST, otherwise=f"for {DRAFTS}"),
+    "num_draft_tokens": _check_draft_tokens,
     "n": lambda name, value: checks.whole(name, value, 1),
     "most_rows": lambda name, value: checks.whole(name, value, 1),
     "logprobs": checks.flag,

@@ -15,6 +15,7 @@ from mlx_qwen35.errors import ArgumentError
 if TYPE_CHECKING:
     import mlx.core as mx
 
+    from mlx_qwen35.blocks.drafter import BlockDraftModel
     from mlx_qwen35.cache import Cache
     from mlx_qwen35.engine.options import Cancel
     from mlx_qwen35.grammar import Grammar
@@ -61,7 +62,7 @@ class Drafters(_Group):
     """Who drafts tokens, and how many at a time."""
 
     mtp: bool | None = None
-    draft_model: MTPHead | Model | None = None
+    draft_model: BlockDraftModel | MTPHead | Model | None = None
     num_draft_tokens: int | None = None
     lookup: bool | None = None
 

@@ -22,6 +22,7 @@ import mlx.core as mx
 from mlx_qwen35.cache.rows import RowsCache
 from mlx_qwen35.sampling.largest import top_logprobs
 from mlx_qwen35.sampling.rows import RowsSampler
+from mlx_qwen35.speculative import Tapped
 from mlx_qwen35.speculative.step import Drawn, Step
 
 if TYPE_CHECKING:
@@ -114,8 +115,9 @@ class Group:
         cache = self.seats[0].cache if self._rows is None else self._rows
         before = cache.snapshot() if self._rows is None else cache.mark()
         try:
-            hidden = self._model.hidden(tokens[:, None], cache)  # [B, 1, H]
-            self._follow(tokens, hidden)
+            tapped = Tapped(seat.drafter for seat in self.seats)
+            hidden = self._model.hidden(tokens[:, None], cache, **tapped.asked)  # [B, 1, H]
+            self._follow(tokens, hidden, tapped)
             told = self._told(tokens, logprobs)
             if drawing:
                 logits = self._model.head(hidden)[:, -1]
@@ -139,11 +141,11 @@ class Group:
             for row, (token, tells) in enumerate(zip(said, telling, strict=True))
         ]
 
-    def _follow(self, tokens: mx.array, hidden: mx.array) -> None:
+    def _follow(self, tokens: mx.array, hidden: mx.array, tapped: Tapped) -> None:
         for row, seat in enumerate(self.seats):
             if seat.drafter is not None:
                 one = slice(row, row + 1)
-                seat.drafter.follow(tokens[one, None], hidden[one])
+                seat.drafter.follow(tokens[one, None], tapped.of(seat.drafter, hidden)[one])
                 if self._rows is not None and seat.drafter.waiting >= _CATCH_UP:
                     seat.drafter.catch_up()
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypedDict, TypeVar
 if TYPE_CHECKING:
     import mlx.core as mx
 
+    from mlx_qwen35.blocks.drafter import BlockDraftModel
     from mlx_qwen35.cache import Cache
     from mlx_qwen35.model import Model
     from mlx_qwen35.model.mtp import MTPHead
@@ -60,7 +61,7 @@ class _Shared(TypedDict, total=False):
     stop: str | Iterable[str]
     context_length: int | None
     mtp: bool | None
-    draft_model: MTPHead | Model | None
+    draft_model: BlockDraftModel | MTPHead | Model | None
     num_draft_tokens: int | None
     lookup: bool | None
     on_progress: Callable[[int, int], None] | None

@@ -17,6 +17,7 @@ import mlx.core as mx
 from mlx_qwen35.cache.ragged import RaggedCache
 from mlx_qwen35.engine.allowed import check_covered
 from mlx_qwen35.errors import ArgumentError
+from mlx_qwen35.speculative import Tapped
 from mlx_qwen35.vision.sight import Sight
 
 if TYPE_CHECKING:
@@ -157,7 +158,7 @@ class Piece:
         return self.tokens.shape[1]
 
     def took(self, hidden: mx.array, kept: Sequence[Snapshot]) -> None:
-        """Its hidden states [B, T, H] are known to what drafts, and the snapshots that its cache kept on the way have
+        """What is read of it [B, T, H] is known to what drafts, and the snapshots that its cache kept on the way have
         what is not the cache's."""
         cache, sight = self.cache, self.sight
         held = cache.offset - self.length
@@ -210,7 +211,8 @@ def compute(pieces: Sequence[Piece], *, queued: bool = False) -> list[mx.array |
 def _through(pieces: Sequence[Piece]) -> Sequence[mx.array]:
     """Pieces through the model and what drafts -> hidden states of each, [B, piece, H] or the last of them."""
     model, lengths = pieces[0].model, [piece.length for piece in pieces]
-    how: dict[str, Any] = {"more": any(not piece.last for piece in pieces)}
+    tapped = Tapped(piece.cache.draft for piece in pieces)
+    how: dict[str, Any] = {"more": any(not piece.last for piece in pieces), **tapped.asked}
     if sum(lengths) >= LONG and all(piece.prefill.leaves is not None for piece in pieces):
         how["between"] = _Between(lambda: all(piece.prefill.leaves() for piece in pieces))
     with ExitStack() as stack:
@@ -218,14 +220,19 @@ def _through(pieces: Sequence[Piece]) -> Sequence[mx.array]:
         for piece in pieces:
             offsets = [piece.cache.offset + place for place in piece.places]
             kept.append(stack.enter_context(piece.cache.each_step(offsets)) if offsets else [])
+        ends = [*accumulate(lengths)][:-1]
         if len(pieces) == 1:
             (piece,) = pieces
             how["wanted"] = 1 if piece.cache.draft is None else None
-            each = [model.hidden(piece.tokens, piece.cache, piece.sight, **how)]
+            hidden = model.hidden(piece.tokens, piece.cache, piece.sight, **how)
         else:
             tokens = mx.concatenate([piece.tokens for piece in pieces], axis=1)
             hidden = model.hidden(tokens, RaggedCache([piece.cache for piece in pieces], lengths), **how)
-            each = mx.split(hidden, [*accumulate(lengths)][:-1], axis=1)
-    for piece, own, snapshots in zip(pieces, each, kept, strict=True):
-        piece.took(own, snapshots)
+    each = mx.split(hidden, ends, axis=1) if ends else [hidden]
+    for number, (piece, own, snapshots) in enumerate(zip(pieces, each, kept, strict=True)):
+        read, draft = own, piece.cache.draft
+        if draft is not None and draft.taps:
+            read = tapped.of(draft, hidden)
+            read = mx.split(read, ends, axis=1)[number] if ends else read
+        piece.took(read, snapshots)
     return each

@@ -15,7 +15,7 @@ from mlx_qwen35.checkpoint.context import with_context
 from mlx_qwen35.checkpoint.load import check_kv_form, compute_dtype
 from mlx_qwen35.checkpoint.source import open_source
 from mlx_qwen35.errors import CheckpointError
-from mlx_qwen35.library.drafting import told_drafting
+from mlx_qwen35.library.drafting import NO_ANSWERS, told_drafting
 from mlx_qwen35.library.footprint import weight_bytes
 from mlx_qwen35.library.holding import decide, of_source
 from mlx_qwen35.library.memory import memory_size
@@ -52,9 +52,7 @@ def check_offer(
     """
     size, where = memory_size(memory)
     if offer.is_drafter:
-        raise CheckpointError(
-            f"{offer.name} drafts for another model and answers nothing itself: give it as --draft-model (draft_model=)"
-        )
+        raise CheckpointError(NO_ANSWERS.format(offer.name))
     config = with_context(offer.config, context_length, yarn=yarn, where=offer.name)
     check_kv_form(kv_form, config)
     if adapter is not None:

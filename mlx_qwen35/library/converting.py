@@ -59,7 +59,8 @@ def convert(
         options["target_size"] = parse_size(options["target_size"])
 
     def check(offer: Offer) -> None:
-        check_request(target, offer.config, **options)
+        if offer.blocks is None:
+            check_request(target, offer.config, **options)
 
     folder = find(source, on_progress=on_download or on_progress, check=check)
     return checkpoints.convert(folder, target, on_progress=on_progress, **options)

@@ -1,4 +1,4 @@
-"""What drafts for a model, and what memory it takes: its own MTP head, one in a drafter's folder, a small model.
+"""What drafts for a model, and what memory it takes: its own MTP head, a drafter in a folder, a small model.
 
 Knows folders and figures, and how to find out whether a head's norms were read as they are meant. How drafts are made
 and checked is speculative/'s business.
@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 
 from mlx_qwen35 import checks
+from mlx_qwen35.blocks.config import MOST_ROWS
+from mlx_qwen35.checkpoint.blocks import is_blocks, load_blocks, open_blocks, read_blocks_config
 from mlx_qwen35.checkpoint.load import compute_dtype, load_model, read_config
 from mlx_qwen35.checkpoint.mtp import is_drafter, mtp_specs, open_head
 from mlx_qwen35.checkpoint.names import HF, MLX
@@ -26,12 +28,15 @@ from mlx_qwen35.library.finding import find, look_up
 from mlx_qwen35.library.holding import Demand, of_source
 from mlx_qwen35.library.kernel_check import check_kernels
 from mlx_qwen35.library.stored import Stored
-from mlx_qwen35.library.told import head_bytes, told_demand, told_head, told_specs
+from mlx_qwen35.library.told import blocks_bytes, head_bytes, told_demand, told_head, told_specs
 
 if TYPE_CHECKING:
+    from mlx_qwen35.blocks.drafter import BlockDraftModel
+    from mlx_qwen35.library.hub import Offer
     from mlx_qwen35.model import Model
     from mlx_qwen35.model.mtp import MTPHead
 
+NO_ANSWERS = "{} drafts for another model and answers nothing itself: give it as --draft-model (draft_model=)"
 _GUESSED = 24  # tokens that tell whether a head's norms are read rightly
 _GUESSED_STREAMED = 12
 _WRITTEN = {HF: "zero-centred", MLX: "plain scales"}
@@ -130,22 +135,41 @@ def load_draft_model(
     *,
     dtype: mx.Dtype | str | None = None,
     on_progress: Callable[[int, int], None] | None = None,
-) -> MTPHead | Model:
+) -> BlockDraftModel | MTPHead | Model:
     """What drafts for `model` (`stream_generate(draft_model=...)`): the head in a drafter's folder, as mlx-vlm splits
-    one off, or a small model with the same tokenizer. Arguments and errors as in `load`; all of it is in memory."""
+    one off, a DFlash or DFlash2 drafter that was made for it, or a small model with the same tokenizer. Arguments and
+    errors as in `load`; all of it is in memory."""
     checks.pair("load_draft_model", model)
     if not checks.is_model(model):
         raise ArgumentError(f"load_draft_model: model is {checks.shown(model)}; give the model that it drafts for")
     checks.called("on_progress", on_progress)
-    folder = find(
-        ref, on_progress=on_progress, check=lambda offer: check_vocabulary(offer.config, model.config, offer.name)
-    )
+    folder = find(ref, on_progress=on_progress, check=lambda offer: _check_offer(offer, model.config))
+    if is_blocks(folder):
+        if model.ranks_told is not None:
+            raise ArgumentError(f"{ref} reads layers, which are on several ranks: there mtp or a small model drafts")
+        return load_blocks(folder, model.config, dtype=dtype, on_progress=on_progress)
     if is_drafter(folder):
         return load_head(folder, model, dtype=dtype, on_progress=on_progress)
     small = load_model(folder, dtype=dtype, on_progress=on_progress)
     check_vocabulary(small.config, model.config, folder)
     check_kernels(small, wanted=model.kernels)
     return small
+
+
+def _check_offer(offer: Offer, target: ModelConfig) -> None:
+    if offer.blocks is not None:
+        offer.blocks.check(target, offer.name)
+    else:
+        check_vocabulary(offer.config, target, offer.name)
+
+
+def block_rows(draft: str | Path) -> int | None:
+    """Rows of a block of the drafter of that name; None: it is none that drafts in blocks. Fetches nothing: what is not
+    here yet may have as many as any."""
+    found = look_up(draft)
+    if not isinstance(found, Stored):
+        return MOST_ROWS
+    return read_blocks_config(found.folder).rows if is_blocks(found.folder) else None
 
 
 def drafting_bytes(
@@ -173,7 +197,11 @@ def told_drafting(
     found = None if draft is None else look_up(draft)
     heads = [folder] if mtp and folder is not None else []
     parts = [told_head(config, compute, where)] if mtp and folder is None else []
-    if isinstance(found, Stored) and is_drafter(found.folder):
+    if isinstance(found, Stored) and is_blocks(found.folder):
+        read_blocks_config(found.folder).check(config, str(found.folder))
+        opened = open_blocks(found.folder)
+        parts.append(blocks_bytes(opened.config, opened.specs, compute.size))
+    elif isinstance(found, Stored) and is_drafter(found.folder):
         heads.append(found.folder)
     elif isinstance(found, Stored):
         small = read_config(found.folder)
@@ -181,9 +209,11 @@ def told_drafting(
         parts.append(_small(of_source(open_source(found.folder, small), compute)))
     elif found is not None:
         offer = hub.look(found.name, found.revision, found.wanted)
+        _check_offer(offer, config)
         small = offer.config
-        check_vocabulary(small, config, found.name)
-        if offer.is_drafter:
+        if offer.blocks is not None:
+            parts.append(blocks_bytes(offer.blocks, {}, compute.size))
+        elif offer.is_drafter:
             parts.append(head_bytes(config, 1, {}, compute.size))
         else:
             parts.append(_small(told_demand(small, told_specs(small), compute)))

@@ -25,7 +25,7 @@ from mlx_qwen35.conversion.recipes import assign
 from mlx_qwen35.errors import ArgumentError, CheckpointError
 from mlx_qwen35.experts.budget import least
 from mlx_qwen35.library import hub
-from mlx_qwen35.library.drafting import told_drafting
+from mlx_qwen35.library.drafting import NO_ANSWERS, told_drafting
 from mlx_qwen35.library.finding import look_up
 from mlx_qwen35.library.footprint import cache_bytes, weight_bytes
 from mlx_qwen35.library.holding import USEFUL_CONTEXT, Demand, longest_resident, of_source, streamed
@@ -143,6 +143,8 @@ def described(ref: str | Path | None) -> tuple[str, ModelConfig, Survey | None, 
     stored = look_up(ref)
     if not isinstance(stored, Stored):
         offer = hub.look(stored.name, stored.revision, stored.wanted)
+        if offer.blocks is not None:
+            raise CheckpointError(NO_ANSWERS.format(offer.name))
         return str(stored), offer.config, None if offer.gguf is None else survey(offer.gguf), offer
     found = survey(stored.folder)
     if found.config is None or (found.source is None and not found.missing):

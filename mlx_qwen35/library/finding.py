@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import mlx_qwen35
+from mlx_qwen35.checkpoint.blocks import is_blocks, read_blocks_config
 from mlx_qwen35.checkpoint.contents import read_config
 from mlx_qwen35.checkpoint.files import missing_shards
 from mlx_qwen35.checkpoint.gguf.choosing import is_gguf, missing_files, models_in
@@ -228,7 +229,9 @@ def _trouble(stored: Stored) -> str | None:
     """Why a model cannot be loaded, as far as names and config.json tell; None: nothing is in the way."""
     where = f"{stored.name} ({stored.place}, {stored.folder})"
     try:
-        if not is_drafter(stored.folder):
+        if is_blocks(stored.folder):
+            read_blocks_config(stored.folder)
+        elif not is_drafter(stored.folder):
             read_config(stored.folder)
         lacks = None if stored.is_gguf else _lacks(stored.folder)
     except CheckpointError as error:

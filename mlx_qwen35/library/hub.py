@@ -20,6 +20,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from mlx_qwen35.blocks.config import BlockConfig, is_block_drafter
 from mlx_qwen35.checkpoint.beside import mtp_files, tower_file
 from mlx_qwen35.checkpoint.contents import read_config
 from mlx_qwen35.checkpoint.files import INDEX, gaps, indexed_files, main_files
@@ -42,17 +43,19 @@ _SMALL = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*", "NO
 class Offer:
     """What the Hub has under a name: a model of this family, or a drafter for one.
 
+    config: of the model, or of the one that a head is for; None: `blocks` is that of a block drafter.
     files: all, name -> bytes, or those of the GGUF that is meant. revision: as it was given, where it is one. headers:
     of a GGUF; None: it is none.
     """
 
     name: str
     commit: str
-    config: ModelConfig
+    config: ModelConfig | None
     files: dict[str, int]
     is_drafter: bool = False
     revision: str | None = None
     headers: Headers | None = None
+    blocks: BlockConfig | None = None
 
     @property
     def gguf(self) -> Path | None:
@@ -106,11 +109,14 @@ def look(name: str, revision: str | None = None, wanted: str | None = None) -> O
         with tempfile.TemporaryDirectory() as folder:
             path = _fetch(name, "config.json", info.sha, Path(folder))
             raw, said = _parsed(path, where), f"config.json of {where}"
+            blocks = BlockConfig.from_dict(raw, said) if is_block_drafter(raw) else None
             drafts = isinstance(raw, dict) and raw.get("model_type") == DRAFTER
-            config = drafter_config(raw, said) if drafts else ModelConfig.from_dict(raw, where=said)
+            config = None
+            if blocks is None:
+                config = drafter_config(raw, said) if drafts else ModelConfig.from_dict(raw, where=said)
     if not plain:
         raise CheckpointError(f"{where} holds no model*.safetensors: give a name whose files are safetensors")
-    return Offer(name, info.sha, config, sizes, drafts, revision)
+    return Offer(name, info.sha, config, sizes, drafts or blocks is not None, revision, blocks=blocks)
 
 
 def _gguf_offer(name: str, commit: str, revision: str | None, files: dict[str, int]) -> Offer:
@@ -174,7 +180,7 @@ def _needed(offer: Offer) -> dict[str, int]:
             f"{where} lacks {', '.join(missing[:3])}, which {named}: the publisher's upload is not complete, choose "
             "another"
         )
-    beside = [n for n in _beside(offer.config.raw, sizes) if n not in shards]
+    beside = [] if offer.config is None else [n for n in _beside(offer.config.raw, sizes) if n not in shards]
     return {n: sizes[n] for n in [*_small(sizes), *beside, *shards]}
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import mlx.core as mx
 
+from mlx_qwen35.blocks.config import BlockConfig
+from mlx_qwen35.checkpoint.blocks import blocks_tensors
 from mlx_qwen35.checkpoint.forms.table import find_form
 from mlx_qwen35.checkpoint.inventory import is_linear, mtp_tensors, text_tensors, vision_tensors
 from mlx_qwen35.checkpoint.names import TARGET
@@ -18,7 +20,16 @@ from mlx_qwen35.checkpoint.source import spec_of
 from mlx_qwen35.config import ModelConfig, QuantSpec
 from mlx_qwen35.conversion.recipes import role
 from mlx_qwen35.errors import CheckpointError
-from mlx_qwen35.library.footprint import Specs, cache_at, cache_bytes, feeding_bytes, mixing_bytes, tensor_bytes
+from mlx_qwen35.library.footprint import (
+    CACHE_STEP,
+    CHUNK_SIZE,
+    Specs,
+    cache_at,
+    cache_bytes,
+    feeding_bytes,
+    mixing_bytes,
+    tensor_bytes,
+)
 from mlx_qwen35.library.holding import Demand, process_bytes
 from mlx_qwen35.model.mtp import PRIME_AT_ONCE
 
@@ -68,6 +79,22 @@ def told_head(config: ModelConfig, compute: mx.Dtype, where: str) -> Callable[[i
     if not layers:
         raise CheckpointError(f"{where} has no MTP layer, by its config.json: leave --mtp (mtp=True) out")
     return head_bytes(config, layers, {}, compute.size)
+
+
+def blocks_bytes(config: BlockConfig, specs: Mapping[str, QuantSpec], itemsize: int) -> Callable[[int], int]:
+    """Tokens of context -> bytes of a block drafter: its weights, its windows, and what a chunk of a prompt makes."""
+    weights = sum(
+        tensor_bytes(name, shape, specs.get(name.removesuffix(".weight")), itemsize)
+        for name, shape in blocks_tensors(config).items()
+    )
+    position = 2 * config.kv_heads * config.head_dim * itemsize
+    chunk = (len(config.taps) + 2) * config.hidden_size * itemsize
+
+    def needed(tokens: int) -> int:
+        held = sum(tokens if most is None else min(tokens, most) + CACHE_STEP for most in config.windows)
+        return weights + position * held + chunk * min(tokens, CHUNK_SIZE)
+
+    return needed
 
 
 def head_bytes(

@@ -28,6 +28,7 @@ from mlx_qwen35.layers.embedding import Embedding
 from mlx_qwen35.layers.linear import Linear
 from mlx_qwen35.layers.norm import RMSNorm
 from mlx_qwen35.layers.rope import RotaryEmbedding
+from mlx_qwen35.layers.taps import Taps
 from mlx_qwen35.layers.tiles import mix_in_tiles
 from mlx_qwen35.vision.positions import Placement, place
 from mlx_qwen35.vision.sight import Sight
@@ -145,6 +146,7 @@ class Model(nn.Module):
         more: bool = False,
         between: Callable[[mx.array], None] | None = None,
         wanted: int | None = None,
+        taps: Taps | None = None,
     ) -> mx.array:
         """tokens [B, T] int -> hidden states after the final norm [B, T, H].
 
@@ -153,6 +155,7 @@ class Model(nn.Module):
         more: further tokens of the same prompt follow; streamed experts then keep their memory for the end of it.
         between: called with what came out of each layer, [B, T, H], before the next; what it raises is raised.
         wanted: only so many of the last positions are of use, and returned [B, wanted, H].
+        taps: takes what came out of some layers, at all T positions.
         """
         cache = CacheList(cache) if isinstance(cache, list) else cache
         if tokens.ndim != 2 or tokens.shape[1] == 0:
@@ -173,7 +176,7 @@ class Model(nn.Module):
         x = self.embed_tokens(tokens).astype(self.norm.weight.dtype)
         if sight is not None:
             x = sight.written_into(x)
-        x, added = self._through_layers(x, rope, cache, readable, present, more, between)
+        x, added = self._through_layers(x, rope, cache, readable, present, more, between, taps)
         if wanted is not None:
             x, added = x[:, -wanted:], None if added is None else added[:, -wanted:]
         if cache is not None:
@@ -191,6 +194,7 @@ class Model(nn.Module):
         present: mx.array | None,
         more: bool,
         between: Callable[[mx.array], None] | None,
+        taps: Taps | None,
     ) -> tuple[mx.array, mx.array | None]:
         """Arguments as in DecoderLayer, but the cache of all layers, and as in `hidden`; -> two parts of a sum."""
         pool, length = self._pool, x.shape[1]
@@ -201,7 +205,7 @@ class Model(nn.Module):
 
         def through() -> tuple[mx.array, mx.array | None]:
             last, added = x, None
-            for layer, state in zip(self.layers, states, strict=True):
+            for number, (layer, state) in enumerate(zip(self.layers, states, strict=True)):
                 if length > tile:
                     mixed = mix_in_tiles(layer.mix, tile, together(last, added), rope, state, readable, present)
                     last, added = layer.feed(mixed)
@@ -210,6 +214,8 @@ class Model(nn.Module):
                 if between is not None:
                     last, added = together(last, added), None
                     between(last)
+                if taps is not None:
+                    taps.met(number, last, added)
             return last, added
 
         if pool is None:
@@ -217,7 +223,7 @@ class Model(nn.Module):
         in_windows = self._in_windows and between is None and windows.suit(states, x.size // x.shape[-1])
         with pool.one_at_a_time, pool.turn(more):
             if in_windows:
-                return windows.through(self.layers, states, pool, x, rope, readable, present)
+                return windows.through(self.layers, states, pool, x, rope, readable, present, taps)
             return through()
 
     def see(

@@ -16,6 +16,7 @@ import mlx.core as mx
 from mlx_qwen35.cache import DeltaState, KVCache, StretchedKVCache
 from mlx_qwen35.cache.rows import RowsKV
 from mlx_qwen35.experts.pool import ExpertPool
+from mlx_qwen35.layers.taps import Taps
 
 from .decoder import DecoderLayer
 
@@ -37,8 +38,9 @@ def through(
     rope: tuple[mx.array, mx.array],
     readable: mx.array | None,
     present: mx.array | None,
+    taps: Taps | None = None,
 ) -> tuple[mx.array, mx.array | None]:
-    """Within a turn: arguments as DecoderLayer has them -> two parts of a sum."""
+    """Within a turn: arguments as DecoderLayer has them, taps as in `Model.hidden` -> two parts of a sum."""
     start, waited = perf_counter(), pool.wait_seconds
     numbers, added, first, computed = range(len(layers)), None, 0, 0
     while first < len(layers):
@@ -46,15 +48,19 @@ def through(
         computed += count
         if count == 1:
             x, added = layers[first](x, rope, states[first], readable, present, added)
+            if taps is not None:
+                taps.met(first, x, added)
             first += 1
             continue
         window = list(zip(layers[first : first + count], states[first : first + count], strict=True))
         backs = [_back(state) for _, state in window]
         met, banks = [], []
         pool.hoped = []
-        for layer, state in window:
+        for number, (layer, state) in enumerate(window, first):
             met.append(layer.met(x, rope, state, readable, present, added))
             x, added = layer.fed(met[-1])
+            if taps is not None:
+                taps.met(number, x, added)
             banks.append(getattr(layer.mlp, "experts", None))
         lacking = pool.look(x, added)
         if lacking is None:
@@ -64,6 +70,8 @@ def through(
         for back in backs[place + 1 :]:
             back()
         x, added = layers[first + place].fed(met[place])
+        if taps is not None:
+            taps.met(first + place, x, added)
         first += place + 1
     pool.chances.took(perf_counter() - start - (pool.wait_seconds - waited), computed)
     return x, added

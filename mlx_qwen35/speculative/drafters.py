@@ -1,4 +1,4 @@
-"""Who guesses the tokens to come: the MTP head of the model, or a small model beside it.
+"""Who guesses the tokens to come: the MTP head of the model, or a small model beside it (or blocks.py's, of a block).
 
 Knows what it has taken in of the tokens, and how to go back with the cache that it follows. Its guesses need not be
 right, so nothing here has to be exact. Knows one sequence, and nothing of what becomes of the guesses.
@@ -13,20 +13,21 @@ state with the token after it, so what the last hidden state is taken with is th
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from copy import copy, deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import mlx.core as mx
 
 from mlx_qwen35.cache.copies import cache_at, copied, shrink, shrunk
+from mlx_qwen35.layers.taps import Taps
 from mlx_qwen35.model.mtp import PRIME_AT_ONCE, MTPHead
 from mlx_qwen35.speculative.pace import Pace
-from mlx_qwen35.speculative.text import Text
 
 if TYPE_CHECKING:
-    from mlx_qwen35.cache import Cache, KVCache, Snapshot, StretchedKVCache
+    from mlx_qwen35.blocks.drafter import BlockDraftModel
+    from mlx_qwen35.cache import Cache, Follower, KVCache, Snapshot, StretchedKVCache
     from mlx_qwen35.model import Model
 
 Choose = Callable[[mx.array], "mx.array | None"]  # logits [1, V] of a guess -> its token [1]; None: no more guesses
@@ -34,7 +35,8 @@ _FEW = 8  # tokens after each of which a draft model's state may be kept
 
 
 class Taken(NamedTuple):
-    """T tokens that the cache has taken. tokens [1, T], hidden [1, T, H], positions [3, 1, T]."""
+    """T tokens that the cache has taken. tokens [1, T], positions [3, 1, T]; hidden [1, T, H]: what came of them, or
+    with taps what those layers gave, one beside the other."""
 
     tokens: mx.array
     hidden: mx.array
@@ -55,10 +57,13 @@ class Taken(NamedTuple):
 class Drafter:
     """What follows a cache and guesses how it goes on. covered: the tokens of the cache that it knows of.
 
-    pace: how many guesses pay, of all answers that this cache was used for.
+    pace: how many guesses pay, of all answers that this cache was used for. taps: the layers whose outputs it is to be
+    told of, in place of the model's own; none: it is not.
     """
 
-    def __init__(self, model: Model, cache: Cache, pace: Pace, draft_model: MTPHead | Model) -> None:
+    taps: Sequence[int] = ()
+
+    def __init__(self, model: Model, cache: Cache, pace: Pace, draft_model: BlockDraftModel | MTPHead | Model) -> None:
         self.model, self.pace, self._draft_model = model, pace, draft_model
         self._cache = weakref.ref(cache)  # which holds this: in a circle both would outlive their use
         self.covered = cache.offset
@@ -69,14 +74,14 @@ class Drafter:
         """That is followed."""
         return self._cache()
 
-    def serves(self, draft_model: MTPHead | Model, cache: Cache) -> bool:
+    def serves(self, draft_model: BlockDraftModel | MTPHead | Model, cache: Cache) -> bool:
         """Whether this is a drafter by that model, and knows all tokens of that cache."""
         return self._draft_model is draft_model and self.cache is cache and self.covered == cache.offset
 
     def follow(
         self, tokens: mx.array, hidden: mx.array, positions: mx.array | None = None, *, offset: int | None = None
     ) -> None:
-        """The cache has just taken tokens [1, T], and hidden [1, T, H] came of it.
+        """The cache has just taken tokens [1, T], and hidden [1, T, H] came of it; with taps, what `Tapped.of` has.
 
         positions [3, 1, T]: where they stand, if there are images among them; None: one after the other. offset: how
         many tokens the cache held after them, where it has taken more since.
@@ -312,44 +317,18 @@ class ModelDrafter(Drafter):
         return super().arrays() + self._own.arrays()
 
 
-@dataclass(frozen=True)
-class Drafting:
-    """What is to draft: a head for the model, or a model with the same vocabulary; None: neither. most, steady: as Pace
-    has them. lookup: whether what was said before is copied."""
+class Tapped:
+    """What one call of a model is to be asked for, for those who follow its caches."""
 
-    draft_model: MTPHead | Model | None
-    most: int
-    steady: bool = False
-    lookup: bool = False
+    def __init__(self, followers: Iterable[Follower | None]) -> None:
+        layers = {layer for follower in followers if follower is not None for layer in follower.taps}
+        self._taps = Taps(layers) if layers else None
 
-    def check(self, model: Model) -> None:
-        """Raises ValueError if it cannot draft for this model."""
-        Pace(self.most)
-        if self.draft_model is None or isinstance(self.draft_model, MTPHead):
-            return
-        sizes = [each.config.text.vocab_size for each in (self.draft_model, model)]
-        if sizes[0] != sizes[1]:
-            raise ValueError(
-                f"the draft model has {sizes[0]} tokens and the model {sizes[1]}: a draft model needs the same "
-                "tokenizer, so take a smaller one of the same release"
-            )
+    @property
+    def asked(self) -> dict[str, Taps]:
+        """Arguments of `Model.hidden`: none, where nobody reads more than comes of it anyway."""
+        return {} if self._taps is None else {"taps": self._taps}
 
-    def text(self, model: Model, tokens: Sequence[int]) -> Text | None:
-        """What copies are made from, for an answer to a prompt of these tokens; None: nothing."""
-        if not self.lookup:
-            return None
-        config = model.config
-        gaps = [getattr(config, name, None) for name in ("image_token_id", "video_token_id")]
-        return Text(model, tokens, [token for token in gaps if token is not None], fresh=self.steady)
-
-    def drafter(self, model: Model, cache: Cache) -> Drafter | None:
-        """The one that follows a cache already, if it is this one and knows all its tokens; otherwise a new one."""
-        if self.draft_model is None:
-            return None
-        kept = cache.draft
-        if isinstance(kept, Drafter) and kept.serves(self.draft_model, cache):
-            if (kept.pace.most, kept.pace.steady) != (self.most, self.steady):
-                kept.pace = Pace(self.most, steady=self.steady)
-            return kept
-        kind = HeadDrafter if isinstance(self.draft_model, MTPHead) else ModelDrafter
-        return kind(model, cache, Pace(self.most, steady=self.steady), self.draft_model)
+    def of(self, follower: Follower, hidden: mx.array) -> mx.array:
+        """What one of them reads of a call that gave `hidden` [B, T, H]: that, or its layers' [B, T, N H]."""
+        return self._taps.of(follower.taps) if follower.taps else hidden

@@ -9,7 +9,9 @@ guess is right when those before it were; and from both, tokens a second:
 
 from __future__ import annotations
 
-MOST = 4  # guesses in a round
+from mlx_qwen35.errors import ArgumentError
+
+MOST = 4  # guesses in a round, where each is a pass of what drafts
 _FIRST = 2  # rounds of each kind before anything is decided
 _NEW = 0.15  # weight of a new time among the old ones
 _OUTLIER = 2.0  # a time so many times the usual one is a hiccup, and counts as that many
@@ -38,18 +40,18 @@ class Seconds:
         return self.count >= _FIRST
 
 
-def check_count(most: int) -> None:
-    """Raises ValueError unless so many tokens can be guessed in a round."""
-    if not 1 <= most <= MOST:
-        raise ValueError(f"num_draft_tokens is {most}; it must be 1 to {MOST}")
+def check_count(most: int, limit: int = MOST) -> None:
+    """Raises ArgumentError unless so many tokens, of `limit` at the most, can be guessed in a round."""
+    if not 1 <= most <= limit:
+        raise ArgumentError(f"num_draft_tokens is {most}; it must be 1 to {limit}")
 
 
 class Pace:
-    """most: guesses in a round at the most (1 to 4). steady: always so many, whatever it costs, so that what is drawn
-    with a seed does not hang on the clock."""
+    """most: guesses in a round at the most (1 to `limit`). steady: always so many, whatever it costs, so that what is
+    drawn with a seed does not hang on the clock."""
 
-    def __init__(self, most: int, *, steady: bool = False) -> None:
-        check_count(most)
+    def __init__(self, most: int, *, steady: bool = False, limit: int = MOST) -> None:
+        check_count(most, limit)
         self.most, self.steady = most, steady
         self._seconds = [Seconds() for _ in range(most + 1)]
         self._tries = [_PRIOR[1]] * most

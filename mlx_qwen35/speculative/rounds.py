@@ -23,6 +23,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_qwen35.sampling import History
+from mlx_qwen35.speculative.drafters import Tapped
 from mlx_qwen35.speculative.rejection import judge
 from mlx_qwen35.speculative.step import Drawn, Step
 
@@ -116,9 +117,10 @@ def verify(
             proposed = proposed if draft.known is None else len(draft.guesses)
         tokens = mx.concatenate([token, *(guess.astype(token.dtype) for guess in draft.guesses)])  # [k + 1]
         with cache.each_step(late=len(tokens) > KEPT) as after:
-            hidden = model.hidden(tokens[None], cache)  # [1, k + 1, H]
+            tapped = Tapped([cache.draft])
+            hidden = model.hidden(tokens[None], cache, **tapped.asked)  # [1, k + 1, H]
             if cache.draft is not None:
-                cache.draft.follow(tokens[None], hidden)
+                cache.draft.follow(tokens[None], tapped.of(cache.draft, hidden))
         drawn_with = bool(draft.weights) and draft.weights[0] is not None
         keys, states = (None, None)
         if not drawn_with and not sampler.greedy:
