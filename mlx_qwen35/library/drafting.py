@@ -146,7 +146,7 @@ def load_draft_model(
     folder = find(ref, on_progress=on_progress, check=lambda offer: _check_offer(offer, model.config))
     if is_blocks(folder):
         if model.ranks_told is not None:
-            raise ArgumentError(f"{ref} reads layers, which are on several ranks: there mtp or a small model drafts")
+            raise ArgumentError(f"{ref} reads layers, which are on several ranks: let mtp or a small model draft there")
         return load_blocks(folder, model.config, dtype=dtype, on_progress=on_progress)
     if is_drafter(folder):
         return load_head(folder, model, dtype=dtype, on_progress=on_progress)

@@ -49,7 +49,7 @@ class Drafting:
         if isinstance(self.draft_model, BlockDraftModel):
             self.draft_model.config.check(model.config, "the drafter")
             if getattr(model, "ranks_told", None) is not None:
-                raise ValueError("a block drafter reads layers, which are on several ranks: there mtp or a small model drafts")
+                raise ValueError("a block drafter reads layers, which are on several ranks: let mtp draft there")
             return
         sizes = [each.config.text.vocab_size for each in (self.draft_model, model)]
         if sizes[0] != sizes[1]:
