@@ -6,15 +6,16 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from mlx_qwen35 import load_draft_model, load_model
+from mlx_qwen35 import convert, estimate, load, load_draft_model, load_model
 from mlx_qwen35.checkpoint.mtp import load_mtp
 from mlx_qwen35.errors import CheckpointError
 from mlx_qwen35.library import find, hub_cache
 from mlx_qwen35.library.hub import complete_head
+from tests import blocks
 from tests.checkpoint.forms import config_of, mtp_tensors, oq
 from tests.checkpoint.test_forms import in_shards
 from tests.checkpoint.test_mtp import write_drafter
-from tests.checkpoints import random_tensors, write_checkpoint
+from tests.checkpoints import random_tensors, tiny_config, write_checkpoint
 from tests.fake_hub import Hub
 from tests.machine import Machine
 
@@ -163,3 +164,27 @@ def test_a_drafter(machine: Machine, hub: Hub) -> None:
         load_draft_model("mlx-community/Qwen3.8-tiny-MTP-bf16", model)
     with pytest.raises(CheckpointError, match="a head that drafts for a model. Give that model, and this as"):
         load_model(find("mlx-community/Qwen3.8-tiny-MTP-bf16"))
+
+
+def test_a_block_drafter(machine: Machine, hub: Hub) -> None:
+    """Held against the model by its config.json, before its weights are fetched."""
+    drafter = blocks.published()
+    hub.publish("z-lab/tiny-DFlash", blocks.write(machine.home / "d", drafter, blocks.tensors(drafter)))
+    mine, others = (
+        write_checkpoint(machine.home / name, config, random_tensors(config))
+        for name, config in (("m", tiny_config()), ("o", tiny_config(vocab_size=97)))
+    )
+    told = estimate(mine, "8GB", 64, draft_model="z-lab/tiny-DFlash").drafting
+    for refused, says in (
+        (lambda: load_draft_model("z-lab/tiny-DFlash", load_model(others)), "is for 96 tokens where it has 97"),
+        (lambda: estimate(others, "8GB", 64, draft_model="z-lab/tiny-DFlash"), "is for 96 tokens where it has 97"),
+        (lambda: estimate("z-lab/tiny-DFlash"), "drafts for another model and answers nothing itself"),
+        (lambda: load("z-lab/tiny-DFlash"), "drafts for another model and answers nothing itself"),
+    ):
+        with pytest.raises(CheckpointError, match=says):
+            refused()
+    assert not list(hub_cache.cache_folder().rglob("*.safetensors"))
+    for _ in range(2):  # fetched, then as the cache has it
+        assert load_draft_model("z-lab/tiny-DFlash", load_model(mine)).config.rows == 16
+    assert estimate(mine, "8GB", 64, draft_model="z-lab/tiny-DFlash").drafting == told
+    assert convert("z-lab/tiny-DFlash", machine.home / "q", group_size=32).is_dir()
