@@ -32,7 +32,7 @@ README = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)  # read i
 FENCED = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INDENTED = re.compile(r"(?<=\n\n)(?: {4}.*\n)+")
 INLINE = re.compile(r"`([^`\n]+(?:\n[^`\n]+)?)`")
-ABSENT = re.compile(r"of theirs these are not here: (.*?)\.\s+`--help`", re.DOTALL)
+ABSENT = re.compile(r"flags of mlx-lm\s+are\s+not\s+supported:\s+(.*?)\.\s+`--help`", re.DOTALL)
 SECONDS = 120
 INSTALLED = os.environ.get("README_ENVIRONMENT")
 
