@@ -9,7 +9,7 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from mlx_qwen35.cli import forms, options, prompting
+from mlx_qwen35.cli import forms, opening, options, prompting
 from mlx_qwen35.cli.cut import tell_cut
 from mlx_qwen35.cli.demo import DEMO_PROMPT
 from mlx_qwen35.cli.experts import ExpertLine
@@ -59,9 +59,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if (status := options.follows(args)) is not None:
+    if (status := opening.follows(args)) is not None:
         return status
-    with ending_on_signals() as ending, options.locked_session(args):
+    with ending_on_signals() as ending, opening.locked_session(args):
         try:
             return _answer(args, ending)
         except Terminated as ended:
@@ -85,16 +85,16 @@ def _answer(args: argparse.Namespace, ending: Ending) -> int:
     def question(processor: Processor) -> str | list[Any]:
         return processor.encode(words) if args.ignore_chat_template else _question(words, prompting.media_parts(args))
 
-    held = options.hold(args, prompting.prompt_check(told, question))
-    processor = options.load_processor(args, held)
+    held = opening.hold(args, prompting.prompt_check(told, question))
+    processor = opening.load_processor(args, held)
     if text is None:
         print(f"No -p/--prompt: asking it {DEMO_PROMPT!r}", file=sys.stderr)
     prompt = processor.prompt(question(processor), **told.said)
     settings = options.answer_options(args, processor)
     forms.check(form, processor, tools)
-    model = options.load_model(args, held)
-    options.bound_to(processor, model)
-    session = options.open_session(args, model, processor)
+    model = opening.load_model(args, held)
+    opening.bound_to(processor, model)
+    session = opening.open_session(args, model, processor)
     from mlx_qwen35.generation import stream_generate
 
     store = None
@@ -106,7 +106,7 @@ def _answer(args: argparse.Namespace, ending: Ending) -> int:
     output = {None: _Plain, "object": _Object, "lines": _Lines}[args.json](args.hide_thinking)
     answered = False
     settings |= {"tools": tools, "session": session, "store": store, "response_format": form}
-    settings |= options.draft_options(args, model)
+    settings |= opening.draft_options(args, model)
     with stop_on_ctrl_c() as asked:
         try:
             for part in stream_generate(model, processor, prompt, cancel=asked, **settings):

@@ -13,7 +13,7 @@ from mlx_qwen35.text.messages import MediaPart
 from mlx_qwen35.text.variables import check_effort
 
 if TYPE_CHECKING:
-    from mlx_qwen35.cli.options import CheckOffer
+    from mlx_qwen35.cli.opening import CheckOffer
     from mlx_qwen35.engine.allowed import PromptOptions
     from mlx_qwen35.library.hub import Offer
     from mlx_qwen35.processor import Processor

@@ -7,7 +7,7 @@ import errno
 import os
 import sys
 
-from mlx_qwen35.cli import options
+from mlx_qwen35.cli import opening, options
 from mlx_qwen35.machine.interrupt import Terminated, ending_on_signals
 
 DESCRIPTION = "Talk with a model."
@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if (status := options.follows(args)) is not None:
+    if (status := opening.follows(args)) is not None:
         return status
     from mlx_qwen35.cli.chat.running import converse
 

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlx_qwen35.cli import options, ranks
+from mlx_qwen35.cli import opening, options, ranks
 from mlx_qwen35.errors import ArgumentError
 from mlx_qwen35.machine.files import listed
 
@@ -35,7 +35,7 @@ class Models:
 
     def settings(self) -> dict[str, Any]:
         """Of the answers, as the flags say for this model."""
-        return options.answer_options(self._args, self.processor) | options.draft_options(self._args, self.model)
+        return options.answer_options(self._args, self.processor) | opening.draft_options(self._args, self.model)
 
     def names(self) -> list[str]:
         """Of the models on this machine, for Tab."""
@@ -58,7 +58,7 @@ class Models:
         args = argparse.Namespace(**{**vars(self._args), "model": name, "adapter_path": None, "draft_model": None})
         args.num_draft_tokens = args.num_draft_tokens if args.mtp else None
         # What costs little is tried first.
-        folder = options.find_model(args)
+        folder = opening.find_model(args)
         talk.check(library.load_processor(folder, context_length=args.context_length, yarn=args.yarn))
         beside = _fit_together(folder)
         if not beside:
@@ -66,14 +66,14 @@ class Models:
             talk.forget_computed()
             self.model.unload()
         try:
-            held = options.hold(args)
-            processor = options.load_processor(args, held)
-            model = options.load_model(args, held)
-            settings = options.answer_options(args, processor) | options.draft_options(args, model)
+            held = opening.hold(args)
+            processor = opening.load_processor(args, held)
+            model = opening.load_model(args, held)
+            settings = options.answer_options(args, processor) | opening.draft_options(args, model)
         except BaseException:
             if not beside:
                 self._args, self._held = before
-                self.model = options.load_model(*before)
+                self.model = opening.load_model(*before)
                 talk.change_model(self.model, self.processor, self.settings())
                 print(f"{self.name} is loaded again.", file=sys.stderr)
             raise

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from mlx_qwen35.cli import options, prompting
+from mlx_qwen35.cli import opening, options, prompting
 from mlx_qwen35.cli.chat import transcript
 from mlx_qwen35.cli.chat.commands import help_text, read_line
 from mlx_qwen35.cli.chat.keeping import Keeping, save_copy
@@ -48,14 +48,14 @@ def converse(args: argparse.Namespace, ending: Ending) -> int:
     prompting.check_places(args)
     keeping = Keeping(args.session, ending)
     try:
-        held = options.hold(args, prompting.prompt_check(told, lambda processor: "?"))
-        processor = options.load_processor(args, held)
+        held = opening.hold(args, prompting.prompt_check(told, lambda processor: "?"))
+        processor = opening.load_processor(args, held)
         processor.prompt("?", **told.said)  # raises what the template has against the flags
         question = [{"role": "user", "content": prompting.media_parts(args)}]
         shown = processor.prepare(question, **told.reading)[0]["content"]
-        model = options.load_model(args, held)
-        options.bound_to(processor, model)
-        session = options.open_session(args, model, processor)
+        model = opening.load_model(args, held)
+        opening.bound_to(processor, model)
+        session = opening.open_session(args, model, processor)
         models = Models(args, held, model, processor)
         talk = Conversation(
             model,
@@ -278,7 +278,7 @@ class _Chat:
             self._keeping.go_on_with(path)
             self._talk.go_on(session)
         self.unsaved = True
-        note(options.going_on(str(path), len(self._talk.exchanges), self._talk.computed))
+        note(opening.going_on(str(path), len(self._talk.exchanges), self._talk.computed))
         self._recall()
 
     def _do_model(self, argument: str) -> None:
