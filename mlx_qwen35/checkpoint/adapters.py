@@ -17,6 +17,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +149,7 @@ def load_adapter(model: Model, adapter: str | Path | Adapter) -> Model:
     if any(hasattr(module, "lora_a") for module in model.modules()):
         raise CheckpointError("the model has an adapter already; fuse it, or load the model again")
     adapter = fitted(adapter, model.config)
-    check_fit(adapter, model.config)
+    check_loadable(adapter, model.config)
     return put_on(model, adapter)
 
 
@@ -179,6 +180,16 @@ def updates(adapter: Adapter, config: ModelConfig) -> dict[str, Update]:
         before = made.get(f"{module}.weight")
         made[f"{module}.weight"] = update if before is None else partial(_after, before, update)
     return made
+
+
+def check_loadable(adapter: Adapter, config: ModelConfig) -> None:
+    """`check_fit`, and raises CheckpointError where mlx-lm is missing, whose layers an adapter needs."""
+    check_fit(adapter, config)
+    if adapter.kind != "full" and find_spec("mlx_lm") is None:
+        raise CheckpointError(
+            "an adapter beside the weights takes layers of mlx-lm, which is not installed: pip install mlx-lm, or "
+            "merge it first (mlx-qwen35 convert --adapter-path)"
+        )
 
 
 def check_fit(adapter: Adapter, config: ModelConfig) -> None:

@@ -147,7 +147,7 @@ def load_processor(args: argparse.Namespace, held: Held) -> Processor:
 def load_model(args: argparse.Namespace, held: Held) -> Model:
     """The model that goes with it: its weights are read only now, when prompts and pictures have been."""
     from mlx_qwen35 import library
-    from mlx_qwen35.checkpoint.adapters import check_fit, load_adapter, read_adapter
+    from mlx_qwen35.checkpoint.adapters import check_loadable, load_adapter, read_adapter
     from mlx_qwen35.checkpoint.load import read_config
 
     progress = progress_of(args, "Loading", "bytes")
@@ -155,7 +155,7 @@ def load_model(args: argparse.Namespace, held: Held) -> Model:
         return _load_ranked(args, held, count, progress)
     adapter = None if args.adapter_path is None else read_adapter(args.adapter_path)
     if adapter is not None:
-        check_fit(adapter, read_config(held.folder))
+        check_loadable(adapter, read_config(held.folder))
     how = {"exact": args.exact, "kernels": args.kernels, "warm_start": args.warm_start}
     model = library.load_held(held, **how, on_progress=progress)
     if args.mtp:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mlx_qwen35.library.listing import LocalModels
 
 PACKAGE = "mlx-qwen35"
-_PACKAGES = ("mlx-lm", "numpy", "safetensors", "tokenizers", "huggingface_hub", "pillow")
+_PACKAGES = ("numpy", "safetensors", "tokenizers", "huggingface_hub", "pillow")
 _NOT_FOR_USERS = ("test", "dev")  # extras
 _VARIABLES = (
     "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_ENDPOINT", "XDG_CACHE_HOME", "TRANSFORMERS_OFFLINE", "LD_PRELOAD",

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlx_qwen35.checkpoint.adapters import check_fit
+from mlx_qwen35.checkpoint.adapters import check_loadable
 from mlx_qwen35.checkpoint.context import with_context
 from mlx_qwen35.checkpoint.load import check_kv_form, compute_dtype
 from mlx_qwen35.checkpoint.source import open_source
@@ -56,7 +56,7 @@ def check_offer(
     config = with_context(offer.config, context_length, yarn=yarn, where=offer.name)
     check_kv_form(kv_form, config)
     if adapter is not None:
-        check_fit(adapter, config)
+        check_loadable(adapter, config)
     mtp = mtp and config.text.mtp_num_hidden_layers > 0  # else the files decide
     beside = told_drafting(config, mtp, draft_model, dtype, where=offer.name, folder=offer.gguf)
     if memory is None and config.text.moe is None and not has_metal():

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlx_qwen35 import checks
 from mlx_qwen35.cache.kv import KVFormat
-from mlx_qwen35.checkpoint.adapters import check_fit, load_adapter, read_adapter
+from mlx_qwen35.checkpoint.adapters import check_loadable, load_adapter, read_adapter
 from mlx_qwen35.checkpoint.companions import small_files
 from mlx_qwen35.checkpoint.load import compute_dtype, read_config
 from mlx_qwen35.checkpoint.load import load_model as read_model
@@ -114,7 +114,7 @@ def load(
     # The small files first: a tokenizer that is missing should not be found out after minutes of weights.
     processor = load_processor(folder, context_length=held.context_length, yarn=yarn)
     if adapter is not None:
-        check_fit(adapter, read_config(folder))
+        check_loadable(adapter, read_config(folder))
     model = load_held(held, exact=exact, kernels=kernels, warm_start=warm_start, on_progress=on_progress)
     if mtp:
         model.take_mtp(load_head(folder, model, dtype=dtype, on_progress=on_progress))

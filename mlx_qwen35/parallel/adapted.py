@@ -15,7 +15,7 @@ from dataclasses import replace
 
 import mlx.core as mx
 
-from mlx_qwen35.checkpoint.adapters import EMBEDDING, Adapter, check_fit, fitted
+from mlx_qwen35.checkpoint.adapters import EMBEDDING, Adapter, check_loadable, fitted
 from mlx_qwen35.config import ModelConfig
 from mlx_qwen35.errors import CheckpointError
 from mlx_qwen35.parallel.cuts import WHOLE, Cut, cut_of
@@ -40,7 +40,7 @@ def adapter_share(adapter: Adapter, config: ModelConfig, plan: Plan, rank: int) 
     Raises CheckpointError where the adapter is not of a model of this config, or cannot be cut so.
     """
     adapter = fitted(adapter, config)
-    check_fit(adapter, config)
+    check_loadable(adapter, config)
     full, tensors = adapter.kind == "full", {}
     for name, leaves in adapter.tensors.items():
         cut = cut_of(name if full else f"{name}.weight", config, plan, rank)

@@ -1,6 +1,7 @@
 """LoRA adapters between mlx-lm and us: either reads what the other's training wrote, with equal logits, fused too."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import mlx_qwen35
 from mlx_qwen35.checkpoint.adapters import fuse, load_adapter, read_adapter, save_adapter
 from mlx_qwen35.conversion import task
 from mlx_qwen35.errors import CheckpointError
+from mlx_qwen35.library import loading
 from tests.checkpoints import random_tensors, tiny_config, write_checkpoint
 
 peer = pytest.importorskip("mlx_lm.utils", reason="mlx-lm is not installed")
@@ -110,6 +112,23 @@ def test_fuses_as_mlx_lm_does(folder: Path, tmp_path: Path) -> None:
     assert apart <= TOLERANCE
     kinds = {type(module) for module in mlx_qwen35.load_model(folder).modules()}
     assert {type(module) for module in ours.modules()} == kinds
+
+
+def test_without_mlx_lm_it_is_refused_before_weights_are_read_and_still_merged(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = peer.load_model(folder)[0]
+    adapter = trained(theirs, tmp_path / "adapter")
+    model = mlx_qwen35.load_model(folder)
+    monkeypatch.setitem(sys.modules, "mlx_lm", None)
+    with pytest.raises(CheckpointError, match=r"mlx-lm, which is not installed: pip install mlx-lm, or merge it"):
+        load_adapter(model, adapter)
+    with monkeypatch.context() as only, pytest.raises(CheckpointError, match="pip install mlx-lm"):
+        only.setattr(loading, "load_held", None)  # not reached
+        only.setattr(loading, "load_processor", lambda *_, **__: None)  # these have no tokenizer
+        mlx_qwen35.load(folder, adapter_path=adapter)
+    merged = mlx_qwen35.convert(folder, tmp_path / "merged", bits=None, dtype="float32", adapter_path=adapter)
+    assert np.abs(logits(mlx_qwen35.load_model(merged)) - logits(theirs)).max() <= TOLERANCE
 
 
 @pytest.mark.parametrize("way", ["kept", "fused"])
