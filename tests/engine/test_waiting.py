@@ -61,6 +61,8 @@ class Course:
             chunk=chunk,
             least=4,
             pause=draw((0.0, 0.1, 0.5, 2.0)),
+            together_chunk=draw((0, chunk, chunk)),
+            rows_first=draw((False, False, True)),
         )
         model = Still(chunk, draw((0.0, 0.0, 0.03)), seed)
         self.store = Store(model, most_bytes=1 << 26 if most_bytes is None else most_bytes)
@@ -73,7 +75,7 @@ class Course:
     def play(self) -> None:
         turns = 0
         while self.coming or self.open:
-            if self.coming and len(self.open) < 12 and self.chance.random() < 0.4:
+            while self.coming and len(self.open) < 12 and self.chance.random() < 0.4:
                 self.coming -= 1
                 self.submit()
             for each in self.open:
@@ -93,7 +95,7 @@ class Course:
         free = [number for number in range(2) if number not in self.busy]
         session = draw(free) if free and self.chance.random() < 0.3 else None
         made = Open(None, session)
-        seed, own = self.chance.randrange(90), draw((1, 5, 90, 250))
+        seed, own = self.chance.randrange(90), draw((1, 5, 9, 20, 90, 250))
         prompt = [*draw(HEADS)[: draw((0, 50, 100, 300, 700))], *((seed + 3 * at) % 90 for at in range(own))]
         options = {
             "sampling": Sampling(),
@@ -119,6 +121,7 @@ class Course:
         self.loop.turn()
         self.counts["turns"] += 1
         self.counts["waiting for a prefix"] += len(self.loop._blocked)
+        self.counts["read together"] = len(self.loop._model.together)
         back = [each for each, was in zip(self.open, phases, strict=True) if was is not Phase.WAITING]
         self.counts["put back"] += sum(each.row.phase is Phase.WAITING for each in back)
         ended = [each for each in self.open if self.has_ended(each.row)]
@@ -172,11 +175,12 @@ def unguarded():
 
 def test_somebody_goes_on_in_any_course():
     counts = Counter()
-    for seed in range(60):
+    for seed in range(80):
         course = Course(seed)
         try:
             course.play()
         except AssertionError as error:
             raise AssertionError(f"course {seed}") from error
         counts += course.counts
-    assert min(counts["put back"], counts["waiting for a prefix"]) > 20, counts
+    met = ("put back", "waiting for a prefix", "read together")
+    assert min(counts[name] for name in met) > 20, counts
