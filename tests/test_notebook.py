@@ -5,7 +5,6 @@ import random
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from types import FrameType, SimpleNamespace
 from typing import Any
 
@@ -22,6 +21,7 @@ from mlx_qwen35.notebook.chat import _media, _text
 from mlx_qwen35.notebook.progress import ProgressBar
 from mlx_qwen35.notebook.thumbnails import data_urls, frame
 from mlx_qwen35.speculative.copying import Copying
+from mlx_qwen35.speculative.text import Texts
 from mlx_qwen35.text.reply import ContentDelta, ReasoningDelta
 from tests.conftest import CHECKOUT
 from tests.speakers import checkpoint, encoded, seeing, speak  # noqa: F401
@@ -289,6 +289,7 @@ class TestInterrupts:
         options = {"max_tokens": 3, "sampling": Sampling(), "enable_thinking": False, "chunk_size": 9}
 
         def begin() -> Chat:
+            Texts.of(model).clear()  # what copies are made from, and which lines that takes, hangs on this chat alone
             chat = Chat(model, processor, **options)
             chat.send("hello", images=[other])
             return chat
@@ -306,11 +307,8 @@ class TestInterrupts:
         in_history = 0
         for point in points:
             chat = begin()
-            with suppress(KeyboardInterrupt), Lines(point) as lines_now:
+            with pytest.raises(KeyboardInterrupt), Lines(point):
                 ask(chat)
-                # What was measured of earlier prompts decides over some lines: the last points may not be reached.
-                late = point > 0.95 * lines.count
-                assert not lines_now.interrupted and late, f"line {point} of {lines.count}: no interrupt arrived"
             said = said_in(chat)
             assert said[:2] == first and len(said) in (2, 4)
             if len(said) == 4:
@@ -334,7 +332,7 @@ class Lines:
     """Counts the lines of the package that run inside, and interrupts before one of them."""
 
     def __init__(self, stop: int | None = None) -> None:
-        self.count, self._stop, self.interrupted = 0, stop, False
+        self.count, self._stop = 0, stop
         self._folder = str(CHECKOUT / "mlx_qwen35")
 
     def __enter__(self) -> "Lines":
@@ -350,7 +348,6 @@ class Lines:
         if event == "line":
             if self.count == self._stop:
                 sys.settrace(None)
-                self.interrupted = True
                 raise KeyboardInterrupt
             self.count += 1
         return self._trace
