@@ -41,6 +41,7 @@ from tests.engine.courses import (
     raises_at,
     tiny_seeing,
 )
+from tests.soak import examples
 
 SIDES = ("random", "demo")
 WAIT = 120.0  # seconds for one answer: more is stuck
@@ -213,7 +214,7 @@ def play(alone: Alone, events: list[Event], *, chunk: int = 2048, **options: Any
 
 
 @pytest.mark.parametrize("side", SIDES)
-@settings(max_examples=20, phases=[Phase.generate], **SLOW)
+@settings(max_examples=examples(40, 5, least=8), phases=[Phase.generate], **SLOW)
 @given(
     events=COURSES,
     most_rows=st.sampled_from([1, 2, 8]),
@@ -370,7 +371,7 @@ BATCHES = st.lists(st.integers(0, len(PROMPTS) - 1), min_size=1, max_size=6)
 
 
 @pytest.mark.parametrize("side", SIDES)
-@settings(max_examples=10, phases=[Phase.generate], **SLOW)
+@settings(max_examples=examples(20, 4, least=5), phases=[Phase.generate], **SLOW)
 @given(prompts=BATCHES, ask=ASKS, most_rows=st.sampled_from([1, 2, 8]), cut=st.sampled_from([None, None, 3, 9]))
 def test_generate_batch(alones, side, prompts, ask, most_rows, cut) -> None:
     """Any number of prompts with the same options; cancelled after `cut` looks at it."""

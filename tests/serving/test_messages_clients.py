@@ -9,10 +9,11 @@ import pytest
 
 from mlx_qwen35 import Sampling, load, stream_generate
 from mlx_qwen35.sampling.thinking import WORDS
+from tests.later import later
 from tests.serving.running import running
 
-anthropic = pytest.importorskip("anthropic")
-openai = pytest.importorskip("openai")
+anthropic = later("anthropic")
+openai = later("openai")
 
 ASKED = "What is 17 + 25?"
 QUESTION = [{"role": "user", "content": ASKED}]

@@ -12,10 +12,11 @@ from PIL import Image, ImageDraw
 
 from mlx_qwen35 import Sampling, load
 from mlx_qwen35.generation import stream_generate
+from tests.later import later
 from tests.serving.questions import PARIS, SUM, WEATHER
 from tests.serving.running import Running, running
 
-openai = pytest.importorskip("openai")
+openai = later("openai")
 pydantic = pytest.importorskip("pydantic")
 
 

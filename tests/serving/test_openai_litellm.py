@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
+from tests.later import later
 from tests.serving.questions import PARIS, SUM, WEATHER
 from tests.serving.running import Running, running
 
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # or it asks the web for prices while it is imported
-litellm = pytest.importorskip("litellm")
+litellm = later("litellm")
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
 from mlx_qwen35.checkpoint.gguf.container import Array, header_size, read_gguf
 from mlx_qwen35.errors import CheckpointError
 from tests.checkpoint.gguf.building import finish
+from tests.soak import examples
 
 
 def small(path: Path, tensors: int = 3, split: int = 0, alignment: int = 32) -> Path:
@@ -175,7 +176,7 @@ def template(tmp_path_factory) -> bytes:
 
 
 @hypothesis.given(data=st.data())
-@hypothesis.settings(max_examples=300, deadline=None)
+@hypothesis.settings(max_examples=examples(300), deadline=None)
 def test_damaged_headers_are_refused_or_read_and_never_more(template, tmp_path_factory, data):
     place = tmp_path_factory.getbasetemp() / "fuzzed.gguf"
     made = bytearray(template)

@@ -13,6 +13,7 @@ from mlx_qwen35.checkpoint.source import open_source
 from mlx_qwen35.errors import CheckpointError
 from tests.checkpoint.gguf.building import matrices, tiny_tokenizer, write_gguf
 from tests.checkpoints import random_tensors, tiny_config
+from tests.soak import examples
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def whole(tmp_path_factory):
 
 
 @hypothesis.given(data=st.data())
-@hypothesis.settings(max_examples=250, deadline=None)
+@hypothesis.settings(max_examples=examples(250), deadline=None)
 def test_any_damage_of_the_header_is_named_or_harmless(whole, tmp_path_factory, data):
     original, header = whole
     made = bytearray(original)
