@@ -7,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_qwen35.experts.budget import LEAST_SPARE, LEAST_TOKENS, Needs, StreamPlan, least, plan
-from tests.soak import examples
 
 MB = 1 << 20
 # About the 35B at 4 bits in bfloat16.
@@ -51,7 +50,7 @@ def some_needs() -> st.SearchStrategy[Needs]:
     )  # fmt: skip
 
 
-@settings(max_examples=examples(300), deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(needs=some_needs(), more=st.integers(0, 1 << 40))
 def test_every_plan_fits(needs: Needs, more: int) -> None:
     memory = sum(least(needs).values()) + more

@@ -23,7 +23,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
     return Shelf(tmp_path_factory.mktemp("sources"))
 
 
-OFTEN = matrix.some_pairs(12)
+OFTEN = matrix.some_pairs(18)
 SELDOM = [pytest.param(*pair, marks=pytest.mark.soak) for pair in matrix.some_pairs(6) if pair not in OFTEN]
 
 
@@ -34,7 +34,7 @@ def test_cell(shelf: Shelf, tmp_path: Path, source: str, target: str) -> None:
 
 
 def test_the_part_of_the_product() -> None:
-    for at, all_of_them, least in ((0, SOURCES, 3), (1, matrix.TARGETS, 2)):
+    for at, all_of_them, least in ((0, SOURCES, 2), (1, matrix.TARGETS, 1)):
         met = [cell[at] for cell in OFTEN]
         assert all(met.count(name) >= least for name in all_of_them)
 

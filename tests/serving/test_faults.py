@@ -27,6 +27,7 @@ from mlx_qwen35.serving.metrics import Metrics
 from mlx_qwen35.serving.server import ServerError, made
 from tests.conftest import CHECKOUT
 from tests.serving.running import Running, running
+from tests.soak import examples
 
 PATH = "/v1/chat/completions"
 ENDLESS = {"991": -100, "993": -100}  # the demo's tokens that end a turn
@@ -91,7 +92,7 @@ def test_clients_that_go_away_anywhere(server: Running) -> None:
 
     def leaving(which: int) -> None:
         draw = random.Random(which)
-        for number in range(which, 200, 10):
+        for number in range(which, examples(200, 3), 10):
             asked = body("Sort these words: queen, jacket, violin", stream=number % 2 == 0, max_tokens=500)
             asked["logit_bias"] = ENDLESS
             data = request(json.dumps(asked).encode())

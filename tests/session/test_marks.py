@@ -6,7 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_qwen35.session.marks import FEWEST, MOST, Marks
-from tests.soak import examples
 
 
 def of(nbytes: int):
@@ -23,7 +22,7 @@ def walked(marks: Marks, length: int, chunk: int, meetings: set[int], nbytes: in
             marks.add(offset, of(nbytes), met=offset in meetings)
 
 
-@settings(max_examples=examples(100), deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     length=st.integers(1, 5000),
     chunk=st.integers(1, 64),

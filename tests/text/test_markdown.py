@@ -9,7 +9,6 @@ import pytest
 
 from mlx_qwen35.text.markdown import code_block, folded, reply_markdown, safe_markdown, table
 from mlx_qwen35.text.reply import ToolCall
-from tests.soak import examples
 
 OURS = {"details", "summary", "br", "code"}
 # What Markdown itself makes.
@@ -96,13 +95,13 @@ PIECES = st.sampled_from(
 )  # fmt: skip
 
 
-@hypothesis.settings(max_examples=examples(400))
+@hypothesis.settings(max_examples=400)
 @hypothesis.given(pieces=st.lists(PIECES, max_size=14))
 def test_nor_in_any_mixture(pieces, render):
     assert_inert(render(safe_markdown("".join(pieces))))
 
 
-@hypothesis.settings(max_examples=examples(100))
+@hypothesis.settings(max_examples=100)
 @hypothesis.given(pieces=st.lists(PIECES, max_size=10), cut=st.integers(0, 60))
 def test_nor_while_it_comes(pieces, cut, render):
     text = "".join(pieces)[:cut]
