@@ -10,7 +10,7 @@ import argparse
 import os
 from collections.abc import Iterable
 
-DESCRIPTION = "Print what lets a shell complete commands, flags and names of models with Tab."
+DESCRIPTION = "Print a shell script that completes commands, flags and model names."
 SHELLS = ("bash", "zsh", "fish")
 _LINES = {
     "bash": 'in ~/.bashrc:  eval "$(mlx-qwen35 completion bash)"',

@@ -16,43 +16,45 @@ MODES = ("affine", "mxfp4", "mxfp8", "nvfp4")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", nargs="?", metavar="SOURCE", help="the checkpoint: a folder, or a name")
-    parser.add_argument("target", nargs="?", metavar="TARGET", help="the folder to write, or a NAME.gguf")
+    parser.add_argument("source", nargs="?", metavar="SOURCE", help="the checkpoint: a folder or a name")
+    parser.add_argument("target", nargs="?", metavar="TARGET", help="the folder to write, or NAME.gguf")
     parser.add_argument("--hf-path", metavar="SOURCE", help="the same as SOURCE, under mlx-lm's name")
     parser.add_argument("--mlx-path", metavar="TARGET", help="the same as TARGET, under mlx-lm's name")
     parser.add_argument(
         "--lmstudio", metavar="PUBLISHER/NAME", help="write into LM Studio's models folder under this name"
     )
-    parser.add_argument("-q", "--quantize", action="store_true", help="quantize; any --q-... flag means it too")
-    parser.add_argument("--q-bits", type=int, metavar="N", help="bits a weight (default: 4)")
+    parser.add_argument("-q", "--quantize", action="store_true", help="quantize; implied by any --q-... flag")
+    parser.add_argument("--q-bits", type=int, metavar="N", help="bits per weight (default: 4)")
     parser.add_argument(
         "--q-group-size",
         type=int,
         metavar="N",
-        help="weights that share a scale, with --target-size at least (default: 64)",
+        help="weights per quantization group; with --target-size the smallest (default: 64)",
     )
-    parser.add_argument("--q-mode", choices=MODES, help="affine (default), or a mode that fixes both")
+    parser.add_argument("--q-mode", choices=MODES, help="affine (default), or a mode that fixes bits and group size")
     parser.add_argument(
         "--quant-predicate", metavar="RECIPE", help="bits by the role of each module: default, uniform, mixed_3_6, ..."
     )
     parser.add_argument(
-        "--target-size", metavar="SIZE", help="choose the bits so that the checkpoint has at most SIZE, as in 100GB"
+        "--target-size", metavar="SIZE", help="choose the bits so that the checkpoint takes at most SIZE, such as 100GB"
     )
     parser.add_argument(
         "--outtype",
         metavar="TYPE",
-        help="of a GGUF file: f32, f16, bf16, q8_0, q4_0, q4_1, mxfp4 (default: as its name says, or bf16)",
+        help="GGUF type: f32, f16, bf16, q8_0, q4_0, q4_1, mxfp4 (default: as in the file name, or bf16)",
     )
     parser.add_argument(
-        "--pack-experts", action="store_true", help="add expert records for streaming, as large as the experts"
+        "--pack-experts",
+        action="store_true",
+        help="add expert records for streaming; they take as much space as the experts",
     )
-    parser.add_argument("--dtype", choices=DTYPES, help="of what is not quantized (default: as in the source)")
-    parser.add_argument("--adapter-path", metavar="FOLDER", help="merge a LoRA adapter, as mlx-lm's trainer writes it")
-    parser.add_argument("--overwrite", action="store_true", help="replace TARGET, or what an interruption left of it")
+    parser.add_argument("--dtype", choices=DTYPES, help="dtype of unquantized weights (default: as in the source)")
+    parser.add_argument("--adapter-path", metavar="FOLDER", help="merge a LoRA adapter of mlx-lm, mlx-vlm or PEFT")
+    parser.add_argument("--overwrite", action="store_true", help="replace TARGET, or what an interrupted run left")
     parser.add_argument(
-        "--verify", action="store_true", help="read everything back, and compare weights and logits with the source"
+        "--verify", action="store_true", help="read the result back and compare weights and logits with the source"
     )
-    parser.add_argument("--resume", action="store_true", help="go on with a conversion that was interrupted")
+    parser.add_argument("--resume", action="store_true", help="continue an interrupted conversion")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-DESCRIPTION = "Say what is known of this machine, MLX and the models on it: a block to paste into a report."
+DESCRIPTION = "Describe this machine, MLX and its models, for a bug report."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -13,12 +13,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--demo",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="let the demo answer a question, in a process of its own",
+        help="ask the demo a question, in a separate process",
     )
     parser.add_argument(
-        "--probe", action=argparse.BooleanOptionalAction, default=True, help="read from the disk for a second"
+        "--probe", action=argparse.BooleanOptionalAction, default=True, help="measure the disk for a second"
     )
-    parser.add_argument("--json", action="store_true", help="a JSON object in place of the lines; sizes in bytes")
+    parser.add_argument("--json", action="store_true", help="print a JSON object; sizes in bytes")
 
 
 def run(args: argparse.Namespace) -> int:

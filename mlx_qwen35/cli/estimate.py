@@ -7,7 +7,7 @@ import json
 
 from mlx_qwen35.cli.options import DTYPES, OptionError, add_kv_arguments, kv_options
 
-DESCRIPTION = "Say what a model takes in memory, how long a context fits and what is streamed, without loading it."
+DESCRIPTION = "Estimate a model's memory, the context that fits and what is streamed, without loading it."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,31 +15,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--memory",
         metavar="SIZE",
-        help="the most that the process may take, such as 24GB or 60%% (default: what this machine has for it)",
+        help="memory limit of the process, such as 24GB or 60%% (default: what this machine can give)",
     )
     parser.add_argument(
-        "--mac", metavar="SIZE", help="on a Mac with so much memory, such as 24GB, of which the system keeps its share"
+        "--mac",
+        metavar="SIZE",
+        help="plan for a Mac with this much memory, such as 24GB, part of which the system keeps",
     )
     parser.add_argument("--context-length", type=int, metavar="N", help="tokens to plan for (default: all that fit)")
-    parser.add_argument("--q-bits", type=int, metavar="N", help="as a conversion to N bits would have it")
-    parser.add_argument("--dtype", choices=DTYPES, help="compute in it (default: float32 on a CPU, bfloat16 on a GPU)")
+    parser.add_argument("--q-bits", type=int, metavar="N", help="plan for a conversion to N bits")
+    parser.add_argument("--dtype", choices=DTYPES, help="compute dtype (default: float32 on a CPU, bfloat16 on a GPU)")
     add_kv_arguments(parser)
-    parser.add_argument("--mtp", action="store_true", help="with the model's own multi-token-prediction head")
-    parser.add_argument("--draft-model", metavar="NAME", help="with a small model that drafts tokens")
+    parser.add_argument("--mtp", action="store_true", help="include the model's own multi-token prediction head")
+    parser.add_argument("--draft-model", metavar="NAME", help="include this draft model")
     parser.add_argument(
         "--probe",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="where experts would be read from this disk: read from it for a second, and say how fast answers may come",
+        help="if experts would be streamed: measure the disk for a second, and estimate the speed",
     )
     parser.add_argument(
-        "--hosts", metavar="SIZES", help="on several Macs with so much memory, such as 64GB,128GB (docs/DISTRIBUTED.md)"
+        "--hosts",
+        metavar="SIZES",
+        help="plan for several Macs with these sizes, such as 64GB,128GB (docs/DISTRIBUTED.md)",
     )
     parser.add_argument(
-        "--link", default="tb5", help="that joins them: tb5 (Thunderbolt 5, RDMA), tb5-ring (TCP), 10gbe (default: tb5)"
+        "--link", default="tb5", help="their network: tb5 (Thunderbolt 5, RDMA), tb5-ring (TCP), 10gbe (default: tb5)"
     )
     parser.add_argument("--plan", help="experts, pipeline or tensor (default: the fastest that fits)")
-    parser.add_argument("--json", action="store_true", help="a JSON object; sizes in bytes")
+    parser.add_argument("--json", action="store_true", help="print a JSON object; sizes in bytes")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 
 
 def add_form_arguments(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("form of the answer (reasoning before it stays free)")
+    group = parser.add_argument_group("structured answers (reasoning is not constrained)")
     choice = group.add_mutually_exclusive_group()
     choice.add_argument(
         "--json-schema",
         metavar="FILE",
-        help="JSON by this schema: a file, or the schema itself ('{\"type\": \"object\"}' is any object)",
+        help='JSON by this schema: a file, or the schema itself (\'{"type": "object"}\' is any object)',
     )
-    choice.add_argument("--regex", metavar="PATTERN", help="a text that matches from end to end")
+    choice.add_argument("--regex", metavar="PATTERN", help="text that matches completely")
     choice.add_argument(
-        "--grammar", metavar="FILE", help="by a grammar: GBNF where the name ends with .gbnf, else llguidance's Lark"
+        "--grammar", metavar="FILE", help="a grammar file: GBNF if its name ends with .gbnf, else llguidance's Lark"
     )
 
 

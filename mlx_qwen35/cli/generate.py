@@ -33,9 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="TEXT",
-        help="what to answer; what is piped in follows it after a blank line (</dev/null keeps it out). - "
-        "is standard input, and waits for it: otherwise a pipe in which nothing comes within a second is left alone. "
-        "May be repeated",
+        help="the prompt; may be repeated. Piped input is added after a blank line (</dev/null prevents that). - reads "
+        "standard input and waits for it; otherwise a pipe that is silent for a second is ignored",
     )
     options.add_model_arguments(parser)
     options.add_answer_arguments(parser)
@@ -43,18 +42,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cache-dir",
         metavar="FOLDER",
-        help="keep what is computed of prompts there (at most 32 GB, those used last): another call computes only what "
-        "is new in its own, a document or a long system message once. Not with --session, which does so for one chat",
+        help="keep computed prompts there (at most 32 GB, least recently used deleted first), so that later calls "
+        "compute only what is new. Not with --session, which does the same for one chat",
     )
     parser.add_argument(
-        "--ignore-chat-template", action="store_true", help="go on from the prompt as it is, without turns around it"
+        "--ignore-chat-template", action="store_true", help="continue the raw prompt, without the chat template"
     )
     parser.add_argument(
         "--json",
         nargs="?",
         choices=("object", "lines"),
         const="object",
-        help="one JSON object at the end (--json), or one for each event as it comes (--json lines)",
+        help="print one JSON object at the end (--json), or one per event as it arrives (--json lines)",
     )
 
 
@@ -168,9 +167,7 @@ class _Object:
         self._parts.append(replace(part, logprobs=None))  # a megabyte a token
 
     def end(self, last: Part) -> None:
-        record: dict[str, Any] = {
-            name: "".join(getattr(part, name) for part in self._parts) for name in self._names
-        }
+        record: dict[str, Any] = {name: "".join(getattr(part, name) for part in self._parts) for name in self._names}
         record["tool_calls"] = [call_record(call) for part in self._parts for call in part.tool_calls]
         _print_json({**record, "finish_reason": last.finish_reason, "statistics": statistics_record(last)})
 

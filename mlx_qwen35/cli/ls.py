@@ -7,14 +7,16 @@ import json
 import sys
 from dataclasses import asdict
 
-DESCRIPTION = "List every Qwen3.5, 3.6 and 3.8 on this machine, with the names to load them by."
+DESCRIPTION = "List the Qwen3.5, 3.6 and 3.8 models on this machine and the names to load them by."
 
 EXAMPLE = "Qwen/Qwen3.5-4B"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folders", nargs="*", metavar="FOLDER", help="look here too: a checkpoint, or folders of them")
-    parser.add_argument("--json", action="store_true", help="a JSON list in place of the table")
+    parser.add_argument(
+        "folders", nargs="*", metavar="FOLDER", help="also look here: a checkpoint, or a folder of checkpoints"
+    )
+    parser.add_argument("--json", action="store_true", help="print a JSON list")
 
 
 def run(args: argparse.Namespace) -> int:

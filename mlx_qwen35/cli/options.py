@@ -34,46 +34,47 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--model",
         metavar="NAME",
-        help="a folder, or a name as LM Studio or the Hugging Face Hub has it (default: the demo inside the package)",
+        help="a folder, an LM Studio key or a Hugging Face name (default: the included demo)",
     )
-    group.add_argument("--adapter-path", metavar="FOLDER", help="a LoRA adapter, as mlx-lm's trainer writes it")
+    group.add_argument("--adapter-path", metavar="FOLDER", help="a LoRA adapter of mlx-lm, mlx-vlm or PEFT")
     group.add_argument(
         "--memory",
         metavar="SIZE",
-        help="the most that may be taken, such as 24GB or 60%%: experts that do not fit are read from the disk when "
-        "they are chosen (default: what this machine has for it)",
+        help="memory limit, such as 24GB or 60%%; experts that do not fit are streamed from the disk (default: what "
+        "this machine can give)",
     )
     group.add_argument(
         "--warm-start",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="where experts are read from the disk: note at the end which are in memory, and begin with them next time",
+        help="with streamed experts: record which ones are in memory at the end, and preload them next time",
     )
     group.add_argument(
         "--exact",
         action="store_true",
-        help="give drafted tokens the bits that they have alone, and streamed experts those of resident ones, on a GPU "
-        "too; slower",
+        help="the same bits with drafts as without, and with streamed experts as with resident ones, on a GPU too; "
+        "slower",
     )
     add_computing_arguments(group)
     ranks.add_rank_arguments(group)
-    drafts = parser.add_argument_group("drafts (how fast tokens come, not which; see --exact)")
+    drafts = parser.add_argument_group("speculative decoding (changes the speed, not the answers; see --exact)")
     drafts.add_argument(
         "--mtp",
         action=argparse.BooleanOptionalAction,
         default=False,
-        help="let the model's own multi-token-prediction head draft (default: no)",
+        help="draft with the model's own multi-token prediction head (default: no)",
     )
     drafts.add_argument(
         "--draft-model",
         metavar="NAME",
-        help="let a small model draft, a DFlash or DFlash2 drafter, or a head split off by mlx-vlm",
+        help="draft with a small model, a DFlash or DFlash2 drafter, or a head split off by mlx-vlm",
     )
     drafts.add_argument(
         "--num-draft-tokens",
         type=int,
         metavar="N",
-        help="at most N at a time, 1 to 4 (default: 3), of a DFlash drafter up to its block's 7 or 15",
+        help="draft at most N tokens at a time, 1 to 4 (default: 3); with a DFlash drafter up to 7 or 15, by its block "
+        "size",
     )
     add_lookup_argument(drafts)
 
@@ -84,19 +85,19 @@ def add_lookup_argument(group: argparse._ActionsContainer) -> None:
         "--lookup",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="copy what followed when the same words stood there before, where that is faster (default: yes)",
+        help="draft by copying what followed the same words earlier, where that is faster (default: yes)",
     )
 
 
 def add_computing_arguments(group: argparse._ActionsContainer) -> None:
     """How a model computes, of all commands that load one."""
-    group.add_argument("--dtype", choices=DTYPES, help="compute in it (default: float32 on a CPU, bfloat16 on a GPU)")
-    group.add_argument("--context-length", type=int, metavar="N", help="the most tokens of prompt and answer together")
+    group.add_argument("--dtype", choices=DTYPES, help="compute dtype (default: float32 on a CPU, bfloat16 on a GPU)")
+    group.add_argument("--context-length", type=int, metavar="N", help="limit of prompt and answer together, in tokens")
     group.add_argument(
         "--kernels",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="on a GPU, take this package's kernels where they stand a short test, or MLX's operations alone",
+        help="on a GPU, use this package's kernels if they pass a self-test, or only MLX's operations",
     )
     add_kv_arguments(group)
 
@@ -106,13 +107,15 @@ def add_kv_arguments(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--yarn",
         action="store_true",
-        help="stretch positions for a --context-length above the model's own, up to 1,010,000 tokens; changes all "
-        "answers, those to short prompts a little for the worse",
+        help="scale positions for a --context-length above the native one, up to 1,010,000 tokens; makes all answers "
+        "slightly worse, those to short prompts too",
     )
-    parser.add_argument("--kv-bits", type=int, metavar="N", help="keep keys and values in 4 or 8 bits: not exact")
-    parser.add_argument("--kv-group-size", type=int, metavar="N", default=64, help="values a scale (default: 64)")
+    parser.add_argument("--kv-bits", type=int, metavar="N", help="quantize the KV cache to 4 or 8 bits; not exact")
     parser.add_argument(
-        "--quantized-kv-start", type=int, metavar="N", default=0, help="positions kept as they are (default: 0)"
+        "--kv-group-size", type=int, metavar="N", default=64, help="values per KV quantization group (default: 64)"
+    )
+    parser.add_argument(
+        "--quantized-kv-start", type=int, metavar="N", default=0, help="positions left unquantized (default: 0)"
     )
 
 
@@ -128,28 +131,28 @@ def add_answer_arguments(parser: argparse.ArgumentParser) -> None:
     prompt.add_argument(
         "--think",
         action=argparse.BooleanOptionalAction,
-        help="let the model reason before it answers, or not (default: what its template says)",
+        help="reason before answering, or not (default: the template's)",
     )
     prompt.add_argument(
         "--reasoning-effort",
         metavar="WORD",
-        help="none, minimal, low, medium, high, xhigh or max: the nearest that the template knows",
+        help="none, minimal, low, medium, high, xhigh or max; mapped to the nearest that the template supports",
     )
     prompt.add_argument(
         "--preserve-thinking",
         action=argparse.BooleanOptionalAction,
-        help="show the model the reasoning of earlier turns, or not (default: what its template says)",
+        help="keep the reasoning of earlier turns in the prompt, or not (default: the template's)",
     )
     prompt.add_argument(
         "--chat-template-config",
         "--chat-template-args",
         metavar="JSON",
-        help="other variables of the template, as a JSON object",
+        help="other template variables, as a JSON object",
     )
     prompt.add_argument(
         "--allow-control-tokens",
         action="store_true",
-        help="let <|im_start|> and the like in texts be control tokens, not the characters that they are",
+        help="read <|im_start|> and the like in texts as control tokens, not as plain characters",
     )
     media = parser.add_argument_group("pictures and videos (shown before the text, in this order; may be repeated)")
     for kind in ("image", "video"):
@@ -162,9 +165,9 @@ def add_answer_arguments(parser: argparse.ArgumentParser) -> None:
             metavar="FILE",
             help=f"show this {kind}: a path, a data: URL, or with --fetch an http(s) URL",
         )
-    media.add_argument("--fps", type=float, metavar="N", help="frames to take from a second of video")
+    media.add_argument("--fps", type=float, metavar="N", help="frames to use per second of video")
     media.add_argument("--max-pixels", type=int, metavar="N", help="scale each picture or frame down to N pixels")
-    media.add_argument("--fetch", action="store_true", help="get http(s) URLs from the network")
+    media.add_argument("--fetch", action="store_true", help="fetch http(s) URLs")
     answer = parser.add_argument_group("answer (defaults are those of the checkpoint's generation_config.json)")
     answer.add_argument(
         "-n",
@@ -172,43 +175,53 @@ def add_answer_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-tokens",
         type=int,
         metavar="N",
-        help="end after N tokens (default, and -1: when the context is full)",
+        help="limit of the answer in tokens (default, and -1: the context)",
     )
     answer.add_argument(
         "--thinking-budget",
         type=int,
         metavar="N",
-        help="close the reasoning after N tokens, so that the answer follows (default: no budget)",
+        help="end the reasoning after N tokens and go on to the answer (default: no limit)",
     )
-    answer.add_argument("--temperature", "--temp", type=float, metavar="T", help="0 always takes the likeliest token")
-    answer.add_argument("--top-p", type=float, metavar="P", help="draw from the likeliest tokens that make up P")
-    answer.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens (0: all)")
-    answer.add_argument("--min-p", type=float, metavar="P", help="only tokens with P times the largest probability")
-    answer.add_argument("--repetition-penalty", type=float, metavar="X", help="divide what came before by X (1: off)")
-    answer.add_argument("--presence-penalty", type=float, metavar="X", help="subtract X from what was said (0: off)")
-    answer.add_argument("--frequency-penalty", type=float, metavar="X", help="the same for each time that it was said")
-    answer.add_argument("--seed", type=int, metavar="N", help="draw the same tokens every time")
-    answer.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before TEXT (may be repeated)")
-    answer.add_argument("--extra-eos-token", nargs="+", default=[], metavar="TOKEN", help="end at these tokens, too")
-    answer.add_argument("--prefill-step-size", type=int, metavar="N", help="read the prompt N tokens at a time")
+    answer.add_argument("--temperature", "--temp", type=float, metavar="T", help="sampling temperature; 0 is greedy")
+    answer.add_argument(
+        "--top-p", type=float, metavar="P", help="sample from the most likely tokens that add up to probability P"
+    )
+    answer.add_argument("--top-k", type=int, metavar="K", help="sample from the K most likely tokens (0: all)")
+    answer.add_argument("--min-p", type=float, metavar="P", help="drop tokens below P times the largest probability")
+    answer.add_argument(
+        "--repetition-penalty", type=float, metavar="X", help="divide logits of earlier tokens by X (1: off)"
+    )
+    answer.add_argument(
+        "--presence-penalty", type=float, metavar="X", help="subtract X from logits of earlier tokens (0: off)"
+    )
+    answer.add_argument(
+        "--frequency-penalty", type=float, metavar="X", help="subtract X for each earlier occurrence (0: off)"
+    )
+    answer.add_argument("--seed", type=int, metavar="N", help="seed for reproducible sampling")
+    answer.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="stop before TEXT (may be repeated)"
+    )
+    answer.add_argument("--extra-eos-token", nargs="+", default=[], metavar="TOKEN", help="also stop at these tokens")
+    answer.add_argument("--prefill-step-size", type=int, metavar="N", help="prefill the prompt N tokens at a time")
     answer.add_argument(
         "--session",
         metavar="FILE",
-        help="keep what was computed (and, in a chat, said) in FILE and go on from it next time: nothing is read twice",
+        help="save the computed state (and a chat's messages) to FILE, and continue from it next time",
     )
     output = parser.add_argument_group("output")
-    output.add_argument("--hide-thinking", action="store_true", help="print the answer without the reasoning before it")
-    output.add_argument("--stats", action="store_true", help="print speed and memory on standard error")
+    output.add_argument("--hide-thinking", action="store_true", help="print the answer without its reasoning")
+    output.add_argument("--stats", action="store_true", help="print speed and memory to standard error")
     output.add_argument(
         "--expert-stats",
         action="store_true",
-        help="print on standard error which experts were in memory and what was read from the disk",
+        help="print expert hits and disk reads to standard error",
     )
     output.add_argument(
         "-v",
         "--verbose",
         action="store_true",
-        help="show loading, prefill and the reading of experts on standard error",
+        help="show loading, prefill and expert reads on standard error",
     )
 
 

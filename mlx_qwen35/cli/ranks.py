@@ -26,13 +26,13 @@ def add_rank_arguments(group: argparse._ActionsContainer) -> None:
         "--ranks",
         type=int,
         metavar="N",
-        help="have the model in N processes of this machine, which share --memory; under mlx.launch, on its machines "
-        "without this flag (docs/DISTRIBUTED.md)",
+        help="split the model over N processes of this machine, which share --memory; mlx.launch splits it over "
+        "machines without this flag (docs/DISTRIBUTED.md)",
     )
     group.add_argument(
         "--plan",
         choices=("experts", "pipeline", "tensor"),
-        help="how it is cut over ranks (default: what is modelled to be fastest of what fits)",
+        help="how to split it over ranks (default: of the plans that fit, the one modelled as fastest)",
     )
 
 

@@ -19,7 +19,7 @@ from mlx_qwen35.text.screen import note
 if TYPE_CHECKING:
     from mlx_qwen35.serving.server import Server
 
-DESCRIPTION = "Serve models over HTTP, as OpenAI, Anthropic, LM Studio and Ollama do, with a chat at /."
+DESCRIPTION = "Serve models over HTTP with the APIs of OpenAI, Anthropic, LM Studio and Ollama, and a chat page at /."
 KEY = "MLX_QWEN35_API_KEY"
 
 
@@ -30,61 +30,65 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="a folder, or a name as LM Studio or the Hugging Face Hub has it; may be repeated. The first is loaded at "
-        "once, the others when they are asked for; one alone answers to every name (default: all on this machine)",
+        help="a folder, an LM Studio key or a Hugging Face name; may be repeated. The first is loaded at once, the "
+        "others on demand; a single model answers to every name (default: all models on this machine)",
     )
     models.add_argument(
         "--memory",
         metavar="SIZE",
-        help="the most that may be taken by all of them, such as 24GB or 60%%: idle ones go to make room, and experts "
-        "that do not fit are read from the disk (default: what this machine has for it)",
+        help="memory limit of all models together, such as 24GB or 60%%; idle models are unloaded to make room, and "
+        "experts that do not fit are streamed from the disk (default: what this machine can give)",
     )
     models.add_argument(
-        "--ttl", type=float, default=3600, metavar="S", help="unload one after S idle seconds, 0: never (default: 3600)"
+        "--ttl",
+        type=float,
+        default=3600,
+        metavar="S",
+        help="unload a model after S idle seconds; 0: never (default: 3600)",
     )
-    models.add_argument("--mtp", action="store_true", help="let a model's own multi-token-prediction head draft")
+    models.add_argument("--mtp", action="store_true", help="draft with a model's own multi-token prediction head")
     add_lookup_argument(models)
-    models.add_argument("--exact", action="store_true", help="the same bits whoever else asks, on a GPU too; slower")
+    models.add_argument(
+        "--exact", action="store_true", help="the same bits whatever runs beside a request, on a GPU too; slower"
+    )
     add_computing_arguments(models)
     ranks.add_rank_arguments(models)
     answers = parser.add_argument_group("answers")
     answers.add_argument(
-        "--parallel", type=int, default=4, metavar="N", help="compute N at once for a model (default: 4)"
+        "--parallel", type=int, default=4, metavar="N", help="answer N requests per model at once (default: 4)"
     )
     answers.add_argument(
-        "--most-waiting", type=int, default=64, metavar="N", help="let N more wait, refuse others (default: 64)"
+        "--most-waiting", type=int, default=64, metavar="N", help="let N more wait and refuse others (default: 64)"
     )
-    answers.add_argument(
-        "--cache-dir", metavar="FOLDER", help="keep what was computed of prompts here, beyond the end of the server"
-    )
-    answers.add_argument("--fetch", action="store_true", help="get pictures at http(s) URLs from the network")
-    doors = parser.add_argument_group("who may ask")
+    answers.add_argument("--cache-dir", metavar="FOLDER", help="keep computed prompts here for the next start")
+    answers.add_argument("--fetch", action="store_true", help="fetch pictures from http(s) URLs")
+    doors = parser.add_argument_group("access")
     doors.add_argument("--host", default="127.0.0.1", metavar="HOST", help="listen here (default: 127.0.0.1)")
-    doors.add_argument("--port", type=int, default=1234, metavar="N", help="and on this port (default: 1234)")
-    doors.add_argument(
-        "--api-key", metavar="KEY", help=f"ask everyone for this key (default: what {KEY} has in the environment)"
-    )
-    doors.add_argument(
-        "--allow-anyone", action="store_true", help="let others than this machine in without a key, with --host"
-    )
+    doors.add_argument("--port", type=int, default=1234, metavar="N", help="listen on this port (default: 1234)")
+    doors.add_argument("--api-key", metavar="KEY", help=f"require this key (default: the environment variable {KEY})")
+    doors.add_argument("--allow-anyone", action="store_true", help="with --host: let other machines in without a key")
     doors.add_argument(
         "--cors",
         action="append",
         default=[],
         metavar="ORIGIN",
-        help="let this web page use it; may be repeated, *: all",
+        help="let web pages of this origin use the server; may be repeated, *: all",
     )
     doors.add_argument(
-        "--allowed-host", action="append", default=[], metavar="NAME", help="answer to this name of the host, too"
+        "--allowed-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="also accept this host name; may be repeated",
     )
     doors.add_argument(
         "--grace",
         type=float,
         default=10.0,
         metavar="S",
-        help="at the end let answers go on for S seconds (default: 10)",
+        help="at shutdown let answers finish for S seconds (default: 10)",
     )
-    parser.add_argument("-v", "--verbose", action="store_true", help="log more, such as which fields were ignored")
+    parser.add_argument("-v", "--verbose", action="store_true", help="log more, such as ignored fields")
 
 
 def run(args: argparse.Namespace) -> int:

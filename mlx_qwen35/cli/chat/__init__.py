@@ -10,7 +10,7 @@ import sys
 from mlx_qwen35.cli import opening, options
 from mlx_qwen35.machine.interrupt import Terminated, ending_on_signals
 
-DESCRIPTION = "Talk with a model."
+DESCRIPTION = "Chat with a model."
 HUNG_UP = 128 + 1
 
 
