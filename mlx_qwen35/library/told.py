@@ -88,7 +88,7 @@ def blocks_bytes(config: BlockConfig, specs: Mapping[str, QuantSpec], itemsize: 
         for name, shape in blocks_tensors(config).items()
     )
     position = 2 * config.kv_heads * config.head_dim * itemsize
-    chunk = (len(config.taps) + 2) * config.hidden_size * itemsize
+    chunk = (2 * len(config.taps) + 2) * config.hidden_size * itemsize  # outputs of layers, and those side by side
 
     def needed(tokens: int) -> int:
         held = sum(tokens if most is None else min(tokens, most) + CACHE_STEP for most in config.windows)

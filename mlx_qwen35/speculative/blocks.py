@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from mlx_qwen35.model import Model
 
 
+_MOST_WAITING = 256  # tokens that wait for a guess
+
+
 class BlockDrafter(Drafter):
     """`blocks` for `model`, from where the cache is now: what came before it does not know."""
 
@@ -35,6 +38,14 @@ class BlockDrafter(Drafter):
         self.taps = blocks.config.taps
         self._windows = blocks.make_windows(cache.offset)
         self._held = cache.offset  # tokens of the cache that the windows have had
+
+    def follow(
+        self, tokens: mx.array, hidden: mx.array, positions: mx.array | None = None, *, offset: int | None = None
+    ) -> None:
+        # Outputs of several layers are large. What waits is certain; what comes may not be.
+        if sum(part.tokens.shape[1] for part in self._waiting) >= _MOST_WAITING:
+            self._take_in()
+        super().follow(tokens, hidden, positions, offset=offset)
 
     def guess(self, token: mx.array, count: int, choose: Choose) -> None:
         self._take_in()

@@ -9,6 +9,7 @@ from mlx_qwen35.config import ModelConfig
 from mlx_qwen35.model import Model
 from mlx_qwen35.model.mtp import MTPHead
 from mlx_qwen35.session import Session
+from tests.blocks import random_blocks
 from tests.checkpoints import tiny_config
 from tests.drafted import guessed, random_head
 from tests.talkers import PROMPT, greedy
@@ -23,7 +24,7 @@ def large_states() -> Model:
     return model
 
 
-MODEL, SMALL = large_states(), large_states()
+MODEL, SMALL, BLOCKS = large_states(), large_states(), random_blocks()
 
 
 def active() -> int:
@@ -42,7 +43,7 @@ def talk(session: Session, prompt: list[int], count: int = 40, **options) -> lis
 
 
 @pytest.mark.parametrize("left", [False, True], ids=["drafting", "not any more"])
-@pytest.mark.parametrize("draft_model", [None, SMALL], ids=["head", "draft model"])
+@pytest.mark.parametrize("draft_model", [None, SMALL, BLOCKS], ids=["head", "draft model", "blocks"])
 def test_bytes_are_what_is_kept_alive(draft_model, left):
     talk(Session(MODEL), PROMPT, draft_model=draft_model)  # what is made once
     before = active()
