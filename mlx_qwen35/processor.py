@@ -225,7 +225,7 @@ class Processor(TokenizerFace):
         seen = self._check_seen(part)
         if isinstance(part.source, Media):
             if part.source.kind != part.kind:
-                raise PromptError(f"{part} holds a Media of kind {part.source.kind!r}; give it where that kind is due")
+                raise PromptError(f"{part} holds a Media of kind {part.source.kind!r}; put it where that kind belongs")
             return part.source
         limits, file = (seen.image, IMAGE_FILE) if part.kind == "image" else (seen.video, VIDEO_FILE)
         if limits is None:

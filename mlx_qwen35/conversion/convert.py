@@ -179,7 +179,7 @@ def _convert(
     if plan.is_done_already() and not packing:
         raise CheckpointError(
             f"{plan.origin.folder} is already an MLX checkpoint with what was asked for, or with fewer bits, to which "
-            "more would bring nothing back: use it as it is, or copy it"
+            "more would restore nothing: use it as it is, or copy it"
         )
     folder = partial.folder
     files = safetensors_files(plan, folder)

@@ -83,7 +83,7 @@ def check_memory(origin: Source) -> None:
     if needed > there:
         raise CheckpointError(
             f"verifying needs one layer of {origin.folder} in memory, {needed / 1e9:.1f} GB, and this machine has "
-            f"{there / 1e9:.1f} GB: convert without verify; every piece's checksum is taken all the same"
+            f"{there / 1e9:.1f} GB: convert without verify; every piece has a checksum anyway"
         )
 
 

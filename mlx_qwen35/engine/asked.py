@@ -84,7 +84,7 @@ class Computed(_Group):
     def check(self, model: Model, answers: int) -> None:
         """Raises ArgumentError where one excludes another, so many answers, or the model."""
         if self.cache is not None and self.store is not None:
-            raise ArgumentError("a cache that is given is gone on with as it is: give it or a store, not both")
+            raise ArgumentError("a given cache is continued as it is: give it or a store, not both")
         if self.store is not None and self.store.model is not model:
             raise ArgumentError("the store is another model's: give the model that it was made with")
         if self.session is not None and (self.cache is not None or self.covered):

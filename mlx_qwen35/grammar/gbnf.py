@@ -112,7 +112,7 @@ class _Reader:
             if self._next()[1] != ")":
                 raise self._refusal(place, "the bracket is not closed")
             return [inner]
-        raise self._refusal(place, f"{text!r} stands where a rule, a text or a set is due")
+        raise self._refusal(place, f"{text!r} is found where a rule, a text or a set is expected")
 
     def _set(self, inner: str, place: int) -> Node:
         negated = inner.startswith("^")

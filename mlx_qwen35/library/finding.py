@@ -116,10 +116,10 @@ def look_up(ref: str | Path | None) -> Stored | HubName:
         if not any(missing_files(stored.folder) for stored in chosen):
             return _only(chosen, ref)
         if hub_cache.is_offline():
-            raise CheckpointError(f"{ref} is not whole here, and HF_HUB_OFFLINE forbids to download the rest: unset it")
+            raise CheckpointError(f"{ref} is incomplete, and HF_HUB_OFFLINE forbids downloading the rest: unset it")
         return HubName(name, at, wanted)
     if wanted is not None and hub_cache.is_offline():
-        raise CheckpointError(f"{ref} is not on this machine, and HF_HUB_OFFLINE forbids to look it up: unset it")
+        raise CheckpointError(f"{ref} is not on this machine, and HF_HUB_OFFLINE forbids looking it up: unset it")
     if wanted is not None:
         return HubName(name, at, wanted)
     snapshot = hub_cache.snapshot(name, at)
@@ -131,10 +131,10 @@ def look_up(ref: str | Path | None) -> Stored | HubName:
     if hub_cache.is_offline():
         if snapshot is not None:
             raise CheckpointError(
-                f"{ref}: {_lacks(snapshot)}, and HF_HUB_OFFLINE forbids to download the rest: unset it"
+                f"{ref}: {_lacks(snapshot)}, and HF_HUB_OFFLINE forbids downloading the rest: unset it"
             )
         raise CheckpointError(
-            f"{ref} is not on this machine, and HF_HUB_OFFLINE forbids to look it up. {_near_misses(ref)}"
+            f"{ref} is not on this machine, and HF_HUB_OFFLINE forbids looking it up. {_near_misses(ref)}"
         )
     return HubName(name, at)
 
@@ -219,7 +219,7 @@ def _only(candidates: list[Stored], ref: str) -> Stored:
     if len(good) == 1:
         return good[0]
     if good:
-        raise CheckpointError(f"{ref} may be any of {len(good)} models: give one of these names{_listed(good)}")
+        raise CheckpointError(f"{ref} matches {len(good)} models: give one of these names{_listed(good)}")
     if len(candidates) == 1:
         raise CheckpointError(troubles[candidates[0]])
     raise CheckpointError(f"{ref} names no model that can be loaded:" + "".join(f"\n  {t}" for t in troubles.values()))

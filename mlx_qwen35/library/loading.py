@@ -94,7 +94,7 @@ def load(
     chosen = {"dtype": dtype, "context_length": context_length, "yarn": yarn, "kv_form": form}
     checks.whole("ranks", ranks, 1, otherwise="for one process")
     if ranks is None and plan is not None:
-        raise ArgumentError(f"plan is {plan!r}, but ranks says not among how many: give both, or neither")
+        raise ArgumentError(f"plan is {plan!r}, but ranks is not given: give both, or neither")
     memory_size(memory), compute_dtype(dtype)  # raise before anything is downloaded
 
     def check(offer: Offer) -> None:

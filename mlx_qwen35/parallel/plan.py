@@ -262,7 +262,7 @@ def choose(sizes: Sizes, hosts: Sequence[Host], link: Link, kind: str | None = N
     found = plans(sizes, hosts, link)
     if kind is not None:
         if kind not in found:
-            raise ArgumentError(f"the {kind} plan does not do here: {_why_not(sizes, hosts, kind)}")
+            raise ArgumentError(f"the {kind} plan does not work here: {_why_not(sizes, hosts, kind)}")
         return _with_why(found[kind], found, sizes, hosts, link, "asked for")
     useful = [plan for plan in found.values() if plan.fits or (sizes.num_experts and min(plan.held) > 0)]
     if not useful:

@@ -187,7 +187,7 @@ def serve(
     kernels, warm_start, ranks and plan, as `load` has them; a model on ranks is the only one, and stays.
     grace: seconds that answers have to end after a signal; a second one ends them at once. most_body_bytes: of a
     request. on_ready: called once with the Server, when it answers. on_progress: of downloads.
-    Raises ArgumentError for what makes no sense, and Qwen35Error where a model or the port cannot be had.
+    Raises ArgumentError for what makes no sense, and Qwen35Error where a model or the port is not available.
     """
     made(
         models, host=host, port=port, api_key=api_key, memory=memory, parallel=parallel, most_waiting=most_waiting,
@@ -220,7 +220,7 @@ def made(
 
     if not is_loopback(host) and not api_key and not allow_anyone:
         raise ArgumentError(
-            f"{host} lets others than this machine in: give an api_key (--api-key), or allow_anyone (--allow-anyone)"
+            f"other machines can reach {host}: give an api_key (--api-key), or allow_anyone (--allow-anyone)"
         )
     doors = Doors(host, api_key or None, tuple(cors), tuple(allowed_hosts), most_body_bytes or MOST_BYTES)
     check_numbers(port=port, ttl=ttl, grace=grace, **loading)
@@ -275,6 +275,6 @@ def bound(host: str, port: int) -> socket.socket:
     except OSError as error:
         bound.close()
         raise ServerError(
-            f"port {port} of {host} cannot be had ({error.strerror}): end what uses it, or give another --port"
+            f"port {port} of {host} is not available ({error.strerror}): end what uses it, or give another --port"
         ) from None
     return bound

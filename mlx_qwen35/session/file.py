@@ -249,7 +249,7 @@ def _refusing(path: Path) -> Iterator[None]:
         raise SessionError(str(error).replace(", or download the file again", "")) from None
     except CheckpointError as error:
         reason = _ADVICE.sub("", str(error))
-        raise SessionError(f"{reason}: it is no session that can be gone on with. Delete it, or give another") from None
+        raise SessionError(f"{reason}: it is not a session that can be continued. Delete it, or give another") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise SessionError(f"{path} is damaged ({type(error).__name__}: {error}). Delete it") from error
 

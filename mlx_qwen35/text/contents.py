@@ -85,5 +85,5 @@ def _media_part(part: Mapping[str, Any], kind: str, where: str) -> MediaPart:
     for name in ("fps", "max_pixels"):
         value = part.get(name)
         if value is not None and (not isinstance(value, (int, float)) or isinstance(value, bool) or value <= 0):
-            raise PromptError(f"{where}.{name} is {value!r}; a number above 0 is due")
+            raise PromptError(f"{where}.{name} is {value!r}; give a number above 0")
     return MediaPart(kind, source, where, part.get("fps"), part.get("max_pixels"))

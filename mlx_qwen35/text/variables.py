@@ -53,7 +53,7 @@ class TemplateVariables:
         variables = _merged({k: v for k, v in given.items() if v is not None}, self._checked(chat_template_kwargs))
         for name in _SWITCHES:
             if not isinstance(variables.get(name, True), bool):
-                raise PromptError(f"{name} is {variables[name]!r}; True or False is due")
+                raise PromptError(f"{name} is {variables[name]!r}; give True or False")
         own = variables.pop("reasoning_effort", None)
         effort = check_effort(reasoning_effort)
         if own is not None:
@@ -105,7 +105,7 @@ class TemplateVariables:
             refusal = self._render(enable_thinking=False)
             if isinstance(refusal, PromptError):
                 raise PromptError(
-                    f"reasoning_effort='none' asks for no thinking, which this checkpoint cannot do without "
+                    f"reasoning_effort='none' turns thinking off, which this checkpoint does not support "
                     f"({refusal}); ask for {self._least()!r}"
                 )
             return {"enable_thinking": False}

@@ -90,7 +90,7 @@ def read_patches(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     sizes = {key: config.get(key) for key in ("patch_size", "merge_size", "temporal_patch_size")} | limits
     for key, value in sizes.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise CheckpointError(f"{where}: {key} is {value!r}; a whole number from 1 up is due: mend or replace it")
+            raise CheckpointError(f"{where}: {key} is {value!r}; it must be a positive whole number: replace it")
     if sizes["min_pixels"] > sizes["max_pixels"]:
         raise CheckpointError(f"{where}: at least {sizes['min_pixels']} pixels and at most {sizes['max_pixels']}")
     return {

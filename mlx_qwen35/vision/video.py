@@ -59,7 +59,7 @@ class VideoLimits(Patches):
         for key, value in sampling.items():
             kinds = (int, float) if key == "fps" else int
             if not isinstance(value, kinds) or not math.isfinite(value) or value <= 0:
-                raise CheckpointError(f"{where}: {key} is {value!r}; a number above 0 is due: mend or replace it")
+                raise CheckpointError(f"{where}: {key} is {value!r}; it must be above 0: correct or replace it")
         return cls(**read_patches(config, where), **sampling)
 
 
@@ -84,7 +84,7 @@ def prepare_video(
     """
     for name, value in (("fps", fps), ("max_frames", max_frames), ("source_fps", source_fps)):
         if value is not None and not (math.isfinite(value) and value > 0):
-            raise PromptError(f"{name} is {value}; a number above 0 is due")
+            raise PromptError(f"{name} is {value}; give a number above 0")
     check_max_pixels(max_pixels, limits)
     rate, most = fps or limits.fps, max_frames or limits.max_frames
     with _opened(source, fetch) as video:

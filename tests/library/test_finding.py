@@ -99,7 +99,7 @@ def test_names_in_lm_studio(machine: Machine) -> None:
         assert find(name) == four, name
     assert find("Qwen3.5-4B@8bit") == eight
     said = refusal("qwen3.5-4b")
-    assert "any of 2 models" in said
+    assert "matches 2 models" in said
     assert re.search(r"lmstudio-community/Qwen3.5-4B-MLX-4bit +4bit, LM Studio", said)
     assert re.search(r"mlx-community/Qwen3.5-4B-8bit +8bit, LM Studio", said)
     assert "not here as @6bit" in refusal("qwen3.5-4b@6bit")
@@ -123,7 +123,7 @@ def test_keys_of_the_catalogue(machine: Machine) -> None:
     four = machine.lmstudio("lmstudio-community/Qwen3.5-4B-MLX-4bit", bits=4)
     assert find("qwen/qwen3.5-4b") == find("me/again") == find("qwen3.5-4b") == four
     eight = machine.lmstudio("lmstudio-community/Qwen3.5-4B-MLX-8bit", bits=8)
-    assert "any of 2" in refusal("qwen/qwen3.5-4b")
+    assert "matches 2 models" in refusal("qwen/qwen3.5-4b")
     assert find("qwen/qwen3.5-4b@4bit") == find("qwen3.5-4b@4bit") == four
     assert find("qwen/qwen3.5-4b@8bit") == eight
     # the Hub's own name of the unquantized model is not LM Studio's key

@@ -65,7 +65,7 @@ def test_names(machine: Machine) -> None:
     assert find(only) == find(only.parent) / only.name == only
     four = several / "Qwen3.5-4B-Q4_K_M.gguf"
     assert find("qwen3.5-4b@q4_k_m") == find("unsloth/Qwen3.5-4B-GGUF@q4_k_m") == four
-    with pytest.raises(CheckpointError, match="(?s)any of 2 models.*@q4_k_m.*@ud-iq2_xxs") as error:
+    with pytest.raises(CheckpointError, match="(?s)matches 2 models.*@q4_k_m.*@ud-iq2_xxs") as error:
         find("qwen3.5-4b")
     assert "unsloth/Qwen3.5-4B-GGUF@q4_k_m" in str(error.value)
     with pytest.raises(CheckpointError, match="holds 2 models: give one of these files"):
@@ -98,7 +98,7 @@ def test_the_hubs_cache(machine: Machine) -> None:
         path.unlink()
     four, eight = (written(snapshot / f"Qwen3.5-4B-{kind}.gguf") for kind in ("Q4_K_M", "Q8_0"))
     assert find("unsloth/Qwen3.5-4B-GGUF@q4_k_m") == four and find("unsloth/qwen3.5-4b-gguf@Q8_0") == eight
-    with pytest.raises(CheckpointError, match="any of 2 models"):
+    with pytest.raises(CheckpointError, match="matches 2 models"):
         find("unsloth/Qwen3.5-4B-GGUF")
     eight.unlink()
     assert find("unsloth/Qwen3.5-4B-GGUF") == four

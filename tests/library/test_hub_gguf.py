@@ -93,7 +93,7 @@ def test_a_split_one_in_a_folder(machine: Machine, hub: Hub, published: Path) ->
     (lost := path.with_name(Path(names[1]).name)).resolve().unlink()
     lost.unlink()
     machine.monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(CheckpointError, match="is not whole here, and HF_HUB_OFFLINE forbids"):
+    with pytest.raises(CheckpointError, match="is incomplete, and HF_HUB_OFFLINE forbids"):
         find(f"{NAME}:UD-Q5_K_XL")
     machine.monkeypatch.delenv("HF_HUB_OFFLINE")
     hub.gets.clear()
@@ -186,7 +186,7 @@ def test_a_key_of_lm_studio_with_both_forms(machine: Machine) -> None:
         assert find(ref) == path, ref
     assert find("qwen/qwen3.5-2b@4bit") == mlx
     assert find("lmstudio-community/Qwen3.5-2B-GGUF/Qwen3.5-2B-Q8_0.gguf") == path
-    with pytest.raises(CheckpointError, match="any of 2 models"):
+    with pytest.raises(CheckpointError, match="matches 2 models"):
         find("qwen/qwen3.5-2b")
 
 

@@ -386,7 +386,7 @@ def test_a_disk_that_fills_while_it_is_written_to(tmp_path: Path) -> None:
 
 
 def test_two_servers_on_one_port(server: Running) -> None:
-    with pytest.raises(ServerError, match=f"port {server.server.port} .* cannot be had"):
+    with pytest.raises(ServerError, match=f"port {server.server.port} .* is not available"):
         made("demo", port=server.server.port)
 
 

@@ -55,7 +55,7 @@ def test_none_switches_thinking_off():
 
 
 def test_none_where_thinking_cannot_be_switched_off():
-    with pytest.raises(PromptError, match=r"cannot do without .*Always thinks.*ask for 'low'"):
+    with pytest.raises(PromptError, match=r"does not support .*Always thinks.*ask for 'low'"):
         asked(ALWAYS, reasoning_effort="none")
     with pytest.raises(PromptError, match="cannot switch it off"):
         asked(PLAIN, reasoning_effort="none")
@@ -123,7 +123,7 @@ def test_a_misspelt_variable_is_told():
 @pytest.mark.parametrize("value", ["false", 0, 1])
 def test_a_switch_is_true_or_false(name, value):
     for given in ({name: value}, {"chat_template_kwargs": {name: value}}):
-        with pytest.raises(PromptError, match=f"{name} is {value!r}; True or False"):
+        with pytest.raises(PromptError, match=f"{name} is {value!r}; give True or False"):
             asked(SWITCH, **given)
 
 

@@ -27,7 +27,7 @@ def check_plain(**others: object) -> None:
     """Raises ArgumentError for arguments that are about MLX's forms. others: by name, those that were given."""
     given = [name for name, value in others.items() if value]
     if given:
-        raise ArgumentError(f"{', '.join(given)} can not be had of a GGUF file, which outtype (--outtype) says all of")
+        raise ArgumentError(f"{', '.join(given)} cannot be given for a GGUF file: outtype (--outtype) decides it")
 
 
 def read_outtype(outtype: str | None, name: str) -> str:
