@@ -13,7 +13,7 @@ from typing import Any
 import hypothesis
 import pytest
 
-from tests import figures
+from tests import figures, fused
 from tests.mac import pretended
 
 AS_MAC = "--as-mac" in sys.argv or pretended.is_pretended()
@@ -25,6 +25,7 @@ import mlx.core as mx  # noqa: E402
 CHECKOUT = Path(__file__).resolve().parents[1]
 
 mx.set_default_device(mx.cpu)
+fused.parsed_once()
 # Started in the background of a script, this process and its children would ignore Ctrl-C, which the tests press.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
