@@ -29,8 +29,8 @@ def config_of(kind: str, **changes: Any) -> dict[str, Any]:
     return tiny_config(kind, vision=True, mtp_num_hidden_layers=1, **SIZES, **FFN[kind]) | changes
 
 
-def source_of(folder: Path, kind: str = "moe", **how: Any) -> Path:
-    config = config_of(kind)
+def source_of(folder: Path, kind: str = "moe", *, config: dict[str, Any] | None = None, **how: Any) -> Path:
+    config = config or config_of(kind)
     write_checkpoint(folder, config, random_tensors(config, 6), **how)
     (folder / "tokenizer.json").write_text("{}")
     (folder / "chat_template.jinja").write_text("{{ messages }}")

@@ -20,7 +20,9 @@ from mlx_qwen35.conversion.partial import claim, container_of
 from mlx_qwen35.conversion.write import SafetensorsFile
 from mlx_qwen35.errors import CheckpointError
 from tests.conftest import CHECKOUT
-from tests.conversion.test_convert import source_of
+from tests.conversion.test_convert import config_of, source_of
+
+UNIFORM = {"recipe": "uniform"}  # nothing is measured before
 
 
 @pytest.fixture(autouse=True)
@@ -33,6 +35,14 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return source_of(tmp_path_factory.mktemp("source") / "a")
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """For what happens behind the last piece, of which there are few."""
+    config = config_of("dense", layer_types=["linear_attention", "full_attention"], vocab_size=96)
+    del config["vision_config"]
+    return source_of(tmp_path_factory.mktemp("small") / "a", config=config)
 
 
 @pytest.fixture(scope="module")
@@ -87,13 +97,15 @@ def test_killed_at_twenty_moments(source: Path, whole: dict[str, bytes], tmp_pat
     assert os.listdir(tmp_path / "out") == ["b"]
 
 
-def test_killed_near_the_end(source: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
+def test_killed_near_the_end(small: Path, tmp_path: Path) -> None:
     """At each of the last calls: between the last piece and the removal of what was hidden."""
-    [state] = killed(source, [(tmp_path / "out/b", None)], resume=True)
+    whole = contents(convert(small, tmp_path / "whole", **UNIFORM))
+    [state] = killed(small, [(tmp_path / "out/b", None)], **UNIFORM, resume=True)
     assert state["status"] == 0 and state["loads"] and not state["hidden"]
     moments = range(state["calls"] - 24, state["calls"])
     runs = [(tmp_path / f"{moment}/b", moment) for moment in moments]
-    states = killed(source, [run for target, moment in runs for run in ((target, moment), (target, None))], resume=True)
+    twice = [run for target, moment in runs for run in ((target, moment), (target, None))]
+    states = killed(small, twice, **UNIFORM, resume=True)
     named = 0
     for (target, moment), first, last in zip(runs, states[::2], states[1::2], strict=True):
         # With the target there and nothing hidden but an empty folder, there is nothing to go on with.
@@ -104,15 +116,16 @@ def test_killed_near_the_end(source: Path, whole: dict[str, bytes], tmp_path: Pa
     assert 0 < named < 24  # the range holds the moment in which the target gets its name
 
 
-def test_killed_while_it_replaces(source: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
+def test_killed_while_it_replaces(small: Path, tmp_path: Path) -> None:
     """There is a good checkpoint at all times: under its name, or one that the next conversion puts back there."""
-    old = contents(convert(source, tmp_path / "old", bits=8))
+    whole = contents(convert(small, tmp_path / "whole", **UNIFORM))
+    old = contents(convert(small, tmp_path / "old", bits=8, **UNIFORM))
     shutil.copytree(tmp_path / "old", tmp_path / "out/b")
-    [state] = killed(source, [(tmp_path / "out/b", None)], resume=True, overwrite=True)
+    [state] = killed(small, [(tmp_path / "out/b", None)], **UNIFORM, resume=True, overwrite=True)
     runs = [(tmp_path / f"{moment}/b", moment) for moment in range(state["calls"] - 32, state["calls"])]
     for target, _ in runs:
         shutil.copytree(tmp_path / "old", target)
-    states = killed(source, runs, resume=True, overwrite=True)
+    states = killed(small, runs, **UNIFORM, resume=True, overwrite=True)
     kept = [not first["target"] for first in states]
     assert 0 < sum(kept) < 4  # moments in which no folder has the name
     for (target, moment), first in zip(runs, states, strict=True):
@@ -121,7 +134,7 @@ def test_killed_while_it_replaces(source: Path, whole: dict[str, bytes], tmp_pat
             assert contents(target) in (old, whole), moment
         else:
             assert contents(container_of(target) / "replaced") == old, moment
-    again = killed(source, [(target, None) for target, _ in runs], resume=True, overwrite=True)
+    again = killed(small, [(target, None) for target, _ in runs], **UNIFORM, resume=True, overwrite=True)
     for (target, moment), last in zip(runs, again, strict=True):
         assert last["status"] == 0 and contents(target) == whole and last["others"] == ["b"], moment
 
