@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
         )
     except KeyboardInterrupt:
         if unfinished(target):
-            print(f"\nInterrupted; what is done stays. Go on with:\n  {_go_on(args)}", file=sys.stderr)
+            print(f"\nInterrupted; finished work is kept. Continue with:\n  {_go_on(args)}", file=sys.stderr)
         raise
     print(written)
     return 0

@@ -30,5 +30,5 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(models)
         if all(model.name == DEMO for model in models):
-            print(f"Nothing else is here. {EXAMPLE}, say, is downloaded when it is first used.", file=sys.stderr)
+            print(f"There are no other models. {EXAMPLE}, for example, is downloaded when first used.", file=sys.stderr)
     return 0

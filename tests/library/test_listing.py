@@ -27,7 +27,7 @@ def listed(*folders: Path) -> dict[str, LocalModel]:
 
 def test_a_machine_with_nothing(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ls"]) == 0
-    assert "Nothing else is here. Qwen/Qwen3.5-4B, say, is downloaded" in capsys.readouterr().err
+    assert "There are no other models. Qwen/Qwen3.5-4B, for example, is downloaded" in capsys.readouterr().err
     assert [model.name for model in list_models()] == ["demo"]
     (demo,) = list_models()
     assert (demo.place, demo.architecture, demo.quantization, demo.vision, demo.mtp) == (
@@ -138,7 +138,7 @@ def test_the_command(machine: Machine, capsys: pytest.CaptureFixture[str]) -> No
     gguf(lmstudio.models_folder() / "unsloth" / "Qwen3.5-9B-GGUF")
     extra = checkpoint(machine.home / "extra", kind="moe")
     assert main(["ls", str(extra)]) == 0
-    assert "Nothing else is here" not in (said := capsys.readouterr()).err
+    assert "There are no other models" not in (said := capsys.readouterr()).err
     head, *rows = said.out.splitlines()
     assert head.split() == ["NAME", "SIZE", "WEIGHTS", "BITS", "SEES", "MTP", "STREAMS", "CONTEXT", "PLACE"]
     assert len({row.index("4,096") for row in rows if "4,096" in row}) == 1  # columns stand under each other

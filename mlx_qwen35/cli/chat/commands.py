@@ -20,25 +20,25 @@ class Command:
 # name: (argument, what it does)
 COMMANDS = {
     "help": ("", "this list"),
-    "undo": ("", "take back the last question and its answer"),
+    "undo": ("", "remove the last question and its answer"),
     "regen": ("[N]", "answer the last question again, with at most N tokens"),
-    "edit": ("[TEXT]", "ask the last question again in other words: TEXT, or what is edited at the prompt"),
-    "system": ("[TEXT]", "show the system message or set it; - for none"),
-    "think": ("[WORD]", "show or set how the model reasons: on, off, auto, or how much: low, medium, high, ..."),
-    "image": ("FILE", "show a picture with the next message"),
-    "video": ("FILE", "show a video with the next message"),
-    "save": ("[FILE]", "write the chat to a file: .md and .json are transcripts, any other a session"),
-    "load": ("FILE", "go on with a session, or with a .json transcript"),
-    "model": ("[NAME]", "show the model's name, or go on with another model"),
+    "edit": ("[TEXT]", "rephrase the last question: TEXT, or edit it at the prompt"),
+    "system": ("[TEXT]", "show or set the system message; - for none"),
+    "think": ("[WORD]", "show or set reasoning: on, off, auto, or an effort: low, medium, high, ..."),
+    "image": ("FILE", "attach a picture to the next message"),
+    "video": ("FILE", "attach a video to the next message"),
+    "save": ("[FILE]", "save the chat: .md and .json are transcripts, anything else a session"),
+    "load": ("FILE", "continue a session or a .json transcript"),
+    "model": ("[NAME]", "show the model's name, or switch to another model"),
     "stats": ("", "speed and memory of the last answer"),
-    "reset": ("", "begin anew"),
+    "reset": ("", "start over"),
     "exit": ("", "leave (or Ctrl-D)"),
 }
 _OTHER_NAMES = {"?": "help", "quit": "exit", "bye": "exit", "q": "exit", "clear": "reset", "new": "reset"}
 _OTHER_NAMES |= {"retry": "regen", "regenerate": "regen", "img": "image", "picture": "image"}
 KEYS = (
-    'Several lines: paste them, end a line with \\, or write between """ and """. Ctrl-C ends an answer. What begins '
-    "with /word is a command; a path such as /tmp/x, //, or a line that begins with a space is a message."
+    'Several lines: paste them, end a line with \\, or write between """ and """. Ctrl-C ends an answer. A line that '
+    "begins with /word is a command; a path such as /tmp/x, //, or a line that begins with a space is a message."
 )
 
 

@@ -53,7 +53,7 @@ class Models:
         from mlx_qwen35 import library
 
         if ranks.count_of(self._args) > 1:
-            raise ArgumentError("a model on ranks stays for the whole of a chat: end it, and begin with the other one")
+            raise ArgumentError("a chat on ranks cannot switch models: leave it, and start one with the other model")
         before = self._args, self._held
         args = argparse.Namespace(**{**vars(self._args), "model": name, "adapter_path": None, "draft_model": None})
         args.num_draft_tokens = args.num_draft_tokens if args.mtp else None
@@ -62,7 +62,7 @@ class Models:
         talk.check(library.load_processor(folder, context_length=args.context_length, yarn=args.yarn))
         beside = _fit_together(folder)
         if not beside:
-            print(f"{self.name} makes room for {name}.", file=sys.stderr)
+            print(f"{self.name} is unloaded to make room for {name}.", file=sys.stderr)
             talk.forget_computed()
             self.model.unload()
         try:
