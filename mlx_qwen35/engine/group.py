@@ -116,12 +116,14 @@ class Group:
         before = cache.snapshot() if self._rows is None else cache.mark()
         try:
             tapped = Tapped(seat.drafter for seat in self.seats)
-            hidden = self._model.hidden(tokens[:, None], cache, **tapped.asked)  # [B, 1, H]
+            wanted = self._best_wanted() if drawing else {}
+            hidden = self._model.hidden(tokens[:, None], cache, **tapped.asked, **wanted)  # [B, 1, H]
             self._follow(tokens, hidden, tapped)
             told = self._told(tokens, logprobs)
             if drawing:
                 logits = self._model.head(hidden)[:, -1]
-                self._drawn = self._draw(logits, self._words(tokens, logits))
+                best = self._model.best if wanted else None
+                self._drawn = self._draw(logits, self._words(tokens, logits), best)
                 mx.async_eval(self._drawn[0], cache.arrays(), *(told or ()))
             else:  # nothing is drawn from it, but the cache has to cover it
                 mx.async_eval(cache.arrays(), *(told or ()))
@@ -160,12 +162,25 @@ class Group:
                 matcher.advance(token)
         return [None if matcher is None else matcher.mask() for matcher in matchers]
 
-    def _draw(self, logits: mx.array, words: list[Any] | None) -> Drawn:
+    def _best_wanted(self) -> dict[str, Any]:
+        """What to ask of a model that finds the largest logits without all of them (parallel/head.py); nothing where
+        all are needed, or it is none."""
+        if not getattr(self._model, "cuts_head", False):
+            return {}
+        if any(seat.matcher is not None or seat.history.budget is not None for seat in self.seats):
+            return {}
+        sampler = self.seats[0].sampler if self._sampler is None else self._sampler
+        best = sampler.best_wanted(self._model.config.text.vocab_size)
+        return {} if best is None else {"best": best}
+
+    def _draw(self, logits: mx.array, words: list[Any] | None, best: tuple[mx.array, mx.array] | None) -> Drawn:
+        """The logits are lazy: where the best of them are known, nobody may need them."""
         if self._sampler is not None:
-            return self._sampler(logits, words)
+            return self._sampler(logits, words) if best is None else self._sampler(logits, None, best)
         (seat,) = self.seats
         known = () if words is None or words[0] is None else (words[0],)
-        token, logprobs = seat.sampler(logits, seat.history, *known)
+        few = {} if best is None else {"best": best}
+        token, logprobs = seat.sampler(logits, seat.history, *known, **few)
         seat.history.append(token)
         return token, logprobs
 

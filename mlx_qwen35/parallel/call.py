@@ -31,7 +31,8 @@ class Past:
 class Call:
     """tokens [B, T]. wanted: how many of the last hidden states rank 0 looks at, -1: all. each: offsets at which points
     are wanted on the way (EACH_ALL in it alone: after each token), and their numbers. dropped: points that are gone.
-    embedded: with pictures, the embeddings [B, T, H] and positions [3, B, T], which follow as bytes.
+    embedded: with pictures, the embeddings [B, T, H] and positions [3, B, T], which follow as bytes. best: how many of
+    the largest logits of the last position are wanted, of how many tokens (head.py); None: none.
     """
 
     tokens: np.ndarray
@@ -43,11 +44,13 @@ class Call:
     numbers: list[int]
     dropped: list[int]
     embedded: tuple[mx.array, mx.array] | None = None
+    best: tuple[int, int] | None = None
 
     def frame(self) -> np.ndarray:
         """As int32."""
         batch, length = self.tokens.shape
         said = [self.kind, int(self.more), self.wanted, batch, length, int(self.embedded is not None)]
+        said += self.best or (0, 0)
         said += _listed(self.dropped)
         said += [-1] if self.each is None else _listed(self.each)
         said += _listed(self.numbers)
@@ -60,7 +63,7 @@ class Call:
     def read(cls, frame: np.ndarray, embedded: tuple[mx.array, mx.array] | None) -> Call:
         """What `frame` made."""
         values = iter(frame.tolist())
-        kind, more, wanted, batch, length, _ = (next(values) for _ in range(6))
+        kind, more, wanted, batch, length, _, *best = (next(values) for _ in range(8))
         dropped = _read(values)
         count = next(values)
         each = None if count < 0 else [next(values) for _ in range(count)]
@@ -68,7 +71,7 @@ class Call:
         pasts = [Past(next(values), bool(next(values)), next(values), _read(values), _read(values))
                  for _ in range(next(values))]  # fmt: skip
         tokens = np.array(list(values), np.int32).reshape(batch, length)
-        return cls(tokens, kind, pasts, bool(more), wanted, each, numbers, dropped, embedded)
+        return cls(tokens, kind, pasts, bool(more), wanted, each, numbers, dropped, embedded, tuple(best) if best[0] else None)
 
 
 def has_embedded(frame: np.ndarray) -> bool:

@@ -23,10 +23,13 @@ class Cut:
 
 
 WHOLE = Cut()
+_BLOCK = 32  # rows
 
 
 def cut_of(name: str, config: ModelConfig, plan: Plan, rank: int) -> Cut | None:
     """What of one of our tensors a rank holds; None: nothing."""
+    if name.startswith("lm_head.") and rank and plan.kind == "tensor":
+        return Cut(rows=(vocabulary_span(config.text.vocab_size, plan.ranks, rank),))
     if name.startswith(("vision.", "lm_head.")):
         return WHOLE if rank == 0 else None
     if name.startswith("embed_tokens."):
@@ -77,6 +80,16 @@ def _of_tensor(module: str, text: TextConfig, ranks: int, rank: int) -> Cut:
         "A_log": lambda: rows(part(heads)), "dt_bias": lambda: rows(part(heads)),
     }.get(name)  # fmt: skip
     return found() if found else WHOLE
+
+
+def vocabulary_span(count: int, ranks: int, rank: int) -> Span:
+    """Which rows of the head a rank computes; on whole blocks of a matrix where there are many."""
+    block = _BLOCK if count >= 2 * _BLOCK * ranks else 1
+
+    def edge(number: int) -> int:
+        return count if number == ranks else count * number // ranks // block * block
+
+    return edge(rank), edge(rank + 1)
 
 
 def kv_heads(count: int, ranks: int, rank: int) -> Span:

@@ -104,9 +104,9 @@ class Follower:
         snapshots = []
         if isinstance(cache, Cache) and call.each is not None:
             with cache.each_step(call.each or None) as snapshots:
-                x = model.computed(tokens, cache, sight or (), more=call.more)
+                x = model.computed(tokens, cache, sight or (), more=call.more, best=call.best)
         else:
-            x = model.computed(tokens, cache, sight or (), more=call.more)
+            x = model.computed(tokens, cache, sight or (), more=call.more, best=call.best)
         self._last = x
         self._keep(call, cache, snapshots)
         self._steps += 1

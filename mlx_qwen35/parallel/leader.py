@@ -65,9 +65,12 @@ class LeaderModel(RanksModel):
         more: bool = False,
         between: Callable[[mx.array], None] | None = None,
         wanted: int | None = None,
+        best: tuple[int, int] | None = None,
     ) -> mx.array:
         """As Model.hidden; computed on return. between is not asked: a call that was begun is one of all ranks.
 
+        best: how many of the largest logits of the last position all ranks are to find, of the first how many tokens;
+        where the model `cuts_head`. `model.best` has them then: values and ids, [B, count] each.
         Raises RankLostError where a rank is gone: the model is then of no use any more.
         """
         if isinstance(cache, list):
@@ -77,10 +80,11 @@ class LeaderModel(RanksModel):
         length = tokens.shape[1]
         with ranks.calling(), undisturbed():
             call, points, each = self._call(tokens, cache, sight or None, more, wanted, names)
+            call.best = best
             ranks.send_call(call)
             self._returned = length if wanted is None else min(wanted, length)
             with ranks.together(allowed(tokens.size)):
-                x = self.computed(tokens, cache, sight or (), more=more, wanted=wanted)
+                x = self.computed(tokens, cache, sight or (), more=more, wanted=wanted, best=best)
             for held, point in zip(_caches(cache), points, strict=True):
                 held.point = point
             if each is not None:

@@ -21,13 +21,15 @@ from mlx_qwen35.cache.rows import RowsCache
 from mlx_qwen35.config import ModelConfig
 from mlx_qwen35.errors import RankLostError
 from mlx_qwen35.experts.resident import ResidentExperts
+from mlx_qwen35.layers.linear import Linear
 from mlx_qwen35.layers.mlp import MLP
 from mlx_qwen35.layers.moe import SparseMoE
 from mlx_qwen35.layers.summed import Summed, array_of
 from mlx_qwen35.model import Model
 from mlx_qwen35.model.decoder import DecoderLayer, together
-from mlx_qwen35.parallel.cuts import text_of
+from mlx_qwen35.parallel.cuts import text_of, vocabulary_span
 from mlx_qwen35.parallel.group import FEW, Group
+from mlx_qwen35.parallel.head import Best, HeadShare, can_be_cut
 from mlx_qwen35.parallel.plan import Plan
 from mlx_qwen35.vision.sight import Sight
 
@@ -177,8 +179,13 @@ class RanksModel(Model):
             for name in ("lm_head", "vision"):
                 if name in self:
                     del self[name]
+            if plan.kind == "tensor" and not text.tie_word_embeddings:
+                first, stop = vocabulary_span(text.vocab_size, group.size, group.rank)
+                self.lm_head = Linear(text.hidden_size, stop - first, bias=False)
             if plan.kind == "pipeline":
                 self.embed_tokens = _Nowhere(text.hidden_size)
+        self._head_share: tuple[HeadShare, ...] = ()
+        self._best: Best | None = None
         self._returned = 0  # how many of the last hidden states of a call rank 0 looks at
 
     @property
@@ -225,11 +232,43 @@ class RanksModel(Model):
         *,
         more: bool,
         wanted: int | None = None,
+        best: tuple[int, int] | None = None,
     ) -> mx.array:
         """`hidden`, computed with what the cache then holds. To be called by all ranks.
 
-        Where they chose different experts for a row, whose sums every rank sees, all go back and take rank 0's choice.
+        best: as HeadShare.best has count and tokens; `self.best` is then what it gave of the last position, computed.
         """
+        x = self._computed(tokens, cache, media, more, wanted)
+        self._best = None
+        if best is not None:
+            if not self._head_share:
+                self._head_share = (HeadShare(self._whole_head, self.config.text.vocab_size, self.group),)
+            self._best = self._head_share[0].best(x[:, -1], *best)
+            mx.eval(self._best)
+        return x
+
+    @property
+    def best(self) -> Best:
+        return self._best
+
+    @property
+    def cuts_head(self) -> bool:
+        """Whether a call may ask for `best`."""
+        return self.plan.kind == "tensor" and can_be_cut(self._whole_head, self.config.text.vocab_size)
+
+    @property
+    def _whole_head(self) -> nn.Module:
+        return self.embed_tokens if self.config.text.tie_word_embeddings else self.lm_head
+
+    def _computed(
+        self,
+        tokens: mx.array,
+        cache: Cache | RowsCache | None,
+        media: Sight | tuple[()],
+        more: bool,
+        wanted: int | None,
+    ) -> mx.array:
+        """Where ranks chose different experts for a row, whose sums all see, they go back and take rank 0's choice."""
         before = None if cache is None else cache.snapshot() if isinstance(cache, Cache) else cache.mark()
         held = [] if cache is None else cache.arrays
         x = super().hidden(tokens, cache, media, more=more, wanted=wanted)

@@ -4,7 +4,7 @@ Knows sizes, memory and links. Knows no arrays, no files and no device; what is 
 
     experts     trunk on every rank, each its range of the experts; one sum a layer
     pipeline    each rank some layers; one message a stage
-    tensor      heads, dense MLP and experts' ranges cut; two sums a layer
+    tensor      heads, dense MLP, experts' ranges and head cut; two sums a layer, and a small one for the head
 """
 
 from __future__ import annotations
@@ -223,7 +223,8 @@ def tensor_plan(sizes: Sizes, hosts: Sequence[Host], link: Link) -> Plan | None:
         return None
     each = sum(sizes.experts)
     part = (sizes.trunk + sum(sizes.cache)) // ranks + sizes.table
-    fixed = [part + (rank == 0) * _rank_0(sizes) for rank in range(ranks)]
+    head = 0 if sizes.tied else sizes.head // ranks  # rank 0 has all of it
+    fixed = [part + (head if rank else _rank_0(sizes)) for rank in range(ranks)]
     room = [host.memory - size for host, size in zip(hosts, fixed, strict=True)]
     if min(room) < 0 or (each and sum(int(size // each) for size in room) < sizes.num_experts):
         return None
@@ -233,8 +234,8 @@ def tensor_plan(sizes: Sizes, hosts: Sequence[Host], link: Link) -> Plan | None:
     nbytes = tuple(int(size + (stop - first) * each) for size, (first, stop) in zip(fixed, shares, strict=True))
     held = (1.0,) * ranks
     active = busiest(shares, sizes.experts_per_token) * each if sizes.num_experts else 0
-    seconds = len(sizes.layers) * (LAUNCH + 2 * link.sum_seconds(ranks, 4 * sizes.hidden))
-    seconds += (sizes.trunk / ranks + sizes.head + active) / min(host.bandwidth for host in hosts)
+    seconds = len(sizes.layers) * (LAUNCH + 2 * link.sum_seconds(ranks, 4 * sizes.hidden)) + link.sum_seconds(ranks, 0)
+    seconds += (sizes.trunk / ranks + sizes.head / ranks + active) / min(host.bandwidth for host in hosts)
     return Plan("tensor", shares, nbytes, held, seconds)
 
 

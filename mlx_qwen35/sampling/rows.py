@@ -41,8 +41,20 @@ class RowsSampler:
         order = [place for group in self._groups for place in group.places]
         self._back = None if len(groups) == 1 else mx.array(np.argsort(order))
 
-    def __call__(self, logits: mx.array, masks: Sequence[np.ndarray | None] | None = None) -> tuple[mx.array, mx.array]:
-        """logits: [B, V] -> token [B], logprobs [B, tokens] as a Sampler has them, both lazy.
+    def best_wanted(self, vocab_size: int) -> tuple[int, int] | None:
+        """As a Sampler's, for all rows."""
+        wanted = [group.steps.best_wanted(vocab_size) for group in self._groups]
+        if None in wanted or len({tokens for _, tokens in wanted}) > 1:
+            return None
+        return max(wanted)
+
+    def __call__(
+        self,
+        logits: mx.array,
+        masks: Sequence[np.ndarray | None] | None = None,
+        best: tuple[mx.array, mx.array] | None = None,
+    ) -> tuple[mx.array, mx.array]:
+        """logits: [B, V] -> token [B], logprobs [B, tokens] as a Sampler has them, both lazy. best: as there.
 
         masks: for each row the words of what may come, as in `masking.masked`; None: anything. Raises ValueError if
         there are not as many as rows; then, and where a mask is refused, no key and no history has moved.
@@ -54,7 +66,7 @@ class RowsSampler:
         words = [None if masks is None else group.words(masks, logits.shape[1]) for group in self._groups]
         parts = [logits if self._back is None else logits[group.index] for group in self._groups]
         adjusted = [group.adjusted(part, word) for group, part, word in zip(self._groups, parts, words, strict=True)]
-        drawn = [group.draw(part) for group, part in zip(self._groups, adjusted, strict=True)]
+        drawn = [group.draw(part, best) for group, part in zip(self._groups, adjusted, strict=True)]
         if self._back is None:
             return drawn[0]
         tokens, logprobs = (mx.concatenate(found)[self._back] for found in zip(*drawn, strict=True))
@@ -76,12 +88,12 @@ class _Group:
         self.places, self.index = places, mx.array(places)
         self._samplers = [sampler for sampler, _ in rows]
         self._history = rows[0][1] if len(rows) == 1 else History.joined([history for _, history in rows])
-        self._steps = Steps([sampler.sampling for sampler in self._samplers], self._samplers[0].tokens)
+        self.steps = Steps([sampler.sampling for sampler in self._samplers], self._samplers[0].tokens)
         self._keys = mx.stack([sampler.key for sampler in self._samplers])  # [B, 2]
 
     def words(self, masks: Sequence[np.ndarray | None], vocab_size: int) -> np.ndarray | None:
         """Of all rows' masks those of these rows, as one [B, W]; None where no row has one."""
-        mine, size = [masks[place] for place in self.places], self._steps.width(vocab_size)
+        mine, size = [masks[place] for place in self.places], self.steps.width(vocab_size)
         if all(mask is None for mask in mine):
             return None
         words = np.full((len(mine), -(-size // BITS)), _ALL)
@@ -92,16 +104,17 @@ class _Group:
         return words
 
     def adjusted(self, logits: mx.array, words: np.ndarray | None) -> mx.array:
-        return self._steps.adjusted(logits, self._history, words)
+        return self.steps.adjusted(logits, self._history, words)
 
-    def draw(self, logits: mx.array) -> tuple[mx.array, mx.array]:
-        """Adjusted logits [B, V] -> token [B], logprobs [B, V]"""
-        if self._steps.greedy:
-            token = mx.argmax(logits, axis=-1)
+    def draw(self, logits: mx.array, best: tuple[mx.array, mx.array] | None) -> tuple[mx.array, mx.array]:
+        """Adjusted logits [B, V], the best of all rows -> token [B], logprobs [B, V]"""
+        scores, ids = (logits, None) if best is None else (part[self.index] for part in best)
+        if self.steps.greedy:
+            token = self.steps.largest(scores, ids)
         else:
             both = mx.vmap(mx.random.split)(self._keys)  # [B, 2, 2]: the key that stays, the key to draw with
             self._keys = both[:, 0]
-            token = self._steps.draw(logits, both[:, 1])
+            token = self.steps.draw(scores, both[:, 1], ids)
         self._history = self._history.then(token)
         return token, normalised(logits)
 

@@ -34,8 +34,10 @@ class Sampler:
         history: History | None = None,
         words: np.ndarray | None = None,
         keys: mx.array | None = None,
+        best: tuple[mx.array, mx.array] | None = None,
     ) -> tuple[mx.array, mx.array]:
         """logits: [B, V] -> token [B], logprobs [B, tokens], both lazy. keys: of each row, in place of the next one.
+        best: as many of the largest logits as `best_wanted` said, and their ids, [B, K]: the token hangs on these.
 
         The log probabilities are those of the distribution after mask, bias and penalties and before temperature and
         truncation, as mlx-lm reports them; a token that a budget forces has all of it. The caller appends the token to
@@ -43,9 +45,14 @@ class Sampler:
         """
         logits = self._steps.adjusted(logits, history, words)
         logprobs = normalised(logits)
+        scores, ids = (logits, None) if best is None else best
         if self._steps.greedy:
-            return mx.argmax(logits, axis=-1), logprobs
-        return self._steps.draw(logits, self.next_key() if keys is None else keys), logprobs
+            return self._steps.largest(scores, ids), logprobs
+        return self._steps.draw(scores, self.next_key() if keys is None else keys, ids), logprobs
+
+    def best_wanted(self, vocab_size: int) -> tuple[int, int] | None:
+        """As Steps.best_wanted, where nothing but the sampling decides: no mask, no budget."""
+        return self._steps.best_wanted(vocab_size)
 
     def weights(
         self, logits: mx.array, history: History | None = None, words: np.ndarray | None = None

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .asked import Sampling
     from .history import History
 
+MOST_BEST = 64  # largest logits that are worth asking for by themselves
 _LEAST = 2.0**-33  # in place of a random number of 0, half of the least above it
 
 
@@ -90,21 +91,35 @@ class Steps:
             logits = logits - history.counts[:, :size].astype(mx.float32) * self._frequency
         return logits if history is None or history.budget is None else history.budget.only(logits)
 
-    def draw(self, logits: mx.array, key: mx.array) -> mx.array:
-        """Adjusted logits [B, V], key as in `drawn` -> token [B]. For temperatures above 0."""
-        scaled, ids = self.candidates(logits)
+    def best_wanted(self, vocab_size: int) -> tuple[int, int] | None:
+        """(how many of a row's largest logits decide about its token, of the first how many); None: others do too, or
+        the draw hangs on their order."""
+        if self._samplings[0].logit_bias or self._needs_history:
+            return None
+        sorted_few = self._sorts and 0 < self._top_k <= MOST_BEST
+        return (1 if self.greedy else self._top_k, self.width(vocab_size)) if self.greedy or sorted_few else None
+
+    def largest(self, logits: mx.array, ids: mx.array | None = None) -> mx.array:
+        """The token [B] of the largest; ids: of these logits, [B, K], None: in their order."""
+        place = mx.argmax(logits, axis=-1)
+        return place if ids is None else mx.take_along_axis(ids, place[:, None], axis=-1)[:, 0]
+
+    def draw(self, logits: mx.array, key: mx.array, ids: mx.array | None = None) -> mx.array:
+        """Adjusted logits [B, V], key as in `drawn` -> token [B]. For temperatures above 0. ids: as in `largest`."""
+        scaled, ids = self.candidates(logits, ids)
         place = drawn(scaled, key)
         return place if ids is None else mx.take_along_axis(ids, place[:, None], axis=-1)[:, 0]
 
-    def candidates(self, logits: mx.array) -> tuple[mx.array, mx.array | None]:
+    def candidates(self, logits: mx.array, ids: mx.array | None = None) -> tuple[mx.array, mx.array | None]:
         """Adjusted logits [B, V] -> log weights [B, K] of what may be drawn, and its ids; None: all, in their order.
 
         Nothing here needs log probabilities: those of a whole vocabulary are computed where somebody reads them.
+        ids: as in `largest`.
         """
-        ids = None  # [B, K] what is still a candidate, best first; None: everything, in the order of the vocabulary
         if 0 < self._top_k < logits.shape[-1]:
-            ids = top_ids(logits, self._top_k)
-            logits = mx.take_along_axis(logits, ids, axis=-1)
+            kept = top_ids(logits, self._top_k)
+            ids = kept if ids is None else mx.take_along_axis(ids, kept, axis=-1)
+            logits = mx.take_along_axis(logits, kept, axis=-1)
         if self._sorts:
             order = mx.argsort(-logits, axis=-1)
             ids = order if ids is None else mx.take_along_axis(ids, order, axis=-1)

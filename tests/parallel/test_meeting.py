@@ -122,7 +122,7 @@ def test_a_rank_that_does_not_come_is_named() -> None:
 
 def test_a_call_is_a_frame_of_small_integers() -> None:
     pasts = [Past(4, True, 9, [0], []), Past(0, False, 10, [2, -3], [0, 5])]
-    call = Call(np.array([[1, 2], [3, 4]]), ONE, pasts, True, -1, [7, 8], [11, 12], [5, 6])
+    call = Call(np.array([[1, 2], [3, 4]]), ONE, pasts, True, -1, [7, 8], [11, 12], [5, 6], best=(20, 90))
     again = Call.read(call.frame(), None)
     assert not has_embedded(call.frame()) and call.frame().dtype == np.int32
     assert vars(again) | {"tokens": None} == vars(call) | {"tokens": None}

@@ -244,3 +244,51 @@ def test_eight_rows_launch_no_more_than_one(sampling):
 
     alone = launches(spread[:1], together=False)
     assert launches(spread[:1], together=True) == launches(spread, together=True) == alone
+
+
+DECIDED_BY_FEW = [
+    Sampling(temperature=0), PUBLISHED, Sampling(temperature=1.3, top_k=7, top_p=0.8, min_p=0.05),
+    replace(PUBLISHED, temperature=1.0),
+]  # fmt: skip
+
+
+def best_of(logits: mx.array, count: int, tokens: int) -> tuple[mx.array, mx.array]:
+    """In no order, as from several ranks."""
+    ids = np.argsort(-np.array(logits[:, :tokens]), axis=-1, kind="stable")[:, :count]
+    ids = mx.array(np.random.default_rng(count).permuted(ids, axis=1).astype(np.uint32))
+    return mx.take_along_axis(logits, ids, axis=-1), ids
+
+
+@pytest.mark.parametrize("tokens", [None, SMALL - 9])
+def test_the_largest_logits_alone_draw_the_same_tokens(tokens: int | None) -> None:
+    rows: list[Row] = [(replace(sampling, seed=seed), [], None) for seed, sampling in enumerate(DECIDED_BY_FEW)]
+    samplers = [[sampler for sampler, _ in pairs(rows, SMALL, tokens)] for _ in range(3)]
+    together = RowsSampler([(sampler, History(sampler.sampling, [[]], SMALL)) for sampler in samplers[2]])
+    assert together.best_wanted(SMALL) == (20, tokens or SMALL)
+    for step in range(12):
+        logits = logits_of(len(rows), SMALL, step)
+        drawn, _ = together(logits, best=best_of(logits, 20, tokens or SMALL))
+        for row, (whole, few) in enumerate(zip(*samplers[:2], strict=True)):
+            own = logits[row : row + 1]
+            count, width = few.best_wanted(SMALL)
+            right, logprobs = whole(own)
+            token, told = few(own, best=best_of(own, count, width))
+            assert token.item() == right.item() == drawn[row].item() and token.dtype == right.dtype
+            assert mx.array_equal(told, logprobs)
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(temperature=1.0),
+        Sampling(temperature=1.0, top_k=20),  # drawn in the order in which they come
+        Sampling(temperature=1.0, top_k=500, top_p=0.9),
+        replace(PUBLISHED, presence_penalty=1.5),
+        replace(PUBLISHED, logit_bias={3: 1.0}),
+        Sampling(temperature=0, repetition_penalty=1.1),
+    ],
+)
+def test_where_others_decide_too_all_are_wanted(sampling: Sampling) -> None:
+    assert Sampler(sampling).best_wanted(SMALL) is None
+    both = [(Sampler(each), History(each, [[]], SMALL)) for each in (PUBLISHED, sampling)]
+    assert RowsSampler(both).best_wanted(SMALL) is None
