@@ -71,7 +71,8 @@ class Call:
         pasts = [Past(next(values), bool(next(values)), next(values), _read(values), _read(values))
                  for _ in range(next(values))]  # fmt: skip
         tokens = np.array(list(values), np.int32).reshape(batch, length)
-        return cls(tokens, kind, pasts, bool(more), wanted, each, numbers, dropped, embedded, tuple(best) if best[0] else None)
+        asked = tuple(best) if best[0] else None
+        return cls(tokens, kind, pasts, bool(more), wanted, each, numbers, dropped, embedded, asked)
 
 
 def has_embedded(frame: np.ndarray) -> bool:
