@@ -237,6 +237,7 @@ class Elsewhere(_Layer):
     form = None
     offset = reserved = 0
     stretches: Sequence[Stretch] = ()
+    state = ()
 
     def rewind(self, offset: int) -> None:
         """There is nothing here to forget."""

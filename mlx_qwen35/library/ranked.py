@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
@@ -225,8 +225,11 @@ def _lead(
         plan = choose(sizes, [Host(each["memory"]) for each in facts], link, options.plan)
         ranks.tell(plan=[plan.kind, plan.shares], alike=group.alike)
         tokens, stream = held(source, options, plan, 0, own["memory"], how.memory is not None, how.beside)
-        contexts = [tokens, *(answer["context"] for answer in ranks.answers())]
+        held_there = ranks.answers()
+        contexts = [tokens, *(each["context"] for each in held_there)]
         given = [each for each in contexts if each is not None]
+        steps = _fewest([_steps(stream), *(each["steps"] for each in held_there)])
+        ranks.tell(steps=steps)
         options = replace(options, context_length=min(given, default=options.context_length))
         share = RankShare(source.config, plan, group, LeaderModel)
 
@@ -237,7 +240,7 @@ def _lead(
                 on_progress(done, total)
 
         with ranks.progress.working(READS):
-            model = _read(how, options, share, stream, read)
+            model = _read(how, options, share, stream, steps, read)
         ranks.answers()  # loaded
     except BaseException as error:
         ranks.fail(f"{ranks.names[0]} failed: {error}")
@@ -280,9 +283,10 @@ def follow(
         plan = Plan(kind, tuple(tuple(share) for share in shares), (), (), 0.0)
         size = memory_size(memory)[0]
         tokens, stream = held(source, options, plan, where.rank, size, memory is not None)
-        follower.tell(context=tokens)
+        follower.tell(context=tokens, steps=_steps(stream))
+        steps = follower.told("steps")["steps"]
         with progress.working(READS):
-            model = _read(how, options, RankShare(source.config, plan, group), stream, progress.step)
+            model = _read(how, options, RankShare(source.config, plan, group), stream, steps, progress.step)
         follower.tell(loaded=True)
     except SystemExit:
         raise
@@ -406,11 +410,23 @@ def held(
     return tokens, stream
 
 
+def _steps(stream: StreamPlan | None) -> tuple[int, int] | None:
+    """As RanksModel.go_in_steps takes them; None where all is in memory."""
+    return None if stream is None else (stream.chunk, stream.tile)
+
+
+def _fewest(steps: Sequence[Sequence[int] | None]) -> tuple[int, int] | None:
+    """Those that all ranks have room for."""
+    given = [each for each in steps if each is not None]
+    return (min(chunk for chunk, _ in given), min(tile for _, tile in given)) if given else None
+
+
 def _read(
     how: _Reading,
     options: Options,
     share: RankShare,
     stream: StreamPlan | None,
+    steps: Sequence[int] | None,
     on_progress: Callable[[int, int], None],
 ) -> Any:
     adapter = None if how.adapter is None else share.adapter(how.adapter)
@@ -429,6 +445,8 @@ def _read(
         raise CheckpointError("this is no share of a model")
     if adapter is not None:
         put_on(model, adapter)
+    if steps is not None:
+        model.go_in_steps(*steps)
     if options.exact:
         model.be_exact()
     model.kernels = options.kernels

@@ -85,6 +85,11 @@ class Model(nn.Module):
         return PREFILL_CHUNK if self._pool is None else self._pool.plan.chunk
 
     @property
+    def tile(self) -> float:
+        """Tokens that one mixer takes at once, at the most."""
+        return math.inf if self._pool is None else self._pool.plan.tile
+
+    @property
     def together_chunk(self) -> int:
         """Tokens of several prompts that one call may have; 0: it is to have one prompt's, whose bits then hang on no
         other."""
@@ -197,11 +202,10 @@ class Model(nn.Module):
         taps: Taps | None,
     ) -> tuple[mx.array, mx.array | None]:
         """Arguments as in DecoderLayer, but the cache of all layers, and as in `hidden`; -> two parts of a sum."""
-        pool, length = self._pool, x.shape[1]
-        if cache is None and pool is not None and length > pool.plan.tile:
+        pool, length, tile = self._pool, x.shape[1], self.tile
+        if cache is None and length > tile:
             cache = self.make_cache(x.shape[0])  # which joins the tiles
         states = cache.layers if cache is not None else [None] * len(self.layers)
-        tile = math.inf if pool is None else pool.plan.tile
 
         def through() -> tuple[mx.array, mx.array | None]:
             last, added = x, None

@@ -184,9 +184,23 @@ class RanksModel(Model):
                 self.lm_head = Linear(text.hidden_size, stop - first, bias=False)
             if plan.kind == "pipeline":
                 self.embed_tokens = _Nowhere(text.hidden_size)
+        self._steps: tuple[int, int] | None = None
         self._head_share: tuple[HeadShare, ...] = ()
         self._best: Best | None = None
         self._returned = 0  # how many of the last hidden states of a call rank 0 looks at
+
+    def go_in_steps(self, chunk: int, tile: int) -> None:
+        """Take prompts in steps as a rank needs them that streams experts, whichever that is: so many tokens of a
+        prompt in a call, and in a mixer. All ranks take the same, and have the same bits of what each computes."""
+        self._steps = chunk, tile
+
+    @property
+    def prefill_chunk(self) -> int:
+        return super().prefill_chunk if self._steps is None else self._steps[0]
+
+    @property
+    def tile(self) -> float:
+        return super().tile if self._steps is None else self._steps[1]
 
     @property
     def plan(self) -> Plan:
@@ -215,8 +229,8 @@ class RanksModel(Model):
         if rank:
             x = group.receive(x.shape, dtype, rank - 1)
         if x.shape[0] * x.shape[1] > FEW:
-            *others, _ = others
-            others.append(group.computed)
+            *others, _, taps = others
+            others += group.computed, taps
         x = together(*super()._through_layers(x, *others))
         count = min(self._returned or x.shape[1], x.shape[1])
         if rank == last:

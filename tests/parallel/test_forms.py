@@ -14,6 +14,7 @@ from mlx_qwen35.checkpoint.load import load_model
 from mlx_qwen35.checkpoint.source import open_source
 from mlx_qwen35.experts.budget import StreamPlan
 from mlx_qwen35.parallel.cuts import indivisible
+from mlx_qwen35.parallel.group import FEW
 from mlx_qwen35.parallel.model import RanksModel
 from mlx_qwen35.parallel.plan import Plan
 from mlx_qwen35.parallel.share import RankShare
@@ -60,8 +61,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def read(model: Any) -> np.ndarray:
+    """Many rows, a few, and one at a time."""
     compute, cache = getattr(model, "computed", model.hidden), model.make_cache()
-    x = [compute(mx.array([TOKENS]), cache, (), more=False)]
+    x = [compute(mx.array([TOKENS * 7]), cache, (), more=True)]
+    x += [compute(mx.array([TOKENS]), cache, (), more=False)]
     x += [compute(mx.array([[token]]), cache, (), more=False) for token in (4, 8)]
     return np.array(mx.concatenate(x, axis=1))
 
@@ -71,6 +74,8 @@ def ranked(folder: Path, plan: Plan, **how: Any) -> tuple[list[RanksModel], list
     models = [load_model(folder, share=RankShare(config, plan, Threads(rank, 2, meeting)), **how) for rank in range(2)]
     for model in models:
         mx.eval(model.parameters())
+        if "stream" in how:
+            model.go_in_steps(how["stream"].chunk, how["stream"].tile)
     return models, together([lambda model=model: read(model) for model in models])
 
 
@@ -95,6 +100,7 @@ SLOTS = StreamPlan((3,) * 4, group=2, chunk=64, tile=64, cache_limit=1 << 28, me
     ],
 )
 def test_shares_of_every_form_are_the_whole(made: dict[str, Path], form: str, kind: str, how: dict[str, Any]) -> None:
+    assert len(TOKENS) < FEW < 7 * len(TOKENS)
     models, found = ranked(made[form], PLANS[kind], **how)
     whole = load_model(made[form], **{name: value for name, value in how.items() if name != "stream"})
     assert np.abs(found[0] - read(whole)).max() < 2e-3
