@@ -1,7 +1,8 @@
 """What copies of earlier text bring: tokens a step and a second, beside plain decoding and the MTP head alone.
 
     python benchmarks/lookup.py speed [--rounds 3] [--turns 20] [--only WORD] [--out FILE]
-    python benchmarks/lookup.py memory [--tokens 200000]           # of a decode over a session of so many tokens
+    python benchmarks/lookup.py together [--rounds 3] [--out FILE]  # json, in 2, 3, 4 and 8 rows of an Engine
+    python benchmarks/lookup.py memory [--tokens 200000]            # of a decode over a session of so many tokens
 
 Tasks, generated and seeded. json: the demo repeats the longest objects that it was taught. recall: it answers questions
 about texts of up to sixty statements, with the statement as its thought. editor: a session in which each turn names a
@@ -37,7 +38,7 @@ from text_skills import NAMES, copy_json, recall  # noqa: E402
 
 from benchmarks.measuring import circumstances, compared, in_turns, summary, write  # noqa: E402
 from benchmarks.speculative import streamed_demo  # noqa: E402
-from mlx_qwen35 import Sampling, Session, load, stream_generate  # noqa: E402
+from mlx_qwen35 import Engine, Sampling, Session, load, stream_generate  # noqa: E402
 from mlx_qwen35.cache import Cache  # noqa: E402
 from mlx_qwen35.engine.drafted import Drafted  # noqa: E402
 from mlx_qwen35.engine.group import Seat  # noqa: E402
@@ -144,9 +145,9 @@ def line(rng: random.Random) -> str:
 
 def file(rng: random.Random) -> list[str]:
     made = []
-    for _ in range(3):
+    for _ in range(2):  # twenty turns are to fit into what the demo reads
         name = f"{rng.choice(WORDS)}_{rng.choice(WORDS)}"
-        made += [f"def {name}({rng.choice(WORDS)}):", *(line(rng) for _ in range(4)), ""]
+        made += [f"def {name}({rng.choice(WORDS)}):", *(line(rng) for _ in range(2)), ""]
     return made
 
 
@@ -209,7 +210,7 @@ def run(model: Model, processor: Any, task: list[list[Turn]], side: str, thinks:
 
 def speed(arguments: argparse.Namespace) -> None:
     around, records = circumstances(), []
-    demo, processor = load(mtp=True, context_length=16384)  # twenty turns of the editor take more than the demo has
+    demo, processor = load(mtp=True)
     models = {"in memory": demo, "streamed": streamed_demo(8)}
     print(f"{arguments.rounds} rounds in turns, warm; tokens a second (median), tokens a step, over plain and over MTP")
     print(f"{'':22s}" + "".join(f"{side:>16s}" for side in SIDES) + f"{'a step':>8s}{'/ plain':>22s}{'/ MTP':>22s}")
@@ -234,6 +235,34 @@ def speed(arguments: argparse.Namespace) -> None:
                 cells += f"   {ratio['median']:.2f} [{ratio['min']:.2f} .. {ratio['max']:.2f}]"
             shown = "".join(f"{summary(rates[side])['median']:16.1f}" for side in SIDES)
             print(f"{name + ', ' + place:22s}{shown}{step:8.2f}{cells}  {both['drafts']}", flush=True)
+    write(records, around, arguments.out)
+
+
+def together(arguments: argparse.Namespace) -> None:
+    """Tokens a second of an Engine whose rows all repeat objects, with copies and without, prompts included."""
+    around, records = circumstances(), []
+    model, processor = load()
+    prompts = [messages for ((messages, _),) in json_task(processor, 24)]
+    options = {"max_tokens": 300, "sampling": Sampling(), "enable_thinking": False}
+
+    def answered(rows: int, lookup: bool) -> tuple[float, list[list[int]]]:
+        with Engine(model, processor, most_rows=rows) as engine:
+            start = time.perf_counter()
+            with engine.expecting():
+                answers = [engine.submit(prompt, lookup=lookup, **options) for prompt in prompts]
+            said = [[part.token for part in answer] for answer in answers]
+            return sum(map(len, said)) / (time.perf_counter() - start), said
+
+    print(f"{len(prompts)} answers, {arguments.rounds} rounds in turns; tokens a second: plain, with copies, ratio")
+    for rows in (2, 3, 4, 8):
+        rounds = in_turns([partial(answered, rows, False), partial(answered, rows, True)], arguments.rounds)
+        assert all(plain[1] == copied[1] for plain, copied in rounds), "a copy changed an answer"
+        pairs = [(1 / copied[0], 1 / plain[0]) for plain, copied in rounds]
+        record = compared("lookup", f"json, {rows} rows, over plain", "s a token", pairs)
+        records.append(record | {"model": "demo", "rows": rows})
+        plain, copied = (summary(made[at][0] for made in rounds)["median"] for at in (0, 1))
+        told = "{median:.2f} [{min:.2f} .. {max:.2f}]".format_map(record["ratio"])
+        print(f"{rows} rows {plain:8.1f}{copied:8.1f}   {told}")
     write(records, around, arguments.out)
 
 
@@ -279,6 +308,10 @@ def main() -> None:
     fast.add_argument("--only", default="", help="only tasks with this in their names, such as 'editor in memory'")
     fast.add_argument("--out", type=Path, help="append the JSON lines to this file")
     fast.set_defaults(run=speed)
+    several = kinds.add_parser("together")
+    several.add_argument("--rounds", type=int, default=3)
+    several.add_argument("--out", type=Path, help="append the JSON lines to this file")
+    several.set_defaults(run=together)
     small = kinds.add_parser("memory")
     small.add_argument("--tokens", type=int, default=200_000)
     small.set_defaults(run=memory)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from itertools import count
 from typing import TYPE_CHECKING
 
+from mlx_qwen35.engine.among import Among
 from mlx_qwen35.engine.drafted import Drafted
 from mlx_qwen35.engine.group import Group
 from mlx_qwen35.engine.prefill import Left, Piece, compute
@@ -57,10 +58,12 @@ class Loop:
         self._beyond = self._pinned = 0  # bytes that rows hold beyond what they reserved; that they hold in the store
         self._group = Group(model)
         self._drafted: dict[int, Drafted] = {}
+        self._among = Among(self.scheduler.pause)
         self._keys = count()
         self._blocked: list[Row] = []  # another row computes their beginning
         self._behind, self._reading = behind, {}  # row: Reading of its beginning
         self._idle = 0  # turns in a row in which nothing was computed
+        self._in_round = False  # whether this turn's step is a round of one row that copies, among others
 
     def add(self, request: Request) -> Row:
         """A request that waits for its turn. Raises BusyError or BudgetError where it is not taken."""
@@ -102,9 +105,9 @@ class Loop:
         for key in turn.admit:
             if key in self.rows:
                 self._begin(self.rows[key])
-        start, computed = self._now(), self.computed_tokens
+        start, computed, self._in_round = self._now(), self.computed_tokens, False
         stepped = self._step_solo(turn.solo) if turn.solo in self.rows else turn.decode and self._step_together()
-        if stepped:
+        if stepped and not self._in_round:
             self.scheduler.measured_decode(stepped, self._now() - start)
         if turn.prefill:
             self._read(turn.prefill, beside=stepped)
@@ -312,6 +315,9 @@ class Loop:
         due = [row for row in answering if row.due]
         if len(answering) == 1 and due and due[0].seat.drafts:
             return self._step_solo(due[0].key)
+        copying = self._among.next({row.key: row.match for row in answering}) if len(due) == len(answering) else None
+        if copying is not None:
+            return self._round_among(copying)
         for row in due:
             if row.key in self._drafted:
                 self._sit_out(row)
@@ -327,15 +333,26 @@ class Loop:
             row.group = self._group
         by_seat = {id(row.seat): row for row in due}
         rows = [by_seat[id(seat)] for seat in self._group.seats]
+        start = self._now()
         try:
             steps = self._group.step(drawing=any(row.left > 1 for row in rows))
         except Exception as error:
             for row in rows:
                 row.fail(error)
             return 0
+        if len(rows) > 1:
+            self._among.stepped(self._now() - start)
         for row, step in zip(rows, steps, strict=True):
             self._made(row, [step])
         return len(rows)
+
+    def _round_among(self, key: int) -> int:
+        """A round of a row that copies, while others wait for it; -> of how many rows that was."""
+        row, start, self._in_round = self.rows[key], self._now(), True
+        made = row.made
+        stepped = self._step_solo(key)
+        self._among.copied(key, row.made - made, self._now() - start)
+        return stepped
 
     def _step_solo(self, key: int) -> int:
         """A step, or a round of drafts, of one row by itself; -> of how many rows that was."""

@@ -19,6 +19,7 @@ import mlx.core as mx
 
 from mlx_qwen35.engine.group import Group, Seat
 from mlx_qwen35.engine.prefill import Piece, Prefill
+from mlx_qwen35.speculative.copying import LONG
 from mlx_qwen35.speculative.rows import row_exact
 from mlx_qwen35.text.parts import Clock, Part
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from mlx_qwen35.session import Session
     from mlx_qwen35.session.store import Store
     from mlx_qwen35.speculative.step import Step
+
+_FIRST_LOOK = 16384  # tokens of a prompt that are taken in for copies while others wait: a tenth of a second
 
 
 class Phase(Enum):
@@ -82,6 +85,15 @@ class Row:
     def due(self) -> bool:
         """Whether a step of it can be taken."""
         return self.phase is Phase.ANSWER and not self.pending and self.left > 0 and not self._closing
+
+    @property
+    def match(self) -> int | None:
+        """Tokens at the end of what was said that were said before, too; None: it copies nothing, or to find out takes
+        long."""
+        text = None if self.seat is None else self.seat.text
+        if text is None or self.left <= LONG or not text.is_known(_FIRST_LOOK):
+            return None
+        return text.match.length
 
     @property
     def ready(self) -> bool:

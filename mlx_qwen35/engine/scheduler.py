@@ -147,7 +147,7 @@ class Scheduler:
             raise ArgumentError(f"pause is {pause}; it must be 0 or more: seconds of prompts for each second of steps")
         self.most_rows, self.most_waiting, self.cache_bytes = most_rows, most_waiting, cache_bytes
         self.bytes_per_token, self.bytes_per_row = bytes_per_token, bytes_per_row
-        self.chunk, self.together_chunk = chunk, together_chunk
+        self.chunk, self.together_chunk, self.pause = chunk, together_chunk, pause
         self._pieces = Pieces(pause, chunk, least)
         self.rows_first, self._went_on = rows_first, True  # whether the last piece that was asked for was computed
         self._jobs: dict[Hashable, _Job] = {}  # in the order of their coming

@@ -40,6 +40,10 @@ class Text:
         self._whole: array | None = None  # of the prompt and what the lookup has of the answer; None: nothing yet
         self._lookup, self.copying = Lookup(), Copying(steady=fresh)
 
+    def is_known(self, most: int) -> bool:
+        """Whether `match` takes in no more than so many tokens of the prompt."""
+        return self._whole is not None or len(self._tokens) <= most
+
     def add(self, token: int) -> None:
         """The next token of the answer, which is certain."""
         self._new.append(token)
