@@ -37,7 +37,8 @@ def tokens(config: dict[str, Any], count: int, seed: int = 0) -> list[int]:
 
 def ours(folder: Path, ranks: int, plan: str, steps: int, memory: str) -> dict[str, Any]:
     """Rank 0 of this package; the others are started by it."""
-    from mlx_qwen35.library.ranked import load_leader, options_of
+    from mlx_qwen35.library.portions import options_of
+    from mlx_qwen35.library.ranked import load_leader
 
     options = options_of(
         dtype="float32", context_length=2048, yarn=False, kv_form=None, exact=False, kernels=True, plan=plan

@@ -15,7 +15,7 @@ from mlx_qwen35.errors import ArgumentError
 from mlx_qwen35.parallel.place import place_of
 
 if TYPE_CHECKING:
-    from mlx_qwen35.library.ranked import Options
+    from mlx_qwen35.library.portions import Options
 
 _OWN = {"memory": None, "adapter_path": None, "warm_start": True}  # what each rank has of its own, if a command has it
 
@@ -51,9 +51,9 @@ def count_of(args: argparse.Namespace) -> int:
 
 def options_of(args: argparse.Namespace, chosen: dict[str, Any]) -> Options:
     """What all ranks are to have alike. chosen: dtype, context_length, yarn and kv_form, as `hold` takes them."""
-    from mlx_qwen35.library import ranked
+    from mlx_qwen35.library import portions
 
-    return ranked.options_of(**chosen, exact=args.exact, kernels=args.kernels, plan=args.plan)
+    return portions.options_of(**chosen, exact=args.exact, kernels=args.kernels, plan=args.plan)
 
 
 def follows(args: argparse.Namespace, find: Callable[[], Path], chosen: dict[str, Any]) -> int | None:

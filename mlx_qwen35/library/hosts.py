@@ -22,7 +22,7 @@ from mlx_qwen35.library.estimating import described
 from mlx_qwen35.library.holding import process_bytes
 from mlx_qwen35.library.macs import mac_memory
 from mlx_qwen35.library.plan import shown_size
-from mlx_qwen35.library.ranked import options_of, sizes_of
+from mlx_qwen35.library.portions import options_of, sizes_of
 from mlx_qwen35.library.told import told_specs
 from mlx_qwen35.parallel.plan import KINDS, LINKS, Host, Plan, choose, plans
 

@@ -1,7 +1,7 @@
 """One model on several ranks: who has which part, and how each loads its own.
 
-Knows the order of things: the ranks meet, say what they have, get a plan, load. How a plan is made, how ranks meet and
-what they tell each other is parallel/'s.
+Knows the order of things: the ranks meet, say what they have, get a plan, load. What a plan has to know is
+portions.py's; how it is made, how ranks meet and what they tell each other is parallel/'s.
 """
 
 from __future__ import annotations
@@ -18,47 +18,39 @@ from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from platform import node
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import mlx.core as mx
 
 from mlx_qwen35 import __version__
-from mlx_qwen35.cache.kv import KVFormat
 from mlx_qwen35.checkpoint.adapters import Adapter, put_on, read_adapter
 from mlx_qwen35.checkpoint.companions import small_files
-from mlx_qwen35.checkpoint.inventory import SIGNS, text_tensors
 from mlx_qwen35.checkpoint.load import compute_dtype, read_config
 from mlx_qwen35.checkpoint.load import load_model as read_model
 from mlx_qwen35.checkpoint.source import Source, open_source
 from mlx_qwen35.errors import ArgumentError, CheckpointError
 from mlx_qwen35.experts.budget import StreamPlan
 from mlx_qwen35.library.drafting import drafting_bytes, load_head
-from mlx_qwen35.library.footprint import Specs, cache_at, cache_bytes, tensor_bytes, weight_bytes
-from mlx_qwen35.library.holding import decide, of_source
 from mlx_qwen35.library.kernel_check import check_kernels
 from mlx_qwen35.library.memory import memory_size
+from mlx_qwen35.library.portions import CONTEXT, Options, held, options_of, sizes_of
 from mlx_qwen35.machine.gpu import gpu_info
 from mlx_qwen35.machine.system import cache_folder, processor_name
 from mlx_qwen35.parallel import meeting, place
 from mlx_qwen35.parallel.adapted import adapter_identity
-from mlx_qwen35.parallel.cuts import indivisible
 from mlx_qwen35.parallel.early import PATIENCE, Watcher, come_early
 from mlx_qwen35.parallel.follower import Follower
 from mlx_qwen35.parallel.group import Group
 from mlx_qwen35.parallel.identity import identity
 from mlx_qwen35.parallel.leader import LeaderModel
 from mlx_qwen35.parallel.model import RanksModel
-from mlx_qwen35.parallel.plan import LINKS, Host, Link, Plan, Sizes, choose
+from mlx_qwen35.parallel.plan import Host, Link, Plan, choose
 from mlx_qwen35.parallel.progress import READS
 from mlx_qwen35.parallel.ranks import Ranks
-from mlx_qwen35.parallel.share import RankShare, geometry
+from mlx_qwen35.parallel.share import RankShare
 from mlx_qwen35.processor import Processor
 
-if TYPE_CHECKING:
-    from mlx_qwen35.config import ModelConfig
-
 _COMPARED = ("mlx", "mlx-qwen35", "checkpoint", "adapter", "options")
-_CONTEXT = 32768  # tokens whose cache a plan is made for, where no context is asked for
 # Rank 0 sees it before anything heavy is imported.
 _FOLLOW = """
 import sys
@@ -67,24 +59,6 @@ wire = come_early()
 from mlx_qwen35.library.ranked import main
 sys.exit(main(wire))
 """
-
-
-@dataclass(frozen=True)
-class Options:
-    """What all ranks are to have alike. kv: bits, group size and start, or None. plan: None is to be chosen."""
-
-    dtype: str
-    context_length: int | None
-    yarn: bool
-    kv: tuple[int, int, int] | None
-    exact: bool
-    kernels: bool
-    plan: str | None
-    device: str
-
-    @property
-    def kv_form(self) -> KVFormat | None:
-        return None if self.kv is None else KVFormat(*self.kv)
 
 
 @dataclass(frozen=True)
@@ -101,22 +75,6 @@ class _Reading:
     def adapter(self) -> Adapter | None:
         """Raises CheckpointError."""
         return None if self.adapter_path is None else read_adapter(self.adapter_path)
-
-
-def options_of(
-    *,
-    dtype: mx.Dtype | str | None,
-    context_length: int | None,
-    yarn: bool,
-    kv_form: KVFormat | None,
-    exact: bool,
-    kernels: bool,
-    plan: str | None,
-) -> Options:
-    """As they are compared; raises ArgumentError for a dtype that is none."""
-    kv = None if kv_form is None else (kv_form.bits, kv_form.group_size, kv_form.start)
-    name, device = str(compute_dtype(dtype)).removeprefix("mlx.core."), str(mx.default_device().type).split(".")[-1]
-    return Options(name, context_length, yarn, kv, exact, kernels, plan, device)
 
 
 def load_ranked(
@@ -221,7 +179,7 @@ def _lead(
         group.alike = len({each["chip"] for each in facts}) == 1
         sizes = sizes_of(source.config, source.specs, compute_dtype(options.dtype).size, options, group.size, source)
         if how.beside is not None:
-            sizes = replace(sizes, beside=sizes.beside + how.beside(options.context_length or _CONTEXT))
+            sizes = replace(sizes, beside=sizes.beside + how.beside(options.context_length or CONTEXT))
         plan = choose(sizes, [Host(each["memory"]) for each in facts], link, options.plan)
         ranks.tell(plan=[plan.kind, plan.shares], alike=group.alike)
         tokens, stream = held(source, options, plan, 0, own["memory"], how.memory is not None, how.beside)
@@ -343,73 +301,6 @@ def measured(group: Group, hidden: int) -> Link:
     return Link("the measured link", small / steps, bandwidth)
 
 
-def sizes_of(
-    config: ModelConfig, specs: Specs, itemsize: int, options: Options, ranks: int, source: Source | None = None
-) -> Sizes:
-    """What a plan has to know of a model. source: of its files, where they are here."""
-    text = config.text
-    layers, experts, table, head = [0] * text.num_hidden_layers, [0] * text.num_hidden_layers, 0, 0
-    for name, shape in text_tensors(config).items():
-        size = tensor_bytes(name, shape, specs.get(name.removesuffix(".weight")), itemsize)
-        if name.startswith("embed_tokens."):
-            table = size
-        elif name.startswith("lm_head."):
-            head = size
-        elif name.startswith("layers."):
-            number = int(name.split(".")[1])
-            if ".mlp.experts." in name:
-                experts[number] += size // shape[0]
-            else:
-                layers[number] += size
-    tokens = min(options.context_length or _CONTEXT, text.max_position_embeddings)
-    cache = cache_at(tokens, *cache_bytes(config, itemsize, options.kv_form)) // text.num_hidden_layers
-    turned = source is not None and any(name.endswith(SIGNS) for name in source.parts)
-    real = {name: spec for name, spec in specs.items() if spec is not None}
-    return Sizes(
-        layers=tuple(layers),
-        experts=tuple(experts) if text.moe else (),
-        num_experts=text.moe.num_experts if text.moe else 0,
-        experts_per_token=text.moe.experts_per_token if text.moe else 0,
-        table=table,
-        head=head or table,
-        tied=text.tie_word_embeddings,
-        beside=weight_bytes(config, specs, itemsize).vision,
-        hidden=text.hidden_size,
-        itemsize=itemsize,
-        cache=(cache,) * text.num_hidden_layers,
-        indivisible=indivisible(config, real, ranks, turned),
-    )
-
-
-def held(
-    source: Source,
-    options: Options,
-    plan: Plan,
-    rank: int,
-    memory: int,
-    bounded: bool,
-    beside: Callable[[int], int] | None = None,
-) -> tuple[int | None, StreamPlan | None]:
-    """(tokens of context, how experts are streamed) of a rank, as holding.decide has it of a whole model.
-
-    beside: what else is there. Raises CheckpointError where its share does not fit.
-    """
-    if plan.kind == "tensor":
-        return options.context_length, None
-    own = geometry(source.config, plan, rank)
-    demand = of_source(source, compute_dtype(options.dtype))
-    demand = replace(demand, config=own, kv_form=options.kv_form, beside=beside)
-    found = None if bounded else "free for this rank"
-    name = f"{source.folder.name}, {plan.kind} {plan.shares[rank][0]} to {plan.shares[rank][1] - 1} of rank {rank},"
-    tokens, stream = decide(demand, memory, options.context_length, found, name)
-    if stream is not None and plan.kind == "pipeline":
-        first, stop = plan.shares[rank]
-        count = source.config.text.moe.num_experts
-        after = len(source.config.text.layer_types) - stop
-        stream = replace(stream, slots=(count,) * first + stream.slots + (count,) * after)
-    return tokens, stream
-
-
 def _steps(stream: StreamPlan | None) -> tuple[int, int] | None:
     """As RanksModel.go_in_steps takes them; None where all is in memory."""
     return None if stream is None else (stream.chunk, stream.tile)
@@ -452,13 +343,3 @@ def _read(
     model.kernels = options.kernels
     check_kernels(model, wanted=options.kernels)
     return model
-
-
-def planned(
-    config: ModelConfig, specs: Specs, options: Options, memories: list[int], link: str, source: Source | None = None
-) -> Plan:
-    """The plan for machines with so much memory for a model each, over a link of LINKS. Raises ArgumentError."""
-    if link not in LINKS:
-        raise ArgumentError(f"link is {link!r}; there are {', '.join(LINKS)}")
-    sizes = sizes_of(config, specs, compute_dtype(options.dtype).size, options, len(memories), source)
-    return choose(sizes, [Host(memory) for memory in memories], LINKS[link], options.plan)

@@ -17,7 +17,8 @@ from benchmarks import chat_script  # noqa: E402
 from mlx_qwen35 import Sampling, load  # noqa: E402
 from mlx_qwen35.engine.engine import Engine  # noqa: E402
 from mlx_qwen35.generation import stream_generate  # noqa: E402
-from mlx_qwen35.library.ranked import load_leader, options_of  # noqa: E402
+from mlx_qwen35.library.portions import options_of  # noqa: E402
+from mlx_qwen35.library.ranked import load_leader  # noqa: E402
 from mlx_qwen35.parallel.follower import hash_of  # noqa: E402
 from mlx_qwen35.session import Session, load_session  # noqa: E402
 
