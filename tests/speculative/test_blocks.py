@@ -16,6 +16,7 @@ from mlx_qwen35.cache.kv import KVFormat
 from mlx_qwen35.experts.chances import Chances
 from mlx_qwen35.generation import generate_batch, stream_generate
 from mlx_qwen35.layers.taps import Taps
+from mlx_qwen35.processor import Prompt
 from mlx_qwen35.sampling import History, Sampler, Sampling
 from mlx_qwen35.session import Session, load_session
 from mlx_qwen35.speculative import Drafting, rejection
@@ -23,6 +24,7 @@ from mlx_qwen35.speculative import blocks as blocks_of_speculative
 from mlx_qwen35.speculative.blocks import BlockDrafter
 from tests.blocks import filled, published, random_blocks, told
 from tests.drafted import always
+from tests.seeing_model import prompt_of, seeing_model, some_media
 from tests.speculative import test_sampling as sampled
 from tests.speculative.test_demo import streamed  # noqa: F401
 from tests.speculative.test_few_tokens import quantized
@@ -84,20 +86,20 @@ def test_the_pace_turns_down_what_is_never_right(model, plain):
     assert parts[-1].drafted_tokens < 7 * COUNT / 2
 
 
-def context_of(model, drafter: BlockDraftModel, tokens: list[int]) -> list[Window]:
+def context_of(model, drafter: BlockDraftModel, tokens: list[int], media=()) -> list[Window]:
     """What a drafter's windows hold of a text that is read at once."""
     taps, windows = Taps(drafter.config.taps), drafter.make_windows()
-    model.hidden(mx.array([tokens]), taps=taps)
+    model.hidden(mx.array([tokens]), media=media, taps=taps)
     drafter.remember(taps.of(drafter.config.taps), windows)
     return windows
 
 
-def assert_knows(model, cache, tokens: list[int]) -> None:
+def assert_knows(model, cache, tokens: list[int], media=()) -> None:
     """The drafter of a cache has in its windows what it would have had from the start."""
     follower = cache.draft
     assert follower.cache is cache and follower.covered == cache.offset == len(tokens)
     follower.catch_up()
-    wanted = context_of(model, follower.blocks, tokens)
+    wanted = context_of(model, follower.blocks, tokens, media)
     for mine, other in zip(follower._windows, wanted, strict=True):
         assert mine.stop == other.stop == len(tokens)
         for a, b in zip(mine.read(), other.read(), strict=True):
@@ -195,6 +197,19 @@ def test_sessions_marks_and_branches(model, monkeypatch):
     earlier = [*said[: len(PROMPT) + 6], 50, 51]
     for of in (session, branch):
         talk(of, earlier, 3)
+
+
+def test_after_pictures(monkeypatch):
+    always(monkeypatch, 5)
+    model, _ = seeing_model()
+    tokens, media = prompt_of(3, some_media("image", 4, 6, seed=1), 2, some_media("video", 2, 4, 6, seed=3), 3)
+    prompt = Prompt(tokens, None, False, tuple(media))
+    options = {"sampling": Sampling(), "max_tokens": 12, "chunk_size": 5, "lookup": False}
+    plain = tokens_of(stream_generate(model, Endless(), prompt, **options))
+    cache = model.make_cache()
+    options |= {"draft_model": told([*tokens, *plain], 4), "cache": cache}
+    assert tokens_of(stream_generate(model, Endless(), prompt, **options)) == plain
+    assert_knows(model, cache, [*tokens, *plain], media)
 
 
 def test_a_saved_session_has_none_and_goes_on(model, plain, monkeypatch, tmp_path):
