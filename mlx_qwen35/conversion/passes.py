@@ -7,18 +7,18 @@ three times as long as NumPy's (docs/SPEED.md).
 
 from __future__ import annotations
 
-import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
 Column = Any  # [N] of NumPy or MLX, float32: a number for each group
-Pack = Callable[[Any], Any]  # codes uint8 [.., G] -> what is kept of them
+Pack = Callable[[Any], Any]  # codes -> what is kept of them: [N, G] uint8 of MLX, [N, G / 2] uint16 pairs of NumPy
 
-_BLOCK = 1 << 17  # values
+_BLOCK = 1 << 16  # values: three arrays of them lie in a core's cache
 _LINE = 16  # floats of a processor's cache line
 
 
@@ -37,68 +37,82 @@ class HostPasses:
 
     xp = np
 
-    def __init__(self, values: np.ndarray, dtype: mx.Dtype):
-        """dtype: of scales and biases."""
+    def __init__(self, values: np.ndarray, dtype: mx.Dtype, bits: int, words: np.ndarray | None = None):
+        """dtype: of scales and biases. bits: of a code; a pair of them is first + second * 2^bits. words: for what is
+        packed, uint32 [N, G * bits / 32]."""
         self._values, self._dtype, self.size = values, dtype, values.shape[1]
-        self._rows = max(1, _BLOCK // self.size)
+        self._second = 1 << bits
+        self._words = np.empty((len(values), self.size * bits // 32), np.uint32) if words is None else words
         self._bits = values.dtype == np.uint16
         self._together: Any = np.uint64 if self._bits or values.itemsize == 4 else np.uint32  # several values
-        self._turned = _memory("turned", values.nbytes // 4)
-        self._rooms = [_memory(name, min(self._rows * self.size, values.size)) for name in "ytq"]
-        self._centre: Column = np.zeros(2 * len(values), np.float32)
+        self._far: Column | None = None
+        turned, step = memory("turned", values.nbytes // 4), max(1, _BLOCK // self.size)
+        self._blocks = []
+        for start in range(0, len(values), step):
+            stop = min(start + step, len(values))
+            if stop - start != (len(self._blocks[0].source) if self._blocks else 0):
+                rooms = [memory(name, (stop - start) * self.size).reshape(self.size // 2, -1) for name in "ytq"]
+            some = turned[start * values.strides[0] // 4 : stop * values.strides[0] // 4]
+            some = some.view(self._together).reshape(-1, stop - start)
+            rows, columns = slice(start, stop), slice(2 * start, 2 * stop)
+            self._blocks.append(_Block(rows, columns, values[rows], some, *rooms))
 
     def ends(self) -> tuple[Column, Column]:
         """The least and the largest value of each group. The first of the passes."""
         found = self._room(2)
-        for rows, _ in self._stretches():
-            np.copyto(self._turned_of(rows), self._values[rows].view(self._together).T)
-        for columns, y, _, _ in self._blocks():
-            np.minimum.reduce(y, axis=0, out=found[0, columns])
-            np.maximum.reduce(y, axis=0, out=found[1, columns])
+        for block in self._blocks:
+            np.copyto(block.turned, block.source.view(self._together).T)
+            y = self._filled(block)
+            np.minimum.reduce(y, axis=0, out=found[0, block.columns])
+            np.maximum.reduce(y, axis=0, out=found[1, block.columns])
         return np.minimum(found[0, ::2], found[0, 1::2]), np.maximum(found[1, ::2], found[1, 1::2])
 
     def look(
-        self, centre: Column, inverse: Column, ratio: Column, offset: Column
+        self, centre: Column, inverse: Column, ratio: Column, offset: Column, part: int = 1
     ) -> tuple[Column, Column, Column, Column]:
         """Sums of r, |r| and r |r|, and of s^2: r is how far inverse y is from the next integer, s how far ratio y +
-        offset is. From now on y = value - centre. The second of the passes."""
-        self._centre, inverse = _twice(centre), _twice(inverse)
-        line, found = (_twice(ratio), _twice(offset)), self._room(4)
-        for columns, y, t, q in self._blocks():
+        offset is, of one value of `part`. From now on y = value - centre. The second of the passes."""
+        self._far = _twice(centre) if centre.any() else None
+        inverse, line, found = _twice(inverse), (_twice(ratio), _twice(offset)), self._room(4)
+        few = slice(0, self.size // 2 // part)
+        for block in self._blocks:
+            y, t, q, columns = self._filled(block), block.t, block.q, block.columns
             r = np.multiply(y, inverse[columns], out=t)
             np.subtract(r, np.rint(r, out=q), out=r)
             size = np.abs(r, out=q)
-            _sums(found[:3, columns], (r,), (size,), (r, size))
-            s = _line(y, line, columns, t)
+            np.add.reduce(r, axis=0, out=found[0, columns])
+            np.add.reduce(size, axis=0, out=found[1, columns])
+            _products(r, size, found[2, columns])
+            s, q = _line(y[few], line, columns, t[few]), q[few]
             np.subtract(s, np.rint(s, out=q), out=s)
-            _sums(found[3:, columns], (s, s))
+            _products(s, s, found[3, columns])
         return _added(found)
 
     def fit(
         self, ratio: Column, offset: Column, top: int, pack: Pack | None = None
-    ) -> tuple[tuple[Column, ...], np.ndarray | None]:
+    ) -> tuple[tuple[Column, ...], np.ndarray]:
         """Sums of r, q, q^2, r q and r^2: q is t = ratio y + offset as an integer 0..top, r = t - q. With them what
         pack() makes of q."""
-        line, found, kept = (_twice(ratio), _twice(offset)), self._room(5), []
-        for columns, y, t, q in self._blocks():
-            _line(y, line, columns, t)
-            np.clip(np.rint(t, out=q), 0, top, out=q)
-            r = np.subtract(t, q, out=t)
-            _sums(found[:, columns], (r,), (q,), (q, q), (r, q), (r, r))
+        line, found = (_twice(ratio), _twice(offset)), self._room(5)
+        for block in self._blocks:
+            r, q = self._rounded(block, line, top)
+            np.add.reduce(r, axis=0, out=found[0, block.columns])
+            np.add.reduce(q, axis=0, out=found[1, block.columns])
+            for place, (a, b) in zip(found[2:], ((q, q), (r, q), (r, r)), strict=True):
+                _products(a, b, place[block.columns])
             if pack is not None:
-                kept.append(pack(self._codes(q)))
-        return _added(found), np.concatenate(kept) if kept else None
+                self._words[block.rows] = pack(self._pairs(q))
+        return _added(found), self._words
 
     def codes(self, ratio: Column, offset: Column, top: int, pack: Pack) -> tuple[Column, Column, np.ndarray]:
         """The sums of r and r^2 of fit(), and what pack() makes of q."""
-        line, found, kept = (_twice(ratio), _twice(offset)), self._room(2), []
-        for columns, y, t, q in self._blocks():
-            _line(y, line, columns, t)
-            np.clip(np.rint(t, out=q), 0, top, out=q)
-            r = np.subtract(t, q, out=t)
-            _sums(found[:, columns], (r,), (r, r))
-            kept.append(pack(self._codes(q)))
-        return *_added(found), np.concatenate(kept)
+        line, found = (_twice(ratio), _twice(offset)), self._room(2)
+        for block in self._blocks:
+            r, q = self._rounded(block, line, top)
+            np.add.reduce(r, axis=0, out=found[0, block.columns])
+            _products(r, r, found[1, block.columns])
+            self._words[block.rows] = pack(self._pairs(q))
+        return *_added(found), self._words
 
     def settle(
         self, kept: np.ndarray, most: Column, ratio: Column, offset: Column, top: int, pack: Pack
@@ -109,15 +123,16 @@ class HostPasses:
         if len(some):
             turned = np.ascontiguousarray(self._values[some].view(self._together).T)
             t = self._floats(turned, np.empty((self.size // 2, 2 * len(some)), np.float32))
-            t -= _twice(self._centre[2 * some])
+            if self._far is not None:
+                t -= self._far.reshape(-1, 2)[some].reshape(-1)
             t *= _twice(ratio[some])
             t += _twice(offset[some])
             q = np.rint(t)
-            np.clip(q, 0, top, out=q)
+            q.clip(0, top, out=q)
             t -= q
             found = np.einsum("km,km->m", t, t)
             better[some] = less = found[::2] + found[1::2] < most[some]
-            kept[some[less]] = pack(self._codes(q)[less])
+            kept[some[less]] = pack(self._pairs(q)[less])
         return better, kept
 
     def rounded(self, column: Column) -> Column:
@@ -137,26 +152,19 @@ class HostPasses:
         chosen ^= bits
         return chosen.view(np.float32)
 
-    def _stretches(self) -> Iterator[tuple[slice, slice]]:
-        """The groups of one block after the other, and their columns."""
-        for start in range(0, len(self._values), self._rows):
-            stop = min(start + self._rows, len(self._values))
-            yield slice(start, stop), slice(2 * start, 2 * stop)
+    def _filled(self, block: _Block) -> np.ndarray:
+        """The y of a block."""
+        y = self._floats(block.turned, block.y)
+        return y if self._far is None else np.subtract(y, self._far[block.columns], out=y)
 
-    def _turned_of(self, rows: slice) -> np.ndarray:
-        width = self._values.strides[0] // 4
-        turned = self._turned[rows.start * width : rows.stop * width].view(self._together)
-        return turned.reshape(-1, rows.stop - rows.start)
-
-    def _blocks(self) -> Iterator[tuple[slice, np.ndarray, np.ndarray, np.ndarray]]:
-        """The columns of some groups, their y, and room for two arrays alike."""
-        for rows, columns in self._stretches():
-            shape = self.size // 2, columns.stop - columns.start
-            y, t, q = (room[: math.prod(shape)].reshape(shape) for room in self._rooms)
-            self._floats(self._turned_of(rows), y)
-            if self._centre[columns].any():
-                np.subtract(y, self._centre[columns], out=y)
-            yield columns, y, t, q
+    def _rounded(
+        self, block: _Block, line: tuple[np.ndarray, np.ndarray], top: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """r and q of a block."""
+        t = _line(self._filled(block), line, block.columns, block.t)
+        q = np.rint(t, out=block.q)
+        q.clip(0, top, out=q)
+        return np.subtract(t, q, out=t), q
 
     def _floats(self, turned: np.ndarray, out: np.ndarray) -> np.ndarray:
         if self._bits:
@@ -167,18 +175,36 @@ class HostPasses:
             np.copyto(out, turned.view(self._values.dtype))
         return out
 
-    def _codes(self, q: np.ndarray) -> np.ndarray:
-        """Those of a block as uint8 [groups, G]. What q holds is lost."""
+    def _pairs(self, q: np.ndarray) -> np.ndarray:
+        """The codes of a block, [groups, G / 2] uint16. What q holds is lost."""
+        byte = self._second <= 16  # then a pair is no more, and moves faster
         if self._bits:
             upper, lower = q[len(q) // 2 :], q[: len(q) // 2]
-            upper *= 256
+            upper *= self._second
             lower += upper
-            fours = lower.astype(np.uint16).view(np.uint32)
-            return np.ascontiguousarray(fours.T).view(np.uint8)
-        return np.ascontiguousarray(q.astype(np.uint8).view(np.uint16).T).view(np.uint8)
+            one, two = (np.uint8, np.uint16) if byte else (np.uint16, np.uint32)
+            return np.ascontiguousarray(lower.astype(one).view(two).T).view(one)
+        pairs = np.ascontiguousarray(q.astype(np.uint8).view(np.uint16).T)
+        upper = pairs >> 8
+        upper *= 256 - self._second
+        pairs -= upper
+        return pairs.astype(np.uint8) if byte else pairs
 
     def _room(self, sums: int) -> np.ndarray:
-        return _aligned(sums * 2 * len(self._values)).reshape(sums, -1)
+        return memory("sums", sums * 2 * len(self._values)).reshape(sums, -1)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Some groups: their values as they are given and turned, and room for y and for two arrays alike."""
+
+    rows: slice
+    columns: slice
+    source: np.ndarray
+    turned: np.ndarray
+    y: np.ndarray
+    t: np.ndarray
+    q: np.ndarray
 
 
 class DevicePasses:
@@ -194,12 +220,12 @@ class DevicePasses:
         return self._y.min(-1), self._y.max(-1)
 
     def look(
-        self, centre: Column, inverse: Column, ratio: Column, offset: Column
+        self, centre: Column, inverse: Column, ratio: Column, offset: Column, part: int = 1
     ) -> tuple[Column, Column, Column, Column]:
         self._y = self._y - centre[:, None]
         r = self._y * inverse[:, None]
         r = r - mx.round(r)
-        s = self._t(ratio, offset)
+        s = self._t(ratio, offset)[:, : self.size // part]
         s = s - mx.round(s)
         return r.sum(-1), mx.abs(r).sum(-1), (r * mx.abs(r)).sum(-1), (s * s).sum(-1)
 
@@ -233,21 +259,22 @@ class DevicePasses:
         return mx.where(mask, one, other)
 
     def _t(self, ratio: Column, offset: Column) -> mx.array:
-        return (self._y if ratio is None else self._y * ratio[:, None]) + offset[:, None]
+        return self._y * ratio[:, None] + offset[:, None]
 
 
 Passes = HostPasses | DevicePasses
 
+
 _THREADS = threading.local()
 
 
-def _memory(name: str, count: int) -> np.ndarray:
+def memory(name: str, count: int) -> np.ndarray:
     """Room for so many floats, a thread's own under that name. What was in it is lost."""
-    memory: np.ndarray | None = getattr(_THREADS, name, None)
-    if memory is None or len(memory) < count:
-        memory = _aligned(count)
-        setattr(_THREADS, name, memory)
-    return memory[:count]
+    found: np.ndarray | None = getattr(_THREADS, name, None)
+    if found is None or len(found) < count:
+        found = _aligned(count)
+        setattr(_THREADS, name, found)
+    return found[:count]
 
 
 def _aligned(count: int) -> np.ndarray:
@@ -264,10 +291,9 @@ def _line(y: np.ndarray, line: tuple[np.ndarray, np.ndarray], columns: slice, ou
     return np.add(out, offset[columns], out=out)
 
 
-def _sums(found: np.ndarray, *terms: tuple[np.ndarray, ...]) -> None:
-    """Of the columns of arrays, or of products of two."""
-    for place, term in zip(found, terms, strict=True):
-        np.einsum("km,km->m" if len(term) > 1 else "km->m", *term, out=place)
+def _products(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
+    """The sums over columns of a * b."""
+    np.einsum("km,km->m", a, b, out=out)
 
 
 def _added(found: np.ndarray) -> tuple[Column, ...]:

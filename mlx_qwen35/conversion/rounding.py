@@ -14,7 +14,7 @@ import numpy as np
 
 from mlx_qwen35.checkpoint import quantize as nearest
 from mlx_qwen35.config import QuantSpec
-from mlx_qwen35.conversion.passes import DevicePasses, HostPasses
+from mlx_qwen35.conversion.passes import DevicePasses, HostPasses, memory
 from mlx_qwen35.conversion.search import Search
 from mlx_qwen35.conversion.staging import as_numpy
 
@@ -43,13 +43,13 @@ def quantize(weight: mx.array, group_size: int, bits: int, dtype: mx.Dtype) -> t
 
 def _on_host(groups: mx.array, step: int, bits: int, dtype: mx.Dtype) -> list[mx.array]:
     values = as_numpy(groups)
-    words = np.empty((len(values), values.shape[1] * bits // 32), np.uint32)
-    lines = np.empty((2, len(values)), np.float32)
+    words = memory("words", values.size * bits // 32).view(np.uint32).reshape(len(values), -1)
+    lines = memory("lines", 2 * len(values)).reshape(2, -1)
     with np.errstate(all="ignore"):  # what overflows is not kept, or is MLX's, too, and noticed when it is stored
         for start in range(0, len(values), step):
             rows = slice(start, start + step)
-            found = Search(HostPasses(values[rows], dtype), bits, dtype).run(lambda codes: packed(codes, bits))
-            words[rows], lines[0, rows], lines[1, rows] = found
+            search = Search(HostPasses(values[rows], dtype, bits, words[rows]), bits, dtype)
+            _, lines[0, rows], lines[1, rows] = search.run(lambda pairs: packed(pairs, bits))
     return [mx.array(words), *(mx.array(line).astype(dtype) for line in lines)]
 
 
@@ -63,31 +63,29 @@ def _on_device(groups: mx.array, step: int, bits: int, dtype: mx.Dtype) -> list[
     return [mx.concatenate(parts) for parts in zip(*found, strict=True)]
 
 
-def packed(codes: np.ndarray, bits: int) -> np.ndarray:
-    """Codes uint8 [.., in] -> uint32 [.., in * bits / 32]: a stream of bits, the first code in the lowest.
+def packed(pairs: np.ndarray, bits: int) -> np.ndarray:
+    """Pairs of codes, first + second * 2^bits, uint8 up to 4 bits and uint16 above, [.., in / 2] -> a stream of bits,
+    the first code in the lowest, uint32 [.., in * bits / 32]. The pairs are used up.
 
-    Eight codes of b bits become one number of 8 b bits, by halves:  h0g0f0e0d0c0b0a -> hg00fe00dc00ba -> .. -> hgfedcba
+    Two numbers become one until four or eight codes are together:  00dc00ba -> 0000dcba
     """
-    if bits == 8:
-        return codes.view(np.uint32)
-    if bits in (2, 4):  # some to a byte, and nothing but zeros in the way
-        several = codes.view(np.uint16 if bits == 4 else np.uint32)
-        found = several >> 8 - bits
-        found |= several
-        for place in (2, 3) if bits == 2 else ():
-            found |= several >> place * (8 - bits)
-        return found.astype(np.uint8).view(np.uint32)
-    numbers = codes.reshape(-1)  # changed in place: the codes are used up
-    for lane, kind in ((8, np.uint16), (16, np.uint32), (32, np.uint64)):
-        numbers = numbers.view(kind)  # the upper half times 2^lane, which is to be 2^(lane * bits / 8)
-        upper = numbers >> kind(lane)
-        upper *= kind((1 << lane) - (1 << lane * bits // 8))
+    if bits in (4, 8):
+        return pairs.view(np.uint32)
+    numbers, used = pairs, 2 * bits
+    while used < (8 if bits == 2 else 24):  # a word is to be of two numbers at most
+        lane = 8 * numbers.itemsize
+        numbers = numbers.view(f"u{lane // 4}")
+        upper = numbers >> lane
+        upper *= (1 << lane) - (1 << used)
         numbers -= upper
-    return _joined(numbers, 8 * bits).reshape(*codes.shape[:-1], codes.shape[-1] * bits // 32)
+        used *= 2
+    if bits == 2:
+        return numbers.astype(np.uint8).view(np.uint32)
+    return _joined(numbers.reshape(-1), used).reshape(*pairs.shape[:-1], pairs.shape[-1] * bits // 16)
 
 
 def _joined(numbers: np.ndarray, bits: int) -> np.ndarray:
-    """Numbers uint64 of so many bits, one after the other -> uint32 [..] of all of these bits."""
+    """Numbers of so many bits, 24 or more, one after the other -> uint32 [..] of all of these bits."""
     period = math.lcm(32, bits)
     numbers = numbers.reshape(-1, period // bits)
     words = np.empty((len(numbers), period // 32), np.uint32)

@@ -8,10 +8,13 @@ group of G weights shift alike, so that the group loses about
 
     scale^2 (G / 12 - F cos(2 pi (shift - best)) / pi^2),    F and best from the sums of cos(2 pi t) and sin(2 pi t):
 
-one pass tells the best of all biases that a scale may have, and about what it loses. Another one rounds. MLX's own
-line is measured beside it, so that no group gets worse than by mx.quantize. Where codes are few, least squares gives
-the line that fits them best, with what it loses, in closed form too. With 2 bits much lies beyond the ends of codes;
-there parts of the range are tried instead. What each step brings: docs/QUANTIZATION.md.
+one pass tells the best of all biases that a scale may have, and about what it loses. Another one rounds.
+
+MLX's own line is measured beside it. With 2 bits, and from 6 on, that is done always, so that no group gets worse than
+by mx.quantize. Between them it brings nothing on the whole: there it is done where a few values lie near that line, as
+after an earlier quantization, and where much is lost. Where codes are few, least squares gives the line that fits them
+best, with what it loses, in closed form too. With 2 bits much lies beyond the ends of codes; there parts of the range
+are tried instead. What each step brings: docs/QUANTIZATION.md.
 """
 
 from __future__ import annotations
@@ -33,6 +36,8 @@ _PARTS = (0.85, 0.68, 0.55)  # of the range, at 2 bits
 _FEW = 3  # bits, up to which least squares are worth their time, and twice
 _FAR = 1 << 12  # codes
 _NOTHING = 1e-6  # of a group's squared error, in codes: MLX's line is exact where the weights lie on it
+_SAMPLE = 8  # of so many values one is held against MLX's line first, where that does not pay on the whole
+_NEAR = 0.04  # of a code squared; where weights have nothing to do with a line it is 1 / 12 in the mean
 _FINE = 6  # bits, from which on it matters which floats of 16 bits there are beside a scale or bias
 _SIGNIFICANT = {mx.bfloat16: 8, mx.float16: 11, mx.float32: 24}  # bits
 _SMALLEST = 1e-7  # scale of mx.quantize
@@ -58,23 +63,26 @@ class Search:
         scale = xp.abs(scale0) if few else self._wider(_WIDER[self._bits][passes.size])
         # Values far from zero lose digits by being counted from there.
         self._centre = self._low * (xp.abs(self._low) > _FAR * xp.abs(scale))
-        *sums, loss0 = passes.look(self._centre, 1 / scale, *self._line(scale0, bias0))
+        part = 1 if few or self._bits >= _FINE else _SAMPLE
+        *sums, loss0 = passes.look(self._centre, 1 / scale, *self._line(scale0, bias0), part)
         square = scale0 * scale0
-        loss0 = loss0 * square  # of MLX's line; more where it clips
         if few:
             best = self._fit(scale0, bias0)[:3]
-            for part in _PARTS:
-                best = self._better(best, self._fit(*self._part(part))[:3])
+            for share in _PARTS:
+                best = self._better(best, self._fit(*self._part(share))[:3])
         else:
-            best = self._better((loss0, scale0, bias0), self._shifted(scale, *sums))
+            best = self._shifted(scale, *sums)
+        if self._bits >= _FINE:
+            best = self._better((loss0 * square, scale0, bias0), best)
         if self._bits <= _FEW:
             best = best if few else self._fit(*best[1:])[:3]
             loss, scale, bias, kept = self._fit(*best[1:], pack)
         else:
             loss, scale, bias, kept = self._levelled(*best[1:], pack)
-        # Where the guess was wrong MLX's line is taken after all.
-        most = loss / square + _NOTHING
-        most = most * (loss0 < most * square) * ((scale != scale0) | (bias != bias0))
+        # Where the guess was wrong, or the weights may lie near MLX's line, that is taken after all.
+        most = loss / square + _NOTHING  # of its loss, in codes; that is more yet where it clips
+        unsure = loss0 < most if part == 1 else (loss0 < passes.size / part * _NEAR) | (most > passes.size / 12)
+        most = most * unsure * ((scale != scale0) | (bias != bias0))
         wrong, kept = passes.settle(kept, most, *self._line(scale0, bias0), self._top, pack)
         return kept, passes.choose(wrong, scale0, scale), passes.choose(wrong, bias0, bias)
 

@@ -1,4 +1,4 @@
-"""The search for scales: MLX's own format, never worse than mx.quantize in any group, and much better on the whole."""
+"""The search for scales: MLX's own format, much better than mx.quantize on the whole, and in no group much worse."""
 
 import mlx.core as mx
 import numpy as np
@@ -25,13 +25,18 @@ def errors(weight: mx.array, spec: QuantSpec, **how: object) -> np.ndarray:
     return np.array(difference.reshape(-1, spec.group_size).sum(-1))
 
 
+def most_of_a_group(bits: int) -> float:
+    """Of MLX's error; with 3 to 5 bits its line is held against ours only where the weights lie near it."""
+    return 1.8 if bits in (3, 4, 5) else 1 + 1e-4
+
+
 # Measured: 0.63, 0.74, 0.83, 0.85, 0.84, 0.47 of mx.quantize's error in groups of 64.
 @pytest.mark.parametrize(("bits", "most"), [(2, 0.8), (3, 0.86), (4, 0.92), (5, 0.92), (6, 0.92), (8, 0.7)])
 @pytest.mark.parametrize("group_size", [32, 64, 128])
 def test_less_is_lost(bits: int, most: float, group_size: int) -> None:
     spec, weight = QuantSpec(bits, group_size, "affine"), weights(3, 40, 256)
     found, nearest = errors(weight, spec, search=True), errors(weight, spec)
-    assert (found <= nearest * (1 + 1e-4)).all()
+    assert (found <= nearest * most_of_a_group(bits)).all()
     assert found.sum() <= most * nearest.sum()
 
 
@@ -84,6 +89,19 @@ def test_what_is_worked_on_at_once_does_not_show(bits: int, monkeypatch: pytest.
     assert all(mx.array_equal(whole[kind], parts[kind]) for kind in whole)
 
 
+@pytest.mark.parametrize("bits", [3, 4, 5])
+def test_what_was_quantized_before_stays(bits: int) -> None:
+    """Weights on lines of mx.quantize, and near them: some groups of those beside groups of others."""
+    spec, weight = QuantSpec(bits, 64, "affine"), weights(20, 256)
+    on_line = unpack(pack(weight, spec), spec)
+    near = on_line + weights(20, 256, seed=1).astype(mx.float32) * 0.05 * mx.abs(on_line).max() / 2**bits
+    mixed = mx.concatenate([on_line, weight.astype(mx.float32), near])
+    found, nearest = (errors(mixed, spec, dtype=mx.bfloat16, search=search) for search in (True, False))
+    assert (found[:80] == 0).sum() >= (nearest[:80] == 0).sum() > 50
+    assert (found[:80] <= 1.3 * nearest[:80]).all() and found[80:160].sum() < 0.9 * nearest[80:160].sum()
+    assert found[160:].sum() < 1.02 * nearest[160:].sum()
+
+
 def test_dtype_of_scales() -> None:
     """From float32, as FP8 gives it, to the scales of the file: the codes are those that belong to them."""
     spec, weight = QuantSpec(8, 64, "affine"), weights(32, 128).astype(mx.float32) * 1.001
@@ -125,16 +143,16 @@ def kinds() -> np.ndarray:
 
 @pytest.mark.parametrize("bits", BITS["affine"])
 @pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16, mx.float32])
-def test_no_group_is_worse(bits: int, dtype: mx.Dtype) -> None:
+def test_no_group_is_much_worse(bits: int, dtype: mx.Dtype) -> None:
     """Than by MLX; and what the search takes for MLX's scale and bias is what MLX makes."""
     spec, values = QuantSpec(bits, 64, "affine"), kinds()
     if dtype == mx.float16:
         values = values[abs(values).max(-1) < 1e4]
     weight = mx.array(values)
     found, nearest = (errors(weight, spec, dtype=dtype, search=search).astype(np.float64) for search in (True, False))
-    assert np.isfinite(found).all() and (found <= nearest * (1 + 1e-4)).all()
+    assert np.isfinite(found).all() and (found <= nearest * most_of_a_group(bits)).all()
     with np.errstate(all="ignore"):
-        there = HostPasses(values, dtype)
+        there = HostPasses(values, dtype, bits)
         made = usual(there, *there.ends(), (1 << bits) - 1)
     for ours, theirs in zip(made, mx.quantize(weight, 64, bits)[1:], strict=True):
         assert (ours == np.array(theirs.astype(dtype).astype(mx.float32)).reshape(-1)).all()
@@ -145,7 +163,7 @@ def test_no_group_is_worse(bits: int, dtype: mx.Dtype) -> None:
 def test_a_gpu_finds_the_same(bits: int, dtype: mx.Dtype) -> None:
     """MLX's operations, which a GPU would run, and NumPy's: the same but where two lines lose alike."""
     values = np.array(weights(40, 640).astype(mx.float32)).reshape(-1, 64)
-    here = Search(HostPasses(values, dtype), bits, dtype).run(lambda codes: rounding.packed(codes, bits))
+    here = Search(HostPasses(values, dtype, bits), bits, dtype).run(lambda pairs: rounding.packed(pairs, bits))
     there = Search(DevicePasses(mx.array(values), dtype), bits, dtype).run(lambda codes: packed_by_mlx(codes, bits))
     same = (here[1] == np.array(there[1])) & (here[2] == np.array(there[2]))
     if dtype == mx.bfloat16:
