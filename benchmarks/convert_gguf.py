@@ -1,7 +1,8 @@
 """How quickly, and in how much memory, a GGUF of Q4_K_M becomes 4 bits of MLX: by the weight, beside a bfloat16 source.
 
     python benchmarks/convert_gguf.py [--layers 9] [--experts 256] [--vocabulary 248320] [--rounds 3]
-                                      [--recipes default uniform] [--only-write FILE] [--folder DIR] [--out FILE]
+                                      [--recipes default uniform] [--source FILE | --only-write FILE]
+                                      [--folder DIR] [--out FILE]
 
 Both sources have the geometry of Qwen3.5-35B-A3B with fewer layers: the GGUF so many (9 make 5 GB), the other one as
 many as have about its bytes. Blocks are random, each type where llama-quantize puts it in Q4_K_M, the file is
@@ -125,6 +126,7 @@ def main() -> None:
     parser.add_argument("--recipes", nargs="+", choices=["default", "uniform"], default=["default", "uniform"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="work here (default: a temporary folder)")
+    parser.add_argument("--source", type=Path, help="a GGUF that --only-write wrote, instead of writing one")
     parser.add_argument("--only-write", type=Path, metavar="FILE", help="write the GGUF there, and nothing else")
     parser.add_argument("--out", type=Path, help="append the JSON lines to this file")
     arguments = parser.parse_args()
@@ -143,8 +145,9 @@ def main() -> None:
 
 
 def measure(work: Path, arguments: argparse.Namespace, sizes: dict[str, int], around: dict) -> list[str]:
-    source = work / "model-Q4_K_M.gguf"
-    write_gguf(source, arguments.layers, **sizes)
+    source = arguments.source or work / "model-Q4_K_M.gguf"
+    if not arguments.source:
+        write_gguf(source, arguments.layers, **sizes)
     plain = write_source(work / "source", arguments.plain_layers, **sizes)
     sides = {
         "gguf": (source, weights_of(arguments.layers, False, sizes)),
