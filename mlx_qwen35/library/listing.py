@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mlx_qwen35 import checks
+from mlx_qwen35.checkpoint.blocks import is_blocks, read_blocks_config
+from mlx_qwen35.checkpoint.files import missing_shards
 from mlx_qwen35.config import MOE_TYPES
 from mlx_qwen35.errors import CheckpointError
 from mlx_qwen35.library import hub_cache, lmstudio
@@ -20,7 +22,7 @@ from mlx_qwen35.library.stored import Stored, each_model, expanded, subfolders
 from mlx_qwen35.library.survey import adapter_of, is_ours, survey
 from mlx_qwen35.machine.files import listed
 
-ADAPTER = "adapter"
+ADAPTER, DRAFTER = "adapter", "drafter"
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,8 @@ class LocalModel:
     name: to load it by; place: "LM Studio", "Hugging Face cache", "folder" or "the package"; nbytes: of its weight
     files; quantization: "4-bit", "mxfp4", "fp8", "bf16", ..., with group_size where it has groups; bits_per_weight: as
     stored, scales included; streams: whether its experts can stay on the disk; context_length: tokens; problem: why it
-    cannot be loaded; missing: shards not there. An adapter has the quantization "adapter", and its model as problem.
+    cannot be loaded; missing: shards not there. An adapter has the quantization "adapter", and its model as problem; a
+    block drafter has "drafter", and what it is for.
     """
 
     name: str
@@ -115,7 +118,8 @@ def table(models: Sequence[LocalModel]) -> str:
         cells = (c.rjust(w) if n in right else c.ljust(w) for n, (c, w) in enumerate(zip(row, widths, strict=True)))
         lines.append("  ".join(cells).rstrip())
         if model and model.problem:
-            lines.append(f"    {'' if model.quantization == ADAPTER else 'cannot be loaded: '}{model.problem}")
+            beside = model.quantization in (ADAPTER, DRAFTER)
+            lines.append(f"    {'' if beside else 'cannot be loaded: '}{model.problem}")
     return "\n".join(lines)
 
 
@@ -144,6 +148,11 @@ def described(name: str, stored: Stored) -> LocalModel:
     found = survey(stored.folder)
     config = found.source.config if found.source else found.config
     base = adapter_of(stored.folder)
+    quantization, problem = found.quantization, found.problem
+    if base is not None:
+        quantization, problem = ADAPTER, f"goes with {base or 'a model'}, as --adapter-path {stored.folder}"
+    elif is_blocks(stored.folder):
+        quantization, problem = DRAFTER, _drafter(stored.folder, name)
     return LocalModel(
         name=name,
         folder=stored.folder,
@@ -151,7 +160,7 @@ def described(name: str, stored: Stored) -> LocalModel:
         architecture=None if config is None else "moe" if config.model_type in MOE_TYPES else "dense",
         nbytes=found.nbytes,
         parameters=found.parameters or None,
-        quantization=ADAPTER if base is not None else None if found.quantization == "?" else found.quantization,
+        quantization=None if quantization == "?" else quantization,
         group_size=found.spec.group_size if found.spec else None,
         bits_per_weight=found.bits_per_weight,
         vision=found.vision if config else None,
@@ -159,8 +168,20 @@ def described(name: str, stored: Stored) -> LocalModel:
         streams=found.streams,
         context_length=config.text.max_position_embeddings if config else None,
         missing=found.missing,
-        problem=found.problem if base is None else f"goes with {base or 'a model'}, as --adapter-path {stored.folder}",
+        problem=problem,
     )
+
+
+def _drafter(folder: Path, name: str) -> str:
+    """What a block drafter is for, or why it cannot be loaded."""
+    try:
+        config, missing = read_blocks_config(folder), missing_shards(folder)
+    except CheckpointError as error:
+        return f"cannot be loaded: {error}"
+    if missing:
+        return f"cannot be loaded: it lacks {', '.join(missing)}; finish the download"
+    words = f"a {config.kind} drafter for a model of {config.target_layers} layers and hidden size {config.hidden_size}"
+    return f"{words}, as --draft-model {name}"
 
 
 def _mark(known: bool | None) -> str:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from mlx_qwen35.blocks.config import is_block_drafter
 from mlx_qwen35.checkpoint.beside import MTP_FILES, TOWER_FILES
 from mlx_qwen35.checkpoint.contents import read_config
 from mlx_qwen35.checkpoint.files import missing_shards
@@ -32,6 +33,7 @@ from mlx_qwen35.machine.files import listed
 
 # Qwen3.5, 3.6, 3.8, however a publisher spells it; Qwen3-8B is of another family, and Qwen3.8-Flash-Next too.
 _FAMILY = re.compile(r"qwen3(?:[._-]?[56]|[._]?8)(?![\db])(?!.*flash[._-]?next)", re.IGNORECASE)
+_TOKENS = 248320  # of all published models of the family
 _DTYPES = {"BF16": "bf16", "F16": "fp16", "F32": "fp32"}
 
 
@@ -154,7 +156,10 @@ def is_ours(folder: Path, name: str) -> bool:
         models = [folder] if not folder.is_dir() else models_in(folder)
         named = {peek(path, "general.architecture") for path in models} - {None, ""}
         return bool(named & {DENSE, MOE}) if named else bool(_FAMILY.search(name))
-    model_type = read_json(folder / "config.json").get("model_type")
+    raw = read_json(folder / "config.json")
+    if is_block_drafter(raw):  # which all say "qwen3", also those for other families
+        return raw.get("vocab_size") == _TOKENS or bool(_FAMILY.search(name))
+    model_type = raw.get("model_type")
     if isinstance(model_type, str):
         return model_type in (*DENSE_TYPES, *MOE_TYPES, HADAMARD)
     return bool(_FAMILY.search(name) or _FAMILY.search(adapter_of(folder) or ""))

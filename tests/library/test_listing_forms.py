@@ -16,6 +16,7 @@ from mlx_qwen35.cli.main import main
 from mlx_qwen35.conversion.convert import convert
 from mlx_qwen35.library import find, hub_cache, lmstudio
 from mlx_qwen35.library.listing import ADAPTER, LocalModel, list_models
+from tests import blocks
 from tests.checkpoint.foreign import write_fp8, write_gptq
 from tests.checkpoint.forms import oq
 from tests.checkpoint.gguf.building import config_of, matrices, tiny_tokenizer, write_gguf
@@ -193,3 +194,26 @@ def test_adapters(machine: Machine, capsys: pytest.CaptureFixture[str], by_name:
     assert main(["ls", str(machine.home / "mine")]) == 0
     shown = capsys.readouterr().out
     assert shown.count("    goes with") == 2 and "cannot be loaded" not in shown
+
+
+def test_block_drafters(machine: Machine) -> None:
+    """Those of the family, by their tokens or their names; what else says "qwen3" is of another."""
+    told = blocks.published()
+    for name, config in (
+        ("Qwen3.8-tiny-DFlash", told),
+        ("few-bits", {**told, "vocab_size": 248320}),
+        ("Qwen3.8-DSpark", {**told, "architectures": ["DSparkDraftModel"]}),
+        ("GLM-DFlash", told),
+    ):
+        blocks.write(machine.home / "d" / name, config, {})
+    (machine.home / "d" / "few-bits" / "model.safetensors").unlink()
+    found = {Path(model.name).name: model for model in list_models(machine.home / "d") if model.name != "demo"}
+    assert found.keys() == {"Qwen3.8-tiny-DFlash", "few-bits", "Qwen3.8-DSpark"}
+    assert {model.quantization for model in found.values()} == {"drafter"}
+    problems = {name: model.problem for name, model in found.items()}
+    assert (
+        "a DFlash drafter for a model of 4 layers and hidden size 64, as --draft-model "
+        in problems["Qwen3.8-tiny-DFlash"]
+    )
+    assert "it lacks model.safetensors" in problems["few-bits"]
+    assert "that of a DSpark drafter, which this package does not compute" in problems["Qwen3.8-DSpark"]
