@@ -43,6 +43,16 @@ def test_results_have_the_bits_of_each_alone(bits, runs, shape):
         assert mx.array_equal(ours, theirs) and mx.array_equal(apart, theirs)
 
 
+@pytest.mark.parametrize("leaf, change", [("scales", mx.float16), ("biases", mx.float16), ("biases", None)])
+def test_maps_in_other_dtypes_are_not_joined(leaf, change):
+    """As one array they would be in the wider one."""
+    alone = maps((4, 4, 4, 4))
+    alone[1][leaf] = None if change is None else alone[1][leaf].astype(change)
+    joined = Joined(alone)
+    assert [(run.first, len(run.widths)) for run in joined.runs] == [(2, 2)]
+    assert change is None or alone[1][leaf].dtype == change
+
+
 def test_two_results_side_by_side():
     for bits in ((4, 4, 8, 8), (4, 8, 4, 8), (4, 4, 4, 8), (4, 8, 8, 4), (4, 8, 8, 8)):
         alone = maps(bits)
