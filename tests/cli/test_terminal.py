@@ -100,7 +100,10 @@ def test_edit_undo_and_regen_at_the_prompt(chat, tmp_path):
     assert json.loads(told.read_text())["messages"][1]["content"] == "6"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL], ids=lambda number: number.name)
+TERM = pytest.param(signal.SIGTERM, marks=pytest.mark.soak)  # whose way is that of the next
+
+
+@pytest.mark.parametrize("number", [TERM, signal.SIGHUP, signal.SIGKILL], ids=lambda number: number.name)
 def test_killed_in_the_middle_of_an_answer(chat, checkpoint, tmp_path, number):
     file = tmp_path / "kept"
     flags = ("--model", checkpoint, "--session", file, "--no-think")

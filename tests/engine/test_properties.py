@@ -233,7 +233,7 @@ def test_each_answer_is_the_one_it_is_alone(alones, side, events, most_rows, mos
         play(alone, events, chunk=chunk, **options, cache_dir=folder if disk else None)
 
 
-@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("side", ["random", pytest.param("demo", marks=pytest.mark.soak)])
 def test_rows_that_are_put_back(alones, side) -> None:
     """Too few bytes for all that run: some give up their caches in the middle, and say what they say alone."""
     alone = alones[side]

@@ -58,7 +58,7 @@ def drawn(seed: int) -> Replay:
 def test_courses() -> None:
     """Rows, bytes, deadlines, progress in every turn (replay.py), and every request ends, whatever the course."""
     ends, put_back, came_back = dict.fromkeys(("whole", "deadline", "cancelled", "busy", "too large"), 0), 0, 0
-    courses = examples(600, 3)
+    courses = examples(600, 6)
     for seed in range(courses):
         replay = drawn(seed)
         asks = list(replay.coming)
@@ -77,7 +77,7 @@ def test_courses() -> None:
 
 
 def test_same_again() -> None:
-    for seed in range(40):
+    for seed in range(12):
         first, second = drawn(seed), drawn(seed)
         first.run()
         second.run()
