@@ -201,7 +201,7 @@ def _lead(
             model = _read(how, options, share, stream, steps, read)
         ranks.answers()  # loaded
     except BaseException as error:
-        ranks.fail(f"{ranks.names[0]} failed: {error}")
+        ranks.failed_here(error)
         raise
     whose = {name: own[name] for name in ("checkpoint", "adapter") if own[name] is not None}
     model.lead(ranks, plan, options.context_length, whose)
@@ -272,6 +272,7 @@ def _start(environment: Mapping[str, str], told: Mapping[str, Any]) -> subproces
         env={**os.environ, **environment, "PYTHONPATH": paths},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
+        start_new_session=True,  # a terminal's Ctrl-C is rank 0's business
     )
 
 

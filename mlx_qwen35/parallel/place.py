@@ -80,6 +80,8 @@ def say_status(status: int) -> None:
 
 def _address(text: str) -> tuple[str, int]:
     host, _, port = text.rpartition(":")
+    if not 0 < int(port) < 65536:
+        raise ValueError(f"{text} has no port that can be")
     return host, int(port)
 
 

@@ -104,9 +104,12 @@ class Ranks:
         try:
             with self.progress.working(allowed):
                 yield
+        except KeyboardInterrupt as error:
+            self.failed_here(error)
+            raise
         except BaseException as error:
             if not self._named.wait(_NAMING):
-                self.fail(f"{self.names[0]} failed: {error}")
+                self.failed_here(error)
             raise RankLostError(self.lost) from error
         finally:
             self._busy = False
@@ -143,6 +146,11 @@ class Ranks:
     def fail(self, why: str) -> None:
         """The group is broken by what happened here."""
         self._lose(why, None)
+
+    def failed_here(self, error: BaseException) -> None:
+        """Likewise, by an error or an interrupt."""
+        interrupted = isinstance(error, KeyboardInterrupt)
+        self.fail(f"{self.names[0]} was interrupted" if interrupted else f"{self.names[0]} failed: {error}")
 
     def close(self) -> None:
         """In good order: the others end. Those that do not are ended."""

@@ -19,7 +19,7 @@ from mlx_qwen35.generation import prefill
 from mlx_qwen35.library import estimating, find, footprint, holding, load_model
 from mlx_qwen35.library.estimating import estimate
 from mlx_qwen35.library.plan import parse_size
-from mlx_qwen35.model import PREFILL_CHUNK
+from mlx_qwen35.model.model import PREFILL_CHUNK
 from tests.checkpoint.foreign import write_fp8, write_gptq
 from tests.fake_hub import Hub
 from tests.machine import Machine, checkpoint, gguf

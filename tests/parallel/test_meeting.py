@@ -54,6 +54,10 @@ def test_places_are_those_of_the_launcher(tmp_path: Path) -> None:
     for wrong in ({"MLX_RANK": "2"}, {"MLX_RANK": "x"}):
         with pytest.raises(ArgumentError, match="MLX_RANK"):
             place_of({"MLX_HOSTFILE": str(hosts)} | wrong)
+    for broken in ("{", "[]", '[["127.0.0.1"]]', '{"hosts": 3}', '[["127.0.0.1:99999"], ["127.0.0.1:2"]]', "[[], []]"):
+        hosts.write_text(broken)
+        with pytest.raises(ArgumentError, match="start with mlx.launch"):
+            place_of({"MLX_HOSTFILE": str(hosts), "MLX_RANK": "0"})
 
 
 def pair() -> tuple[Wire, Wire]:
