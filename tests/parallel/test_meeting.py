@@ -118,6 +118,17 @@ def test_rank_0_says_who_is_lost_and_refuses_further_calls(monkeypatch: pytest.M
     ranks.close()
 
 
+def test_an_interrupt_is_one_and_the_others_are_told() -> None:
+    ranks, (near, far) = Ranks(2), pair()
+    ranks.admit(1, near)
+    with pytest.raises(KeyboardInterrupt), ranks.together():
+        raise KeyboardInterrupt
+    assert far.receive(20) == (wire.FAILED, b"rank 0 was interrupted")
+    with pytest.raises(RankLostError, match="rank 0 was interrupted"), ranks.calling():
+        pass
+    ranks.close()
+
+
 def test_a_rank_that_does_not_come_is_named() -> None:
     ranks = Ranks(3)
     with pytest.raises(RankLostError, match="rank 1, 2 did not come within 0 seconds; there are to be 3 ranks"):
