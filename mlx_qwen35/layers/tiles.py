@@ -9,6 +9,8 @@ from collections.abc import Callable
 
 import mlx.core as mx
 
+from .around import Around
+
 Mix = Callable[..., mx.array]
 
 
@@ -16,27 +18,17 @@ def mix_in_tiles(
     mix: Mix,
     tile: int,
     x: mx.array,
-    rope: tuple[mx.array, mx.array],
+    around: Around,
     cache: object,
-    readable: mx.array | None,
-    present: mx.array | None,
 ) -> mx.array:
-    """mix(x, rope, cache, readable, present) -> [B, T, H] with at most `tile` tokens at once, evaluated.
+    """mix(x, around, cache) -> [B, T, H] with at most `tile` tokens at once, evaluated.
 
     The arguments are DecoderLayer's; the cache must be one: it is what joins the tiles.
     """
-    length = x.shape[1]
-    held = 0 if readable is None else readable.shape[1] - length
-    made = []
+    length, made = x.shape[1], []
     for start in range(0, length, tile):
         stop = min(start + tile, length)
-        y = mix(
-            x[:, start:stop],
-            (rope[0][..., start:stop, :], rope[1][..., start:stop, :]),
-            cache,
-            None if readable is None else readable[:, : held + stop],
-            None if present is None else present[:, start:stop],
-        )
+        y = mix(x[:, start:stop], around.part(start, stop), cache)
         mx.eval(y, cache.state)
         made.append(y)
     return mx.concatenate(made, axis=1)

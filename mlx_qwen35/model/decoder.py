@@ -11,6 +11,7 @@ import mlx.nn as nn
 from mlx_qwen35.cache import DeltaState, KVCache, StretchedKVCache
 from mlx_qwen35.config import TextConfig
 from mlx_qwen35.experts.resident import ResidentExperts
+from mlx_qwen35.layers.around import Around
 from mlx_qwen35.layers.attention import GatedAttention
 from mlx_qwen35.layers.begun import begin
 from mlx_qwen35.layers.delta_net import GatedDeltaNet
@@ -41,29 +42,14 @@ class DecoderLayer(nn.Module):
         self.mlp = _feed_forward(config)
 
     def __call__(
-        self,
-        x: mx.array,
-        rope: tuple[mx.array, mx.array],
-        cache: LayerCache | None,
-        readable: mx.array | None,
-        present: mx.array | None,
-        added: mx.array | None = None,
+        self, x: mx.array, around: Around, cache: LayerCache | None, added: mx.array | None = None
     ) -> tuple[mx.array, mx.array]:
-        """x and added (None: nothing) [B, T, H] -> two such parts. Which positions are tokens and not padding (None:
-        all), readable [B, S]: of all up to the last of x; present [B, T]: of those of x."""
-        return self.fed(self.met(x, rope, cache, readable, present, added))
+        """x and added (None: nothing) [B, T, H] -> two such parts."""
+        return self.fed(self.met(x, around, cache, added))
 
-    def met(
-        self,
-        x: mx.array,
-        rope: tuple[mx.array, mx.array],
-        cache: LayerCache | None,
-        readable: mx.array | None,
-        present: mx.array | None,
-        added: mx.array | None,
-    ) -> Summed:
+    def met(self, x: mx.array, around: Around, cache: LayerCache | None, added: mx.array | None) -> Summed:
         """What the feed-forward block meets; arguments as above."""
-        met = Summed(self.post_attention_layernorm, *self._mixed(x, rope, cache, readable, present, added))
+        met = Summed(self.post_attention_layernorm, *self._mixed(x, around, cache, added))
         if not self.training:
             begin(x, lambda: (met.total, met.normed))
         return met
@@ -75,31 +61,18 @@ class DecoderLayer(nn.Module):
             begin(made, lambda: (made,))
         return met.total, made
 
-    def mix(
-        self,
-        x: mx.array,
-        rope: tuple[mx.array, mx.array],
-        cache: LayerCache | None,
-        readable: mx.array | None,
-        present: mx.array | None,
-    ) -> mx.array:
+    def mix(self, x: mx.array, around: Around, cache: LayerCache | None) -> mx.array:
         """The first half: x [B, T, H] -> [B, T, H]; arguments as above."""
-        return together(*self._mixed(x, rope, cache, readable, present, None))
+        return together(*self._mixed(x, around, cache, None))
 
     def _mixed(
-        self,
-        x: mx.array,
-        rope: tuple[mx.array, mx.array],
-        cache: LayerCache | None,
-        readable: mx.array | None,
-        present: mx.array | None,
-        added: mx.array | None,
+        self, x: mx.array, around: Around, cache: LayerCache | None, added: mx.array | None
     ) -> tuple[mx.array, mx.array]:
         met = Summed(self.input_layernorm, x, added)
         if self.is_attention:
-            made = self.self_attn(met, rope, cache, readable)
+            made = self.self_attn(met, around.rope, cache, around.readable)
         else:
-            made = self.linear_attn(met, cache, present)
+            made = self.linear_attn(met, cache, around.present)
         return met.total, made
 
     def feed(self, x: mx.array) -> tuple[mx.array, mx.array]:

@@ -24,6 +24,7 @@ from mlx_qwen35.config import ModelConfig
 from mlx_qwen35.errors import PromptError, Qwen35Error
 from mlx_qwen35.experts.chances import Chances
 from mlx_qwen35.kernels.lanes import on_cores_worth_waking
+from mlx_qwen35.layers.around import Around
 from mlx_qwen35.layers.embedding import Embedding
 from mlx_qwen35.layers.linear import Linear
 from mlx_qwen35.layers.norm import RMSNorm
@@ -176,12 +177,12 @@ class Model(nn.Module):
             positions = sight.positions
         else:
             positions = mx.arange(length)[None] if cache is None else cache.positions(length)
-        rope = self._rope(positions)
+        around = Around(self._rope(positions), readable, present)
         # An embedding in one of the mx modes comes out in bfloat16, whatever the model computes in.
         x = self.embed_tokens(tokens).astype(self.norm.weight.dtype)
         if sight is not None:
             x = sight.written_into(x)
-        x, added = self._through_layers(x, rope, cache, readable, present, more, between, taps)
+        x, added = self._through_layers(x, around, cache, more, between, taps)
         if wanted is not None:
             x, added = x[:, -wanted:], None if added is None else added[:, -wanted:]
         if cache is not None:
@@ -193,10 +194,8 @@ class Model(nn.Module):
     def _through_layers(
         self,
         x: mx.array,
-        rope: tuple[mx.array, mx.array],
+        around: Around,
         cache: Cache | CacheList | RowsCache | RaggedCache | None,
-        readable: mx.array | None,
-        present: mx.array | None,
         more: bool,
         between: Callable[[mx.array], None] | None,
         taps: Taps | None,
@@ -211,10 +210,10 @@ class Model(nn.Module):
             last, added = x, None
             for number, (layer, state) in enumerate(zip(self.layers, states, strict=True)):
                 if length > tile:
-                    mixed = mix_in_tiles(layer.mix, tile, together(last, added), rope, state, readable, present)
+                    mixed = mix_in_tiles(layer.mix, tile, together(last, added), around, state)
                     last, added = layer.feed(mixed)
                 else:
-                    last, added = layer(last, rope, state, readable, present, added)
+                    last, added = layer(last, around, state, added)
                 if between is not None:
                     last, added = together(last, added), None
                     between(last)
@@ -227,7 +226,7 @@ class Model(nn.Module):
         in_windows = self._in_windows and between is None and windows.suit(states, x.size // x.shape[-1])
         with pool.one_at_a_time, pool.turn(more):
             if in_windows:
-                return windows.through(self.layers, states, pool, x, rope, readable, present, taps)
+                return windows.through(self.layers, states, pool, x, around, taps)
             return through()
 
     def see(

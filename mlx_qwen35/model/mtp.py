@@ -20,6 +20,7 @@ import mlx.nn as nn
 
 from mlx_qwen35.cache import KVCache, StretchedKVCache
 from mlx_qwen35.config import TextConfig
+from mlx_qwen35.layers.around import Around
 from mlx_qwen35.layers.linear import Linear
 from mlx_qwen35.layers.norm import RMSNorm
 from mlx_qwen35.layers.rope import RotaryEmbedding
@@ -56,7 +57,7 @@ class MTPHead(nn.Module):
         joined = mx.concatenate([self.pre_fc_norm_embedding(embeddings), self.pre_fc_norm_hidden(hidden)], axis=-1)
         x, added, rope = self.fc(joined), None, self._rope(positions)
         for layer, cache in zip(self.layers, caches or [None] * len(self.layers), strict=True):
-            x, added = layer(x, rope, cache, None, None, added)
+            x, added = layer(x, Around(rope), cache, added)
         return self.norm.after(x, added)[1]
 
     def make_caches(self) -> list[KVCache]:

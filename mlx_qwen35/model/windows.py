@@ -16,6 +16,7 @@ import mlx.core as mx
 from mlx_qwen35.cache import DeltaState, KVCache, StretchedKVCache
 from mlx_qwen35.cache.rows import RowsKV
 from mlx_qwen35.experts.pool import ExpertPool
+from mlx_qwen35.layers.around import Around
 from mlx_qwen35.layers.taps import Taps
 
 from .decoder import DecoderLayer
@@ -35,9 +36,7 @@ def through(
     states: Sequence[Any],
     pool: ExpertPool,
     x: mx.array,
-    rope: tuple[mx.array, mx.array],
-    readable: mx.array | None,
-    present: mx.array | None,
+    around: Around,
     taps: Taps | None = None,
 ) -> tuple[mx.array, mx.array | None]:
     """Within a turn: arguments as DecoderLayer has them, taps as in `Model.hidden` -> two parts of a sum."""
@@ -47,7 +46,7 @@ def through(
         count = pool.chances.length(numbers[first:])
         computed += count
         if count == 1:
-            x, added = layers[first](x, rope, states[first], readable, present, added)
+            x, added = layers[first](x, around, states[first], added)
             if taps is not None:
                 taps.met(first, x, added)
             first += 1
@@ -57,7 +56,7 @@ def through(
         met, banks = [], []
         pool.hoped = []
         for number, (layer, state) in enumerate(window, first):
-            met.append(layer.met(x, rope, state, readable, present, added))
+            met.append(layer.met(x, around, state, added))
             x, added = layer.fed(met[-1])
             if taps is not None:
                 taps.met(number, x, added)
