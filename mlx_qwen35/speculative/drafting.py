@@ -15,6 +15,7 @@ from mlx_qwen35.model.mtp import MTPHead
 from mlx_qwen35.speculative.blocks import BlockDrafter
 from mlx_qwen35.speculative.drafters import Drafter, HeadDrafter, ModelDrafter
 from mlx_qwen35.speculative.pace import MOST, Pace, check_count
+from mlx_qwen35.speculative.rows import most_rows
 from mlx_qwen35.speculative.text import Text
 
 if TYPE_CHECKING:
@@ -70,14 +71,16 @@ class Drafting:
         """The one that follows a cache already, if it is this one and knows all its tokens; otherwise a new one."""
         if self.draft_model is None:
             return None
-        kept = cache.draft
+        kept, pace = cache.draft, self._pace(model)
         if isinstance(kept, Drafter) and kept.serves(self.draft_model, cache):
-            if (kept.pace.most, kept.pace.steady) != (self.most, self.steady):
-                kept.pace = self._pace()
+            if (kept.pace.most, kept.pace.steady) != (pace.most, pace.steady):
+                kept.pace = pace
             return kept
         kinds = {MTPHead: HeadDrafter, BlockDraftModel: BlockDrafter}
         kind = next((kinds[made] for made in kinds if isinstance(self.draft_model, made)), ModelDrafter)
-        return kind(model, cache, self._pace(), self.draft_model)
+        return kind(model, cache, pace, self.draft_model)
 
-    def _pace(self) -> Pace:
-        return Pace(self.most, steady=self.steady, limit=most_of(self.draft_model)[1])
+    def _pace(self, model: Model) -> Pace:
+        """Of no more drafts than a call verifies: what is never tried would never be given up."""
+        most, limit = min(self.most, most_rows(model) - 1), most_of(self.draft_model)[1]
+        return Pace(most, steady=self.steady, limit=limit)

@@ -13,13 +13,14 @@ from mlx_qwen35.blocks.config import BlockConfig
 from mlx_qwen35.blocks.drafter import BlockDraftModel
 from mlx_qwen35.blocks.window import Window
 from mlx_qwen35.cache.kv import KVFormat
+from mlx_qwen35.engine import drafted
 from mlx_qwen35.experts.chances import Chances
 from mlx_qwen35.generation import generate_batch, stream_generate
 from mlx_qwen35.layers.taps import Taps
 from mlx_qwen35.processor import Prompt
 from mlx_qwen35.sampling import History, Sampler, Sampling
 from mlx_qwen35.session import Session, load_session
-from mlx_qwen35.speculative import Drafting, rejection
+from mlx_qwen35.speculative import Drafting, drafting, rejection
 from mlx_qwen35.speculative import blocks as blocks_of_speculative
 from mlx_qwen35.speculative.blocks import BlockDrafter
 from tests.blocks import filled, published, random_blocks, told
@@ -84,6 +85,17 @@ def test_the_pace_turns_down_what_is_never_right(model, plain):
     parts = list(greedy(model, max_tokens=COUNT, draft_model=random_blocks(), lookup=False))
     assert tokens_of(parts) == plain
     assert parts[-1].drafted_tokens < 7 * COUNT / 2
+
+
+def test_the_pace_knows_how_many_rows_there_are(model, plain, monkeypatch):
+    """More drafts than a call may verify are not waited for."""
+    for place in (drafted, drafting):
+        monkeypatch.setattr(place, "most_rows", lambda model: 5)
+    cache = model.make_cache()
+    options = {"draft_model": random_blocks(), "num_draft_tokens": 15, "lookup": False, "cache": cache}
+    parts = list(greedy(model, max_tokens=COUNT, **options))
+    assert tokens_of(parts) == plain and cache.draft.pace.most == 4
+    assert parts[-1].drafted_tokens < 4 * COUNT / 2
 
 
 def context_of(model, drafter: BlockDraftModel, tokens: list[int], media=()) -> list[Window]:
@@ -346,8 +358,7 @@ def drawn(sampling: Sampling, kind: str, count: int) -> tuple[list[int], int]:
     """Tokens of an answer that begins after token 0, and how many of them had been guessed."""
     model, drafter = Seen(1), guesser(kind)
     cache, history = model.make_cache(), History(sampling, [[0]], sampled.VOCAB)
-    drafting = Drafting(drafter, 3, steady=True)
-    cache.draft = follower = drafting.drafter(model, cache)
+    cache.draft = follower = Drafting(drafter, 3, steady=True).drafter(model, cache)
     logits = model.hidden(mx.array([[0]]), cache)[:, -1]
     follower.prime(mx.array([[0]]), logits[None])
     seat = sampled.Seat(cache, Sampler(sampling), history, follower)
