@@ -13,6 +13,7 @@ import pytest
 from mlx_qwen35 import Sampling, load
 from mlx_qwen35.generation import stream_generate
 from mlx_qwen35.machine.system import said
+from mlx_qwen35.parallel.wire import SILENCE
 from mlx_qwen35.session import file
 from tests.conftest import CHECKOUT
 
@@ -23,9 +24,12 @@ def lives(process: int) -> bool:
     return (said("ps", "-o", "stat=", "-p", str(process)) or "Z")[0] not in "ZX"
 
 
-def lose(folder: Path, *, ranks: int, plan: str, victim: int, how: int, moment: str, after: float) -> list[str]:
-    """Lose a rank some seconds after something was done first; -> the lines that rank 0 printed."""
-    command = [sys.executable, "-m", "tests.parallel.victim", str(ranks), plan, str(folder)]
+def lose(
+    folder: Path, *, ranks: int, plan: str, victim: int, how: int, moment: str, after: float, silence: float = SILENCE
+) -> list[str]:
+    """Lose a rank some seconds after something was done first; -> the lines that rank 0 printed. silence: of another,
+    after which rank 0 takes it for lost; it computes all that time, or tries to."""
+    command = [sys.executable, "-m", "tests.parallel.victim", str(ranks), plan, str(folder), str(silence)]
     with open(folder / "errors", "w") as errors:
         rank_0 = subprocess.Popen(command, cwd=CHECKOUT, stdout=subprocess.PIPE, stderr=errors, text=True)
     processes, lines = {0: rank_0.pid}, []
@@ -93,7 +97,10 @@ def check_said(lines: list[str]) -> None:
     [(1, signal.SIGKILL, "token"), (1, signal.SIGSTOP, "token"), (0, signal.SIGKILL, "prompt")],
 )
 def test_a_lost_rank_ends_all_and_is_named(tmp_path: Path, victim: int, how: int, moment: str) -> None:
-    lines = lose(tmp_path, ranks=2, plan="experts", victim=victim, how=how, moment=moment, after=0.3)
+    silence = 4.0 if how == signal.SIGSTOP else SILENCE
+    lines = lose(
+        tmp_path, ranks=2, plan="experts", victim=victim, how=how, moment=moment, after=0.3, silence=silence
+    )
     check_said(lines)
 
 

@@ -1,7 +1,7 @@
 """Rank 0 of a test in which a rank is lost: loads, reads prompts, answers and saves, until something ends it.
 
-`python -m tests.parallel.victim RANKS PLAN FOLDER`; prints each rank's process, then each thing that it does, and every
-token. Ends with 70 and the reason where it learns that a rank is lost.
+`python -m tests.parallel.victim RANKS PLAN FOLDER SILENCE`; prints each rank's process, then each thing that it does,
+and every token. Ends with 70 and the reason where it learns that a rank is lost.
 """
 
 import itertools
@@ -16,6 +16,7 @@ from mlx_qwen35 import Sampling, load  # noqa: E402
 from mlx_qwen35.errors import RankLostError  # noqa: E402
 from mlx_qwen35.generation import stream_generate  # noqa: E402
 from mlx_qwen35.library import ranked  # noqa: E402
+from mlx_qwen35.parallel import wire  # noqa: E402
 from mlx_qwen35.session import Session, load_session  # noqa: E402
 
 
@@ -54,7 +55,8 @@ def main(count: int, plan: str, folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    count, plan, folder = sys.argv[1:]
+    count, plan, folder, silence = sys.argv[1:]
+    wire.SILENCE = float(silence)
     try:
         status = main(int(count), plan, Path(folder))
     except RankLostError as error:

@@ -22,6 +22,7 @@ from tests.conftest import CHECKOUT
 from tests.seeing_model import prompt_of, seeing_model, some_media
 from tests.session.rows import Row, answered, fresh, together
 from tests.session.test_store import TRUNK, asked
+from tests.soak import examples
 from tests.tiny_model import some_tokens, tiny_model
 
 MODEL, _ = seeing_model(rms_norm_eps=1e-2)
@@ -314,7 +315,7 @@ def test_killed_at_any_moment_whole_files_are_left(tmp_path):
     assert done.returncode == 0, done.stderr
     calls = int(done.stdout)
     assert calls > 8
-    for moment in range(0, calls, max(1, calls // 9)):
+    for moment in range(0, calls, max(1, calls // examples(9, 2, least=4))):
         folder = tmp_path / str(moment)
         done = python(KILLED, folder, moment)
         assert done.returncode == -9, done.stderr
