@@ -13,6 +13,7 @@ from mlx_qwen35.session.store import Store
 from tests.experts.interrupts import Interrupt
 from tests.session.rows import Row, answered, fresh
 from tests.session.test_store import TRUNK, asked
+from tests.soak import examples
 from tests.tiny_model import tiny_model
 
 MODEL, _ = tiny_model(rms_norm_eps=1e-2)
@@ -70,7 +71,7 @@ def test_an_interrupt_anywhere(tmp_path, monkeypatch, how, share_from):
         case.work()
     case.store.close()
     assert points.count > 10
-    for number, at in enumerate(random.Random(1).sample(range(points.count), 5)):
+    for number, at in enumerate(random.Random(1).sample(range(points.count), examples(5, 2, least=3))):
         folder = tmp_path / str(number)
         case = Case(folder, how)
         with pytest.raises(KeyboardInterrupt), Interrupt(at):

@@ -236,7 +236,7 @@ class ModelDrafts(Sharing):
         return model, [None, Drafting(tiny_model(seed=3)[0], 2)]
 
 
-for kind in (Course, Sharing, Packed, PackedSharing, ModelDrafts):
-    kind.TestCase.settings = settings(max_examples=examples(30), stateful_step_count=25)
+for kind, least in ((Course, 8), (Sharing, 8), (Packed, 4), (PackedSharing, 4), (ModelDrafts, 4)):
+    kind.TestCase.settings = settings(max_examples=examples(30, 30, least=least), stateful_step_count=25)
 TestCourse, TestSharing, TestPacked = Course.TestCase, Sharing.TestCase, Packed.TestCase
 TestPackedSharing, TestModelDrafts = PackedSharing.TestCase, ModelDrafts.TestCase
