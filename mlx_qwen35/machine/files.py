@@ -11,7 +11,7 @@ import errno
 import mmap
 import os
 import resource
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -157,6 +157,22 @@ def is_litter(name: str) -> bool:
     """Whether a file is the system's and nobody's data: "._name" beside "name", where macOS keeps attributes on disks
     that have none (also in archives made there), and what Finder notes of a folder."""
     return name.startswith("._") or name in (".DS_Store", ".localized", "__MACOSX")
+
+
+def drop_oldest(paths: Iterable[Path], room: int, most_bytes: int, last: Path | None = None) -> None:
+    """Delete files until `room` more bytes fit into `most_bytes`: those that were changed longest ago, and `last` after
+    all others. What is gone meanwhile is left alone."""
+    found: dict[Path, os.stat_result] = {}
+    for path in paths:
+        with suppress(OSError):
+            found[path] = path.stat()
+    over = sum(status.st_size for status in found.values()) + room - most_bytes
+    for path in sorted(found, key=lambda path: (path == last, found[path].st_mtime_ns)):
+        if over <= 0:
+            return
+        with suppress(OSError):
+            path.unlink()
+        over -= found[path].st_size
 
 
 def listed(folder: Path, pattern: str = "*") -> Iterator[Path]:

@@ -1,6 +1,7 @@
 """Shares of a store's paths, written behind the back of a rank that computes.
 
-Knows files, their folder and how much of it this rank may take. Evaluates nothing.
+Knows files, their folder and how much of it this rank may take; what was used longest ago goes first, whose ever it
+is. Evaluates nothing.
 
     folder      WHOSE-NAME.path                     rank 0's (session/behind.py)
                 WHOSE-NAME.path.rank1of2-NAME       another rank's share, on its own disk
@@ -10,7 +11,6 @@ Neither asks whether the other is still there: a path of which either is gone ca
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections import deque
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
 
-from mlx_qwen35.machine.files import listed
+from mlx_qwen35.machine.files import drop_oldest, listed
 from mlx_qwen35.parallel import kept
 
 _WAITING = 4  # shares that wait to be written; an older one is left out
@@ -85,21 +85,8 @@ class Later:
             with suppress(OSError):
                 if time.time() - partial.stat().st_mtime > _LEFT_OVER:
                     partial.unlink()
-        self._make_room(folder, mine, job)
+        drop_oldest(listed(folder, mine), job.share.nbytes, job.most_bytes)
         kept.put(kept.path_of(job.path, self._rank, self._ranks, job.name), job.name, job.share)
         if job.replaced is not None:
             for share in listed(folder, f"{escape(job.replaced.name)}{mine[1:]}"):
                 share.unlink(missing_ok=True)
-
-    def _make_room(self, folder: Path, mine: str, job: Job) -> None:
-        """What was used longest ago goes first, whose ever it is."""
-        sizes: dict[Path, os.stat_result] = {}
-        for path in listed(folder, mine):
-            with suppress(OSError):
-                sizes[path] = path.stat()
-        over = sum(size.st_size for size in sizes.values()) + job.share.nbytes - job.most_bytes
-        for path in sorted(sizes, key=lambda path: sizes[path].st_mtime_ns):
-            if over <= 0:
-                return
-            path.unlink(missing_ok=True)
-            over -= sizes[path].st_size

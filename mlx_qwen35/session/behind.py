@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_qwen35.errors import Qwen35Error, SessionError
-from mlx_qwen35.machine.files import listed
+from mlx_qwen35.machine.files import drop_oldest, listed
 from mlx_qwen35.session import file
 from mlx_qwen35.session.lock import SessionLock
 
@@ -108,7 +108,8 @@ class Behind:
                 with lock:
                     if lock.held:
                         self._remove_left_over()
-                    self._make_room(job)
+                    kept = listed(self._folder, f"*{SUFFIX}")
+                    drop_oldest(kept, job.nbytes, self._most_bytes, last=job.replaced)
                     file.write(job.path, job.description, job.arrays)
                     if job.replaced is not None:
                         _delete(job.replaced)
@@ -121,19 +122,6 @@ class Behind:
     def _remove_left_over(self) -> None:
         for partial in listed(self._folder, f".*{SUFFIX}.*.partial"):
             _delete(partial)
-
-    def _make_room(self, job: Job) -> None:
-        sizes: dict[Path, os.stat_result] = {}
-        for path in listed(self._folder, f"*{SUFFIX}"):
-            with suppress(OSError):
-                sizes[path] = path.stat()
-        oldest = sorted(sizes, key=lambda path: (path == job.replaced, sizes[path].st_mtime_ns))
-        over = sum(size.st_size for size in sizes.values()) + job.nbytes - self._most_bytes
-        for path in oldest:
-            if over <= 0:
-                return
-            _delete(path)
-            over -= sizes[path].st_size
 
 
 def _delete(path: Path) -> None:
