@@ -133,7 +133,7 @@ class BlockConfig:
         """Raises CheckpointError if this, that of `where`, drafts for another model than `target`."""
         text = target.text
         named = (
-            ("hidden size", self.hidden_size, text.hidden_size),
+            ("channels", self.hidden_size, text.hidden_size),
             ("tokens", self.vocab_size, text.vocab_size),
             ("layers", self.target_layers, len(text.layer_types)),
         )

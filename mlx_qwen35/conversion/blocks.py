@@ -45,6 +45,8 @@ def convert_blocks(
     All maps are quantized whose rows the groups divide. The two tables of a DFlash2's selector stay as they are: of
     those a few rows are read for a guess, so that bits would save memory and no time.
     """
+    if others.pop("gguf"):
+        raise CheckpointError(f"{source} is a drafter, of which no GGUF file is made: give a folder as the target")
     needless = sorted(name for name, value in others.items() if value)
     if needless:
         raise CheckpointError(f"{source} is a drafter, for which {needless[0]} means nothing: leave it out")

@@ -96,7 +96,7 @@ def convert(
             Path(source).expanduser(), Path(target).expanduser(), bits=bits, group_size=group_size, mode=mode,
             dtype=dtype, overwrite=overwrite, on_progress=on_progress, recipe=recipe, target_size=target_size,
             adapter_path=adapter_path, verify=verify, pack_experts=pack_experts,
-            outtype=outtype or is_gguf_target(target, outtype),
+            gguf=is_gguf_target(target, outtype),
         )  # fmt: skip
     say = on_note or (lambda line: warnings.warn(line, stacklevel=3))
     if is_gguf_target(target, outtype):

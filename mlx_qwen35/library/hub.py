@@ -300,7 +300,8 @@ def _clear_errors(name: str, revision: str | None, watch: Watch | None = None) -
         # httpx's, requests' or the file system's, by the version of huggingface_hub
         said = str(error).partition("\n")[0] or type(error).__name__
         raise CheckpointError(
-            f"{where} cannot be downloaded ({said:.300}): check the network and try again; what is complete is kept"
+            f"{where} cannot be downloaded ({said:.300}): check the network and try again; what is complete is kept. "
+            f"If a folder or a file is meant, there is none at {name}"
         ) from error
 
 

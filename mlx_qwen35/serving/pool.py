@@ -160,12 +160,11 @@ class Pool:
                     place.loading = asyncio.ensure_future(self._load(place))
                     place.loading.add_done_callback(lambda task: task.cancelled() or task.exception())
                 await asyncio.shield(place.loading)
-        except Exception as error:
+        except BaseException as error:
             self._released(place)
+            if isinstance(error, Refusal) or not isinstance(error, Exception):
+                raise
             raise Refusal.of(error) from error
-        except BaseException:
-            self._released(place)
-            raise
         place.ttl = self.ttl if ttl is None or ttl < 0 else ttl
         return Lease(self, place, place.loaded, time.monotonic() - begun if waited else 0.0)
 

@@ -124,8 +124,7 @@ class Server:
         self._uvicorn = Quiet(config)
         try:
             if self.preload and self.places:
-                place = await pool.look_up(self.places[0].name)
-                (await pool.lease(place)).release()
+                await _load(pool, self.places[0].name)
             telling = asyncio.ensure_future(self._tell())
             await self._uvicorn.serve(sockets=[self._socket])
             telling.cancel()
@@ -149,6 +148,17 @@ class Server:
         self.pool.closing = True
         self._uvicorn.should_exit = True
         self._loop.call_later(self.grace, lambda: asyncio.ensure_future(self.pool.close()))
+
+
+async def _load(pool: Pool, name: str) -> None:
+    """The first model, before anybody asks: what is wrong with it ends the server, as that error."""
+    from mlx_qwen35.serving.refusal import Refusal
+
+    try:
+        (await pool.lease(await pool.look_up(name))).release()
+    except Refusal as refusal:
+        why = refusal.__cause__
+        raise why if isinstance(why, Qwen35Error) else ServerError(str(refusal)) from why
 
 
 def serve(

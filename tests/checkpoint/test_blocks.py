@@ -168,6 +168,8 @@ def test_what_a_conversion_of_a_drafter_cannot_be(tmp_path):
         convert(source, tmp_path / "b", bits=None)
     with pytest.raises(CheckpointError, match="a drafter, for which recipe means nothing"):
         convert(source, tmp_path / "b", recipe="uniform")
+    with pytest.raises(CheckpointError, match="no GGUF file is made: give a folder"):
+        convert(source, tmp_path / "b-Q8_0.gguf", bits=None)
     half = convert(source, tmp_path / "b", bits=None, dtype="bfloat16")
     kept = mx.load(str(half / "model.safetensors"))
     assert {array.dtype for array in kept.values()} == {mx.bfloat16} and kept.keys() == tensors(published()).keys()

@@ -125,6 +125,7 @@ def test_a_load_that_fails_is_told_and_tried_again(pretended: Pretended) -> None
         results = await asyncio.gather(*(leased(models, "a") for _ in range(3)), return_exceptions=True)
         for error in results:
             assert isinstance(error, Refusal) and error.status == 503 and "a is damaged" in error.message
+            assert isinstance(error.__cause__, CheckpointError)
         await leased(models, "b")
         pretended.broken = set()
         await leased(models, "a")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import pytest
@@ -15,6 +16,8 @@ import mlx_qwen35
 from mlx_qwen35.cli.main import main
 from mlx_qwen35.errors import ArgumentError, Qwen35Error
 from mlx_qwen35.serving.server import made
+from tests.blocks import published, tensors, write
+from tests.checkpoints import random_tensors, tiny_config, write_checkpoint
 from tests.conftest import CHECKOUT
 from tests.serving.running import Running, running
 
@@ -195,6 +198,18 @@ def test_the_command_refuses_in_a_line(capsys: pytest.CaptureFixture[str]) -> No
         assert main(["serve", "--port", "0", *argv]) == 2
         error = capsys.readouterr().err
         assert error.startswith("error: ") and error.count("\n") == 1
+
+
+def test_a_first_model_that_cannot_be_loaded(tmp_path: Path) -> None:
+    config = tiny_config()
+    folder = write_checkpoint(tmp_path / "model", config, random_tensors(config))
+    drafter = write(tmp_path / "drafter", published(), tensors(published()))
+    for model, options, says in (
+        (folder, {}, "tokenizer.json is missing"), (drafter, {}, "Give the model that it drafts for"),
+        ("demo", {"memory": "10MB"}, "does not fit into"),
+    ):  # fmt: skip
+        with pytest.raises(Qwen35Error, match=says):
+            mlx_qwen35.serve(model, port=0, **options)
 
 
 def test_what_to_install_is_said() -> None:
