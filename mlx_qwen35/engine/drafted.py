@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from mlx_qwen35.engine.group import Group, Seat, tell
+from mlx_qwen35.engine.group import CATCH_UP, Group, Seat, tell
 from mlx_qwen35.speculative import copying
 from mlx_qwen35.speculative.rounds import Draft, copied, guessed, verify
 from mlx_qwen35.speculative.rows import most_rows
@@ -113,6 +113,8 @@ class Drafted:
             found, draft, seconds = self._verified(lambda: copied(copy.tokens, seat.history, copy.source))
             if draft.guesses:
                 seat.text.copying.copied(copy.kind, len(draft.guesses), len(found) - 1, seconds)
+            if seat.drafter is not None and seat.drafter.waiting >= CATCH_UP:
+                seat.drafter.catch_up()  # what waits for it would grow with the text
             return found
         count = 0 if seat.drafter is None else min(seat.drafter.pace.choose(), most)
         if not count:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from mlx_qwen35.text.parts import Told
 
 CLEAR_EVERY = 256  # steps between two returns of MLX's spare buffers, which grow with the KV cache
-_CATCH_UP = 64  # tokens that a drafter may lag behind while its row goes on with others
+CATCH_UP = 64  # calls that a drafter may lag behind while its row goes on without it
 
 
 @dataclass(eq=False)
@@ -148,7 +148,7 @@ class Group:
             if seat.drafter is not None:
                 one = slice(row, row + 1)
                 seat.drafter.follow(tokens[one, None], tapped.of(seat.drafter, hidden)[one])
-                if self._rows is not None and seat.drafter.waiting >= _CATCH_UP:
+                if self._rows is not None and seat.drafter.waiting >= CATCH_UP:
                     seat.drafter.catch_up()
 
     def _words(self, tokens: mx.array, logits: mx.array) -> list[Any] | None:

@@ -102,7 +102,7 @@ class Drafter:
 
     @property
     def waiting(self) -> int:
-        """Tokens that were followed and not taken in."""
+        """Calls that were followed and not taken in."""
         return len(self._waiting)
 
     def catch_up(self) -> None:

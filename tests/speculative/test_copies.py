@@ -6,6 +6,7 @@ import pytest
 
 from mlx_qwen35.cache import Cache, KVCache, StretchedKVCache
 from mlx_qwen35.cache.kv import KVFormat
+from mlx_qwen35.engine import drafted
 from mlx_qwen35.engine.drafted import Drafted
 from mlx_qwen35.engine.engine import Engine
 from mlx_qwen35.engine.group import Seat
@@ -127,6 +128,22 @@ def test_with_a_drafter_beside(who, monkeypatch):
     assert set(parts[-1].drafts) == {"head", "copy"} and parts[-1].drafts["copy"][1] > 0
     assert cache.draft.covered == cache.offset
     assert_covers(model, cache, [*prompt, *said])
+
+
+@pytest.mark.parametrize("who", ["random head", "nearly itself"])
+def test_in_a_long_run_of_copies_little_waits_for_a_drafter(who, monkeypatch):
+    """It is not asked for a guess, and yet takes in what was said."""
+    copies(monkeypatch, 2)
+    monkeypatch.setattr(drafted, "CATCH_UP", 3)
+    model, drafter = with_head("dense")[:2] if who == "random head" else (random_model("dense"), near("dense", 0.02))
+    cache, most = model.make_cache(), 0
+    options = {"max_tokens": 150, "sampling": FEW, "cache": cache, "draft_model": drafter}
+    parts = []
+    for part in greedy(model, [*PROMPT, *[5, 17] * 20], **options):
+        parts.append(part)
+        most = max(most, 0 if cache.draft is None else cache.draft.waiting)
+    assert parts[-1].drafts["copy"][1] > 30 and most <= 3 + 1
+    assert cache.draft.covered == cache.offset
 
 
 def repeating(model, count=120, **options):
