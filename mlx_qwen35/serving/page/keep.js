@@ -117,6 +117,11 @@ export function newId() {
   return [...numbers].map((number) => number.toString(36)).join("");
 }
 
+/** A conversation in which nothing was said. */
+export function empty() {
+  return { id: newId(), title: "", created: Date.now(), changed: Date.now(), messages: [] };
+}
+
 export function readSettings() {
   try {
     const found = JSON.parse(localStorage.getItem(SETTINGS) ?? "{}");

@@ -2,7 +2,7 @@
 
 import { $, closeSide, isNearEnd, openSide, showDown, sure, tell, toEnd } from "./around.js";
 import { make } from "./inline.js";
-import { MOST, Talks, newId, readKey, readSettings, writeKey, writeSettings } from "./keep.js";
+import { MOST, Talks, empty, readKey, readSettings, writeKey, writeSettings } from "./keep.js";
 import * as pictures from "./pictures.js";
 import { ServerError, answer, bodyOf, models, toolsOf } from "./talk.js";
 import { Answer, Question, button, copy } from "./view.js";
@@ -18,10 +18,6 @@ let talk = empty();
 let key = readKey();
 let chosen = []; // data: URLs of pictures to send
 let frame = 0;
-
-function empty() {
-  return { id: newId(), title: "", created: Date.now(), changed: Date.now(), messages: [] };
-}
 
 // ---- a conversation ----
 
