@@ -15,6 +15,7 @@ from mlx_qwen35 import Sampling, load
 from mlx_qwen35.generation import generate_batch, stream_generate
 from mlx_qwen35.library import demo_folder
 from tests.conftest import CHECKOUT
+from tests.soak import examples
 
 CURRICULUM = CHECKOUT / "tools" / "train_demo"
 HERE = Path(__file__).resolve().parent
@@ -69,7 +70,7 @@ def test_logits_are_those_of_transformers(demo, curriculum):
 def test_held_out_questions_are_answered(demo, curriculum):
     """A few of each skill, as often right as with transformers; benchmarks/skills.py asks many."""
     model, processor = demo
-    cases = list(curriculum.held_out_set(curriculum.TEXT_SKILLS, 12))
+    cases = list(curriculum.held_out_set(curriculum.TEXT_SKILLS, examples(12, 2, least=6)))
     prompts = [processor.prompt(c.messages, tools=c.tools, enable_thinking=c.thought is not None) for c in cases]
     answers = generate_batch(model, processor, prompts, max_tokens=120, sampling=GREEDY)
     right = [c.is_right(a.text) for c, a in zip(cases, answers, strict=True)]
