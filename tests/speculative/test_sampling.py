@@ -196,7 +196,9 @@ def _sometimes_too_kind(verdict, guesses):
 
 
 @pytest.mark.parametrize("bias", [_keep_all, _draw_again, _sometimes_too_kind])
-@pytest.mark.parametrize("drafter", [None, Table(2)], ids=["copies", "copies and guesses"])
+@pytest.mark.parametrize(
+    "drafter", [None, pytest.param(Table(2), marks=pytest.mark.soak)], ids=["copies", "copies and guesses"]
+)
 def test_a_bias_that_is_planted_in_copies_is_found(monkeypatch, copying, bias, drafter):
     judge = rounds.judge
 
