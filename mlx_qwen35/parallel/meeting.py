@@ -5,27 +5,40 @@ Knows wires and MLX's groups. Knows nothing of what is compared.
 
 from __future__ import annotations
 
-import faulthandler
 import json
 import os
 import socket
+import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import mlx.core as mx
 
 from mlx_qwen35.errors import ArgumentError, RankLostError
+from mlx_qwen35.parallel.early import STATUS
 from mlx_qwen35.parallel.group import Group
 from mlx_qwen35.parallel.place import HOSTFILE, Place
+from mlx_qwen35.parallel.place import STATUS as STATUS_FILE
 from mlx_qwen35.parallel.progress import Progress
 from mlx_qwen35.parallel.ranks import Ranks
 from mlx_qwen35.parallel.wire import Wire
 
 HERE = 25.0  # seconds for those that are started here, which come before they do anything else
-_JOINING = 60  # seconds for MLX to connect them once all are there
+JOINING = 20.0  # seconds for MLX to connect them once all are there
+# A process beside one that cannot be interrupted: where nobody closes its input in time, it says why, and ends it.
+_GUARD = """
+import os, select, signal, sys
+process, seconds, why, status = sys.argv[1:]
+if not select.select([0], [], [], float(seconds))[0]:
+    print("error:", why, file=sys.stderr, flush=True)
+    if status:
+        with open(status, "w") as file:
+            print({lost}, file=file)
+    os.kill(int(process), signal.SIGKILL)
+"""
 
 Facts = Mapping[str, Any]
 _joined: list[Place] = []
@@ -69,21 +82,36 @@ class Door:
 
 
 def join(place: Place, progress: Progress) -> Group:
-    """MLX's group of all ranks. A process that is not connected after a minute ends: that cannot be interrupted."""
+    """MLX's group of all ranks, once all have come.
+
+    While MLX waits for the others, it lets no other thread of Python run, and on rank 0 it waits for ever: so nothing
+    here would notice that one of them is lost meanwhile. A process that is not connected in time is ended.
+    """
     if _joined:
         raise ArgumentError("this process had ranks before, and MLX joins a group once: start another process")
     _joined.append(place)
-    faulthandler.dump_traceback_later(_JOINING, exit=True, file=sys.__stderr__ or sys.stderr)
-    try:
+    others = " or ".join(f"rank {rank}" for rank in range(place.ranks) if rank != place.rank)
+    with _ended_in_time(f"{others} is lost: MLX has not connected rank {place.rank} within {JOINING:.0f} seconds"):
         group = mx.distributed.init(strict=True, backend=place.backend)
-    finally:
-        faulthandler.cancel_dump_traceback_later()
     if (group.rank(), group.size()) != (place.rank, place.ranks):
         raise RankLostError(
             f"MLX counts this process as rank {group.rank()} of {group.size()}, its environment as {place.rank} of "
             f"{place.ranks}: start all with one hostfile ({HOSTFILE}={os.environ.get(HOSTFILE)})"
         )
     return Group(group, progress)
+
+
+@contextmanager
+def _ended_in_time(why: str) -> Iterator[None]:
+    """Inside, this process is ended after JOINING seconds, and `why` said."""
+    told = [str(os.getpid()), str(JOINING), why, os.environ.get(STATUS_FILE, "")]
+    command = [sys.executable, "-S", "-E", "-c", _GUARD.format(lost=STATUS), *told]
+    guard = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
+    try:
+        yield
+    finally:
+        guard.stdin.close()
+        guard.wait()
 
 
 def differences(facts: Sequence[Facts], compared: Sequence[str]) -> str | None:

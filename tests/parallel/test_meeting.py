@@ -1,6 +1,10 @@
 """What ranks say of themselves before anything is loaded, and how one is noticed that says nothing more."""
 
+import os
+import signal
 import socket
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -18,6 +22,7 @@ from mlx_qwen35.parallel.place import on_this_machine, place_of
 from mlx_qwen35.parallel.ranks import Ranks, _bytes, read_bytes
 from mlx_qwen35.parallel.wire import TOLD, Watched, Wire
 from tests.checkpoints import random_tensors, tiny_config, write_checkpoint
+from tests.conftest import CHECKOUT
 
 
 def test_every_difference_is_named_with_the_rank() -> None:
@@ -127,6 +132,21 @@ def test_an_interrupt_is_one_and_the_others_are_told() -> None:
     with pytest.raises(RankLostError, match="rank 0 was interrupted"), ranks.calling():
         pass
     ranks.close()
+
+
+def test_who_is_not_connected_in_time_is_ended_and_says_whom_it_lacks(tmp_path: Path) -> None:
+    """MLX's own wait lets no thread of this process run."""
+    environment = {**os.environ, **on_this_machine(2, tmp_path)[0], "MLX_QWEN35_STATUS": str(tmp_path / "status")}
+    script = (
+        "from mlx_qwen35.parallel import meeting, place, progress\n"
+        "meeting.JOINING = 0.5\n"
+        "meeting.join(place.place_of(), progress.Progress())\n"
+    )
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=CHECKOUT, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == -signal.SIGKILL
+    assert "error: rank 1 is lost: MLX has not connected rank 0 within" in done.stderr
+    assert (tmp_path / "status").read_text() == "70\n"
 
 
 def test_a_rank_that_does_not_come_is_named() -> None:
