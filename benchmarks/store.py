@@ -11,6 +11,7 @@ Least of several rounds in milliseconds.
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 import tempfile
@@ -97,11 +98,16 @@ def sharing() -> None:
 
 
 def main() -> None:
+    parts = {"lookup": lookup, "files": files, "sharing": sharing}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(parts)} (default: all)")
+    asked = parser.parse_args().parts or [*parts]
+    if unknown := [name for name in asked if name not in parts]:
+        parser.error(f"there is no part {unknown[0]}: give some of {', '.join(parts)}")
     import mlx.core as mx
 
     mx.set_default_device(mx.cpu)
-    parts = {"lookup": lookup, "files": files, "sharing": sharing}
-    for name in sys.argv[1:] or parts:
+    for name in asked:
         parts[name]()
 
 
