@@ -5,6 +5,7 @@ Knows the vectors and answers that tools/train_demo/evaluate.py wrote. Needs no 
 
 import json
 import random
+import re
 from pathlib import Path
 
 import mlx.core as mx
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from mlx_qwen35 import Sampling, load
+from mlx_qwen35.cli.demo import DEMO_HINT, DEMO_PROMPT
 from mlx_qwen35.generation import generate_batch, stream_generate
 from mlx_qwen35.library import demo_folder
 from tests.conftest import CHECKOUT
@@ -93,6 +95,19 @@ def test_reasoning_comes_apart_from_the_answer(demo):
     assert "".join(p.content for p in parts).strip().isdigit()
     assert "7+5=" in "".join(p.reasoning for p in parts)
     assert parts[-1].finish_reason == "stop"
+
+
+def test_what_is_said_to_ask_is_answered(demo):
+    model, processor = demo
+    questions = re.findall(r'"([^"]+)"', DEMO_HINT)
+    readme = " ".join((CHECKOUT / "README.md").read_text().split())
+    assert len(questions) == 3 and questions[0] == DEMO_PROMPT
+    assert all(f'"{question}"' in readme for question in questions)
+    for question in questions:
+        words = question.partition(": ")[2].rstrip("?").split(", ")
+        right = ", ".join(sorted(words) if "Sort" in question else reversed(words)) if len(words) > 1 else "42"
+        parts = stream_generate(model, processor, question, sampling=GREEDY, max_tokens=120)
+        assert "".join(part.content for part in parts).strip() == right
 
 
 def test_the_split_keeps_held_out_questions_apart(curriculum):

@@ -18,7 +18,7 @@ TOOL = {
 QUESTIONS = (
     "What is 17 + 25?",
     "Sort these words: queen, jacket, violin",
-    "Reverse these words: stone, kite, owl",
+    "Reverse these words: stone, apple, lamp",
     "Hi!",
 )
 SAMPLINGS = ({"temperature": 0.0}, {"temperature": 0.9, "top_p": 0.9, "seed": 5})
