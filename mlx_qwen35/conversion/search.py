@@ -13,8 +13,9 @@ one pass tells the best of all biases that a scale may have, and about what it l
 MLX's own line is measured beside it. With 2 bits, and from 6 on, that is done always, so that no group gets worse than
 by mx.quantize. Between them it brings nothing on the whole: there it is done where a few values lie near that line, as
 after an earlier quantization, and where much is lost. Where codes are few, least squares gives the line that fits them
-best, with what it loses, in closed form too. With 2 bits much lies beyond the ends of codes; there parts of the range
-are tried instead. What each step brings: docs/QUANTIZATION.md.
+best, with what it loses, in closed form too; of its codes another line is kept, which does not make weights smaller.
+With 2 bits much lies beyond the ends of codes; there parts of the range are tried instead. What each step brings:
+docs/QUANTIZATION.md.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ _WIDER = {
     6: {32: 0.0, 64: 0.25, 128: 0.25}, 8: {32: 0.0, 64: 0.0, 128: 0.0},
 }  # fmt: skip
 _PARTS = (0.85, 0.68, 0.55)  # of the range, at 2 bits
-_FEW = 3  # bits, up to which least squares are worth their time, and twice
+_FEW = 3  # bits, up to which least squares are worth their time, and lines make weights clearly smaller
+_STEEPEST = 1.5  # by how much a line is made steeper, at most
 _FAR = 1 << 12  # codes
 _NOTHING = 1e-6  # of a group's squared error, in codes: MLX's line is exact where the weights lie on it
 _SAMPLE = 8  # of so many values one is held against MLX's line first, where that does not pay on the whole
@@ -67,16 +69,16 @@ class Search:
         *sums, loss0 = passes.look(self._centre, 1 / scale, *self._line(scale0, bias0), part)
         square = scale0 * scale0
         if few:
-            best = self._fit(scale0, bias0)[:3]
+            best = self._fit(scale0, bias0)
             for share in _PARTS:
-                best = self._better(best, self._fit(*self._part(share))[:3])
+                best = self._better(best, self._fit(*self._part(share)))
         else:
             best = self._shifted(scale, *sums)
         if self._bits >= _FINE:
             best = self._better((loss0 * square, scale0, bias0), best)
         if self._bits <= _FEW:
-            best = best if few else self._fit(*best[1:])[:3]
-            loss, scale, bias, kept = self._fit(*best[1:], pack)
+            best = best if few else self._fit(*best[1:])
+            loss, scale, bias, kept = self._unbiased(*best[1:], pack)
         else:
             loss, scale, bias, kept = self._levelled(*best[1:], pack)
         # Where the guess was wrong, or the weights may lie near MLX's line, that is taken after all.
@@ -128,29 +130,57 @@ class Search:
             best = (loss, bias) if best is None else self._better(best, (loss, bias))
         return best[0] * scale * scale, scale, best[1]
 
-    def _fit(self, scale: Column, bias: Column, pack: Pack | None = None) -> tuple[Any, ...]:
+    def _fit(self, scale: Column, bias: Column) -> tuple[Column, Column, Column]:
         """Of a line and the one that fits its codes best, both as they are stored, the better: what it loses with these
-        codes, its scale, its bias, and what pack() makes of the codes."""
-        xp, passes, size = self._passes.xp, self._passes, self._passes.size
-        (r, q, q_q, r_q, r_r), kept = passes.fit(*self._line(scale, bias), self._top, pack)
-        # Codes are counted from the middle: that leaves small numbers.
-        middle = self._top / 2
-        q, q_q, r_q = q - middle * size, q_q - middle * (2 * q - middle * size), r_q - middle * r
-        slope = (r_q - r * q / size) / xp.maximum(q_q - q * q / size, 1e-6)
-        new = passes.rounded(scale * (1 + slope))
+        codes, its scale, its bias."""
+        (r, q, q_q, r_q, r_r), _ = self._sums(scale, bias)
+        size = self._passes.size
+        slope = 1 + (r_q - r * q / size) / self._passes.xp.maximum(q_q - q * q / size, 1e-6)
+        found = self._through(scale, bias, slope, (r, q, q_q, r_q, r_r))
+        return self._better((r_r * scale * scale, scale, bias), found)
+
+    def _unbiased(self, scale: Column, bias: Column, pack: Pack) -> tuple[Any, ...]:
+        """The line through a line's codes that gives weights back as large as they are, as _fit() has it; and what
+        pack() makes of the codes.
+
+        The one that fits best makes them smaller, by as much as is lost (of 2 bits a tenth): less is lost in all, but
+        what is lost has the direction of the weights, and adds up from layer to layer. Here it has nothing to do with
+        them: slope = variance of t / covariance of t and q.
+        """
+        sums, kept = self._sums(scale, bias, pack)
+        r, q, q_q, r_q, r_r = sums
+        xp, size = self._passes.xp, self._passes.size
+        codes, both, rest = q_q - q * q / size, r_q - r * q / size, r_r - r * r / size
+        slope = (codes + 2 * both + rest) / xp.maximum(codes + both, 1e-6)
+        slope = xp.minimum(xp.maximum(slope, 1 / _STEEPEST), _STEEPEST)
+        return *self._through(scale, bias, slope, sums), kept
+
+    def _sums(self, scale: Column, bias: Column, pack: Pack | None = None) -> tuple[tuple[Column, ...], Any]:
+        """Those of fit(), with codes counted from the middle: that leaves small numbers."""
+        (r, q, q_q, r_q, r_r), kept = self._passes.fit(*self._line(scale, bias), self._top, pack)
+        middle, size = self._top / 2, self._passes.size
+        return (r, q - middle * size, q_q - middle * (2 * q - middle * size), r_q - middle * r, r_r), kept
+
+    def _through(
+        self, scale: Column, bias: Column, slope: Column, sums: tuple[Column, ...]
+    ) -> tuple[Column, Column, Column]:
+        """The line that is so much steeper, leaves a group its mean, and can be stored: what it loses with the codes
+        that sums are of, its scale, its bias."""
+        passes, size, middle = self._passes, self._passes.size, self._top / 2
+        r, q, q_q, r_q, r_r = sums
+        new = passes.rounded(scale * slope)
         new = passes.choose(new == 0, scale, new)
         slope = new / scale - 1
         height = (r - slope * q) / size
         at = passes.rounded(bias + scale * (middle + height) - new * middle)
         height = (at - bias + (new - scale) * middle) / scale
         loss = r_r - 2 * (slope * r_q + height * r) + slope * (slope * q_q + 2 * height * q) + size * height * height
-        square = scale * scale
         # Cancellation may leave less than nothing.
-        found = self._better((r_r * square, scale, bias), (xp.maximum(loss, 0.0) * square, new, at))
-        return *found, kept
+        return passes.xp.maximum(loss, 0.0) * scale * scale, new, at
 
     def _levelled(self, scale: Column, bias: Column, pack: Pack) -> tuple[Any, ...]:
-        """As _fit() with the scale as it is: what is left of a group has the mean zero, as far as it can be stored."""
+        """As _unbiased() with the scale as it is, which is nearly so with more codes: what is left of a group has the
+        mean zero, as far as it can be stored."""
         r, r_r, kept = self._passes.codes(*self._line(scale, bias), self._top, pack)
         at = self._passes.rounded(bias + scale * (r / self._passes.size))
         height = (at - bias) / scale
