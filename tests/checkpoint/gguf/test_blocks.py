@@ -45,8 +45,8 @@ def blocks_of(kind: str, count: int, seed: int = 0) -> np.ndarray:
 
 def wanted(kind: str, blocks: np.ndarray) -> np.ndarray:
     """What ggml makes of blocks, by gguf-py where it can, else by the format's words."""
-    if kind not in OWN:
-        return dequantize(blocks, GGMLQuantizationType[kind])
+    if kind not in OWN:  # in one row, as gguf-py takes 16 rows at a time
+        return dequantize(blocks.reshape(1, -1), GGMLQuantizationType[kind]).reshape(len(blocks), -1)
     d = blocks[:, :2].copy().view(np.float16).astype(np.float32)
     if kind == "Q1_0":
         return np.where(np.unpackbits(blocks[:, 2:], axis=1, bitorder="little"), d, -d)
