@@ -5,6 +5,7 @@ package nor torch: what is written here is what any implementation has to read, 
 the very same values.
 """
 
+import functools
 import json
 import zlib
 from collections.abc import Mapping
@@ -212,11 +213,14 @@ def random_tensors(config: Mapping[str, Any], seed: int = 0) -> Tensors:
     RandomState and not default_rng: NumPy promises that its numbers never change, and the golden vectors hang on it.
     Scales are such that each part matters to the logits: norms are not at rest, gates and decays are spread.
     """
-    tensors = {}
-    for name, shape in tensor_shapes(config).items():
-        rng = np.random.RandomState(zlib.crc32(f"{seed}:{name}".encode()))
-        tensors[name] = _values(name, shape, rng).astype(np.float32)
-    return tensors
+    return {name: _drawn(seed, name, shape).copy() for name, shape in tensor_shapes(config).items()}
+
+
+@functools.lru_cache(maxsize=2000)
+def _drawn(seed: int, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Kept, as many tests ask for the same model."""
+    rng = np.random.RandomState(zlib.crc32(f"{seed}:{name}".encode()))
+    return _values(name, shape, rng).astype(np.float32)
 
 
 def _values(name: str, shape: tuple[int, ...], rng: np.random.RandomState) -> np.ndarray:
