@@ -87,6 +87,20 @@ class TestAnswers:
         talk("hello the hello").send("one")
         assert len(screen[0]) <= 3 and screen[0][-1]["text/plain"] == "hello the hello"
 
+    def test_the_longer_an_answer_the_fewer_are_its_redraws(self, screen: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        """All of it is drawn each time."""
+        now = 100.0
+        monkeypatch.setattr(views, "REDRAW_SECONDS", 0.1)
+        monkeypatch.setattr(views, "time", SimpleNamespace(perf_counter=lambda: now))
+        view = views.RichView(())
+        for length, wait in ((0, 0.1), (views.REDRAW_CHARACTERS, 0.1), (3 * views.REDRAW_CHARACTERS, 0.3)):
+            view._length = length
+            view._draw("")
+            now += 0.99 * wait
+            assert not view._due()
+            now += 0.02 * wait
+            assert view._due()
+
     def test_reasoning_is_open_while_it_comes_and_folded_then(self, talk: Any, screen: Any) -> None:
         chat = talk("why <b>\n\n  not</think>\n\nhello", "the", enable_thinking=True)
         reply = chat.send("one")
