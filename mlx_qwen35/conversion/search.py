@@ -34,7 +34,8 @@ _WIDER = {
     6: {32: 0.0, 64: 0.25, 128: 0.25}, 8: {32: 0.0, 64: 0.0, 128: 0.0},
 }  # fmt: skip
 _PARTS = (0.85, 0.68, 0.55)  # of the range, at 2 bits
-_FEW = 3  # bits, up to which least squares are worth their time, and lines make weights clearly smaller
+_FEW = 3  # bits, up to which least squares are worth their time
+_SMALLER = 4  # bits, up to which lines make weights smaller by a two-hundredth or more
 _STEEPEST = 1.5  # by how much a line is made steeper, at most
 _FAR = 1 << 12  # codes
 _NOTHING = 1e-6  # of a group's squared error, in codes: MLX's line is exact where the weights lie on it
@@ -76,11 +77,10 @@ class Search:
             best = self._shifted(scale, *sums)
         if self._bits >= _FINE:
             best = self._better((loss0 * square, scale0, bias0), best)
-        if self._bits <= _FEW:
-            best = best if few else self._fit(*best[1:])
-            loss, scale, bias, kept = self._unbiased(*best[1:], pack)
-        else:
-            loss, scale, bias, kept = self._levelled(*best[1:], pack)
+        if self._bits == _FEW:
+            best = self._fit(*best[1:])
+        kept_as = self._unbiased if self._bits <= _SMALLER else self._levelled
+        loss, scale, bias, kept = kept_as(*best[1:], pack)
         # Where the guess was wrong, or the weights may lie near MLX's line, that is taken after all.
         most = loss / square + _NOTHING  # of its loss, in codes; that is more yet where it clips
         unsure = loss0 < most if part == 1 else (loss0 < passes.size / part * _NEAR) | (most > passes.size / 12)

@@ -89,6 +89,19 @@ def test_what_is_worked_on_at_once_does_not_show(bits: int, monkeypatch: pytest.
     assert all(mx.array_equal(whole[kind], parts[kind]) for kind in whole)
 
 
+@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize("group_size", [32, 64, 128])
+def test_weights_do_not_become_smaller(bits: int, group_size: int) -> None:
+    """Least squares and MLX's rounding make them so, of 2 bits by a tenth and a twentieth."""
+    spec, weight = QuantSpec(bits, group_size, "affine"), weights(64, 512)
+    meant = np.array(weight.astype(mx.float32))
+    sizes = [
+        float((np.array(unpack(pack(weight, spec, search=search), spec)) * meant).sum() / np.square(meant).sum())
+        for search in (True, False)
+    ]
+    assert abs(sizes[0] - 1) < 0.015 and abs(sizes[0] - 1) < 0.4 * abs(sizes[1] - 1)
+
+
 @pytest.mark.parametrize("bits", [3, 4, 5])
 def test_what_was_quantized_before_stays(bits: int) -> None:
     """Weights on lines of mx.quantize, and near them: some groups of those beside groups of others."""
