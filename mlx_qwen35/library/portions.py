@@ -15,11 +15,12 @@ from mlx_qwen35.checkpoint.inventory import SIGNS, text_tensors
 from mlx_qwen35.checkpoint.load import compute_dtype
 from mlx_qwen35.checkpoint.source import Source
 from mlx_qwen35.config import ModelConfig
+from mlx_qwen35.errors import ArgumentError
 from mlx_qwen35.experts.budget import StreamPlan
 from mlx_qwen35.library.footprint import Specs, cache_at, cache_bytes, tensor_bytes, weight_bytes
 from mlx_qwen35.library.holding import decide, of_source
 from mlx_qwen35.parallel.cuts import indivisible
-from mlx_qwen35.parallel.plan import Plan, Sizes
+from mlx_qwen35.parallel.plan import KINDS, Plan, Sizes
 from mlx_qwen35.parallel.share import geometry
 
 CONTEXT = 32768  # tokens whose cache a plan is made for, where no context is asked for
@@ -57,6 +58,22 @@ def options_of(
     kv = None if kv_form is None else (kv_form.bits, kv_form.group_size, kv_form.start)
     name, device = str(compute_dtype(dtype)).removeprefix("mlx.core."), str(mx.default_device().type).split(".")[-1]
     return Options(name, context_length, yarn, kv, exact, kernels, plan, device)
+
+
+def check_count(config: ModelConfig, ranks: int, kind: str | None) -> None:
+    """Raises ArgumentError where so many ranks cannot have a model of this config, in the plan asked for or in any."""
+    text, why = config.text, {}
+    experts = text.moe.num_experts if text.moe else 0
+    if experts < ranks:
+        why["experts"] = f"it has {experts} experts"
+    if text.num_hidden_layers < ranks:
+        why["pipeline"] = f"it has {text.num_hidden_layers} layers"
+    if problem := indivisible(config, {}, ranks):
+        why["tensor"] = problem
+    asked = KINDS if kind is None else (kind,)
+    if all(each in why for each in asked):
+        reasons = "; ".join(f"{each}: {why[each]}" for each in asked)
+        raise ArgumentError(f"{ranks} ranks cannot have this model ({reasons}): take fewer, or another plan")
 
 
 def sizes_of(

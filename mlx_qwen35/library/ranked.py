@@ -33,7 +33,7 @@ from mlx_qwen35.experts.budget import StreamPlan
 from mlx_qwen35.library.drafting import drafting_bytes, load_head
 from mlx_qwen35.library.kernel_check import check_kernels
 from mlx_qwen35.library.memory import memory_size
-from mlx_qwen35.library.portions import CONTEXT, Options, held, options_of, sizes_of
+from mlx_qwen35.library.portions import CONTEXT, Options, check_count, held, options_of, sizes_of
 from mlx_qwen35.machine.gpu import gpu_info
 from mlx_qwen35.machine.system import cache_folder, processor_name
 from mlx_qwen35.parallel import meeting, place
@@ -132,6 +132,8 @@ def load_leader(
     if where is not None and where.ranks != count:
         raise ArgumentError(f"ranks is {count}, but {where.ranks} were launched")
     ranks, launched = Ranks(count), where is not None
+    if not launched:
+        check_count(read_config(folder), count, options.plan)  # before so many processes are started
     with tempfile.TemporaryDirectory() as made:
         environments = [] if launched else place.on_this_machine(count, Path(made))
         where = where or place.place_of(environments[0])

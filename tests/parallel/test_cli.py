@@ -53,6 +53,8 @@ def test_generate_on_two_ranks_answers_as_one_does(tmp_path: Path, capsys: pytes
     [
         (["--plan", "experts"], "add --ranks"),
         (["--ranks", "0"], "must be 1 or more"),
+        (["--ranks", "99"], "99 ranks cannot have this model (experts: it has 16 experts; pipeline: it has 8 layers"),
+        (["--ranks", "9", "--plan", "pipeline"], "it has 8 layers"),
         (["--ranks", "2", "--adapter-path", "x"], "x has no adapter_config.json"),
     ],
 )
