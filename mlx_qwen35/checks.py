@@ -84,10 +84,15 @@ def called(name: str, value: Any) -> None:
 
 def suggestion(name: str, known: Iterable[str]) -> str:
     """What a name that there is not may have meant: a question for the end of an error, or ''."""
+    found = meant(name, known)
+    return f"; did you mean {found}?" if found else ""
+
+
+def meant(name: str, known: Iterable[str]) -> str | None:
+    """The name that a wrong one is most like; None: it is like none."""
     known = list(known)
     longer = [other for other in known if len(name) > 2 and other.startswith(name)]
-    found = longer or get_close_matches(name, known, n=1, cutoff=_LIKE)
-    return f"; did you mean {found[0]}?" if found else ""
+    return next(iter(longer or get_close_matches(name, known, n=1, cutoff=_LIKE)), None)
 
 
 def model_and_processor(owner: str, model: Any, processor: Any, *, optional: bool = False) -> None:

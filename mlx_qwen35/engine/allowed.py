@@ -219,6 +219,8 @@ def _unknown(name: str, names: Iterable[str], owner: str) -> str:
         return f"{owner} has no option {name}; write sampling=Sampling({'temperature' if name == 'temp' else name}=...)"
     names = list(names)
     hint = checks.suggestion(_OTHER_NAMES.get(name, name), names)
+    if not hint and (meant := checks.meant(name, drawn)):
+        hint = f"; did you mean sampling=Sampling({meant}=...)?"
     return f"{owner} has no option {name}{hint or '; there are ' + ', '.join(names)}"
 
 

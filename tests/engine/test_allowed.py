@@ -129,6 +129,7 @@ def test_a_long_value_is_shown_by_its_beginning():
         ("thinking_budge", "did you mean thinking_budget"),
         ("temperature", r"write sampling=Sampling\(temperature=...\)"),
         ("temp", r"write sampling=Sampling\(temperature=...\)"),
+        ("temprature", r"did you mean sampling=Sampling\(temperature=...\)\?"),
         ("top_p", r"write sampling=Sampling\(top_p=...\)"),
         ("sampler", "did you mean sampling"),
         ("prefill_step_size", "did you mean chunk_size"),
