@@ -16,8 +16,9 @@ from mlx_qwen35.checkpoint.files import INDEX
 from mlx_qwen35.checkpoint.load import load_model
 from mlx_qwen35.errors import CheckpointError
 from tests.checkpoints import random_tensors, tiny_config, write_checkpoint
+from tests.soak import examples
 
-ROUNDS = 250
+ROUNDS = examples(250, 2)
 SHARD = "model-00001-of-00002.safetensors"
 TOKENS = mx.array([[1, 2, 3]])
 
