@@ -21,6 +21,7 @@ def test_it_is_stored_without_outputs() -> None:
     assert all(cell.get("outputs", []) == [] and cell.get("execution_count") is None for cell in cells)
 
 
+@pytest.mark.soak
 def test_in_python(capsys: pytest.CaptureFixture[str]) -> None:
     """IPython is optional: every cell is plain Python."""
     space: dict[str, Any] = {"__name__": "quickstart"}

@@ -164,7 +164,10 @@ def nothing(read: Callable[[], int], buffers: list[memoryview]) -> int:
 FAULTS = {"EIO": failing(errno.EIO), "end of file": nothing, "scribbled": scribbled}
 
 
-@pytest.mark.parametrize("name, slots", [("EIO", CHOSEN), ("end of file", 7), ("scribbled", CHOSEN), ("scribbled", 7)])
+@pytest.mark.parametrize(
+    "name, slots",
+    [("EIO", CHOSEN), ("end of file", 7), ("scribbled", CHOSEN), pytest.param("scribbled", 7, marks=pytest.mark.soak)],
+)
 def test_reads_that_fail_now_and_then(right: Case, disk: Disk, name: str, slots: int) -> None:
     """While a prompt is read and while an answer is decoded; every token is tried until it succeeds."""
     model, rng = right.load(slots=(slots,) * LAYERS), random.Random(name)
@@ -332,7 +335,7 @@ def interrupted(work: Callable[[], np.ndarray], at: int) -> np.ndarray | None:
         return None
 
 
-@pytest.mark.parametrize("slots", [CHOSEN, 6])
+@pytest.mark.parametrize("slots", [CHOSEN, pytest.param(6, marks=pytest.mark.soak)])
 def test_ctrl_c_at_points_all_over_decoding(right: Case, slots: int) -> None:
     """A step is interrupted at one point, then made; the next at another."""
     model = right.load(slots=(slots,) * LAYERS)

@@ -231,7 +231,7 @@ def everything(model: Any, target: Path, kind: str = "lora") -> Path:
     return trained(model, target, kind=kind, layers=4, keys=keys)
 
 
-@pytest.mark.parametrize("kind", ["lora", "dora"])
+@pytest.mark.parametrize("kind", ["lora", pytest.param("dora", marks=pytest.mark.soak)])
 def test_converts_with_an_adapter(folder: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is written is what the model with the adapter computes; quantized once, from the sum in float32."""
     monkeypatch.setattr(task, "PIECE_BYTES", 4000)  # some rows of each tensor at a time

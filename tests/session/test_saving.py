@@ -90,7 +90,7 @@ def go_on(path: str) -> str:
     return hear(session, messages)
 
 
-@pytest.mark.parametrize("form", [None, (8, 32, 5)])
+@pytest.mark.parametrize("form", [None, pytest.param((8, 32, 5), marks=pytest.mark.soak)])
 def test_a_new_process_goes_on_bit_for_bit(tmp_path, form):
     session, messages = begin(form=KVFormat(*form) if form else None)
     branch = session.branch()

@@ -96,7 +96,7 @@ def test_rejected_at_every_row(dense, monkeypatch, limit):
 
 
 @pytest.mark.parametrize("kind", ["dense", "moe"])
-@pytest.mark.parametrize("count", [1, 3, 7, 15])
+@pytest.mark.parametrize("count", [1, *(pytest.param(count, marks=pytest.mark.soak) for count in (3, 7)), 15])
 def test_the_same_tokens_and_logprobs_with_copies(kind, count, monkeypatch):
     copies(monkeypatch, count)
     model = random_model(kind)
