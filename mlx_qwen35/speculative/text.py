@@ -78,7 +78,7 @@ class Text:
         return self._lookup
 
     def _begin(self) -> None:
-        whole, common, again = array("i", self._tokens), 0, 0
+        whole, again = array("i", self._tokens), 0
         found = None if self._fresh else self._kept.take(whole)
         if found is not None:
             self._lookup, before, self.copying = found
