@@ -94,7 +94,7 @@ class Shelf:
                 if (self._folder / name).exists():
                     refused.append(str(error))
         if refused:
-            more = f" (and {len(refused) - 1} more files of {self._folder})" if len(refused) > 1 else ""
+            more = f" (and {len(refused) - 1} more of {self._folder})" if len(refused) > 1 else ""
             self._say(f"{refused[0]}{more}. It is ignored")
         self._seen = changed if time.time_ns() - changed > _SETTLED else -1
 

@@ -30,6 +30,8 @@ def refusal(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
         ("generate -model x", "write --model"),
         ("generate --ctx-size 100", "here it is --context-length N"),
         ("generate --max-kv-size=100", "here it is --context-length N"),
+        ("generate --response-format x", "here it is --json-schema FILE"),
+        ("generate --guided-regex x", "here it is --regex PATTERN"),
         ("chat --n-predict 9", "here it is --max-tokens N"),
         ("chat -ngl 99", "not needed: MLX computes all layers on the GPU"),
         ("chat -md x", "here it is --draft-model NAME"),
