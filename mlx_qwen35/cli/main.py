@@ -40,6 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=module.DESCRIPTION, description=module.DESCRIPTION, epilog=epilog)
         module.add_arguments(command)
         command.set_defaults(run=module.run, parser=command)
+        command.others = commands.choices
     return parser
 
 

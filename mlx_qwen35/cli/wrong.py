@@ -9,7 +9,8 @@ import argparse
 import difflib
 import os
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 # Names of mlx-lm, mlx-vlm, llama.cpp, Ollama, vLLM and transformers for what is meant by another one here.
 _OTHERS = {
@@ -83,7 +84,12 @@ _COMMANDS = {
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose flags are never abbreviated, and which suggests a name where it was given a wrong one."""
+    """A parser whose flags are never abbreviated, and which suggests a name where it was given a wrong one.
+
+    others: of all commands, by name, so that a flag of another is told as that.
+    """
+
+    others: Mapping[str, Parser] = MappingProxyType({})
 
     def __init__(self, **options: object) -> None:
         super().__init__(**{"allow_abbrev": False, **options})  # type: ignore[arg-type]
@@ -131,6 +137,9 @@ class Parser(argparse.ArgumentParser):
             return f": here it is {ours}{_value_of(self, ours)}"
         if name.lower() in _NEEDLESS:
             return f" and not needed: {_NEEDLESS[name.lower()]}"
+        having = [command for command, other in self.others.items() if name.lower() in other._option_string_actions]
+        if having and name.startswith("--"):
+            return f", but of {', '.join(having[:-1])}{' and ' if having[:-1] else ''}{having[-1]}"
         # Those that begin with it, and others that are spelled alike.
         longer = [known for known in there if len(name) > 4 and known.startswith(name.lower())]
         if alike := longer or near(name.lower(), [known for known in there if known.startswith("--")]):

@@ -30,6 +30,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
         ("generate -model x", "write --model"),
         ("generate --ctx-size 100", "here it is --context-length N"),
         ("generate --max-kv-size=100", "here it is --context-length N"),
+        ("serve --draft-model x", "is no flag of `mlx-qwen35 serve`, but of generate, chat and estimate"),
         ("generate --response-format x", "here it is --json-schema FILE"),
         ("generate --guided-regex x", "here it is --regex PATTERN"),
         ("chat --n-predict 9", "here it is --max-tokens N"),
