@@ -9,7 +9,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_qwen35.checkpoint.files import INDEX, open_folder, read, read_header, read_stacked
+from mlx_qwen35.checkpoint.files import INDEX, open_folder, read, read_columns, read_header, read_stacked
 from mlx_qwen35.errors import CheckpointError
 from tests.checkpoints import write_safetensors
 
@@ -59,6 +59,16 @@ def test_reads_rows_and_halves(file: Path) -> None:
     assert np.array_equal(read(a, 1, 2), A[1:])
     assert np.array_equal(read(a, half=0), A[:, :3])
     assert np.array_equal(read(a, 1, 2, half=1), A[1:, 3:])
+
+
+def test_reads_columns(tmp_path: Path) -> None:
+    """Of a matrix behind another tensor, in more bytes than one a number."""
+    matrix = np.random.RandomState(2).standard_normal((5, 7)).astype(np.float32)
+    path = tmp_path / "model.safetensors"
+    write_safetensors(path, {"a": A, "c": matrix}, {"a": "float32", "c": "float32"}, {})
+    c = read_header(path)[0]["c"]
+    for start, stop in ((0, 7), (0, 1), (2, 5), (6, 7)):
+        assert np.array_equal(read_columns(c, start, stop), matrix[:, start:stop])
 
 
 def test_stacks(file: Path) -> None:

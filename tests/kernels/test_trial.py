@@ -153,7 +153,10 @@ FAULTS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+SELDOM = [pytest.param(fault, marks=pytest.mark.soak) for fault in [*FAULTS][1::2]]
+
+
+@pytest.mark.parametrize("fault", [*[*FAULTS][::2], *SELDOM])
 def test_a_faulty_kernel_is_switched_off_named_and_remembered(emulator, fault, monkeypatch, tmp_path):
     operation, old, new = FAULTS[fault]
     name, file = operation._KERNEL.name, tmp_path / "kernels.json"
