@@ -151,7 +151,7 @@ def test_bits_are_not_raised(tmp_path: Path) -> None:
     """A recipe that gives a module as many bits as it has, or more, leaves it bit by bit as it is."""
     source = convert(source_of(tmp_path / "a"), tmp_path / "b", bits=4, recipe="mixed_3_6")
     before = contents(source)
-    with pytest.raises(CheckpointError, match="b is already .* with fewer bits, to which more would bring nothing"):
+    with pytest.raises(CheckpointError, match="b is already .* with fewer bits, to which more would restore nothing"):
         convert(source, tmp_path / "c", bits=6, group_size=32)
     out = convert(source, tmp_path / "c", bits=6, group_size=32, dtype="float16")
     after, said = contents(out), quantized(out)
