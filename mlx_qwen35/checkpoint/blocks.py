@@ -26,6 +26,7 @@ from mlx_qwen35.checkpoint.part import FLOATS, Part
 from mlx_qwen35.checkpoint.quantize import packed
 from mlx_qwen35.config import ModelConfig, QuantSpec
 from mlx_qwen35.errors import CheckpointError
+from mlx_qwen35.text.files import read_json_object
 
 _PREFIX = "model."
 CODEBOOKS = tuple(f"candidate_selector.{name}_codebook" for name in ("predecessor", "successor"))
@@ -78,7 +79,7 @@ def is_blocks(folder: str | Path) -> bool:
 
 def read_blocks_config(folder: str | Path) -> BlockConfig:
     """What config.json of a drafter says; raises CheckpointError."""
-    return BlockConfig.from_dict(_raw(Path(folder)), str(Path(folder) / "config.json"))
+    return BlockConfig.from_dict(read_json_object(Path(folder) / "config.json"), str(Path(folder) / "config.json"))
 
 
 def load_blocks(
@@ -99,7 +100,7 @@ def load_blocks(
 def open_blocks(folder: str | Path) -> OpenedBlocks:
     """The drafter in a folder, whatever it drafts for; raises CheckpointError as `load_blocks`."""
     folder = Path(folder)
-    raw = _raw(folder)
+    raw = read_json_object(folder / "config.json")
     config = BlockConfig.from_dict(raw, str(folder / "config.json"))
     entries = {_ours(name): entry for name, entry in files.open_folder(folder).entries.items()}
     entries = {name: entry for name, entry in entries.items() if not name.startswith(_TARGETS_OWN)}
@@ -159,19 +160,6 @@ def blocks_tensors(config: BlockConfig) -> dict[str, Shape]:
 def is_packable(name: str, shape: Shape) -> bool:
     """Whether MLX may have a weight quantized."""
     return name.endswith(".weight") and len(shape) == 2
-
-
-def _raw(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    try:
-        raw = json.loads(path.read_bytes())
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({error}): finish the download") from None
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not valid JSON ({error}): download it again") from None
-    if not isinstance(raw, dict):
-        raise CheckpointError(f"{path} is no JSON object: download it again")
-    return raw
 
 
 def _ours(name: str) -> str:

@@ -50,10 +50,9 @@ class Among:
         ready = [key for key, length in matches.items() if length is not None and length >= LONG and self._rested(key)]
         if not ready:
             return None
-        if len(ready) < len(matches) and self._credit < (self._round or 0.0):
+        waits = len(ready) < len(matches)  # somebody who does not copy; without credit nothing was measured yet
+        if waits and (self._credit <= 0 or self._credit < (self._round or 0.0)):
             return None
-        if len(ready) < len(matches) and not self._credit:
-            return None  # nothing was measured yet
         return min(ready, key=lambda key: self._rows[key].last if key in self._rows else -1)
 
     def stepped(self, seconds: float) -> None:

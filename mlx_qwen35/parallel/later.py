@@ -77,6 +77,8 @@ class Later:
                 self._write(job)
             except OSError as error:
                 self._problem = error
+            except Exception as error:  # whatever it is, what comes later is written, and who waits does not for ever
+                self._problem = OSError(f"{type(error).__name__}: {error}")
 
     def _write(self, job: Job) -> None:
         folder = job.path.parent

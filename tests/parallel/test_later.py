@@ -1,6 +1,7 @@
 """Shares of a store's paths that are written later: whole, in their room, and read as they were."""
 
 import os
+import threading
 from pathlib import Path
 
 import mlx.core as mx
@@ -90,6 +91,27 @@ def test_what_went_wrong_is_said_with_the_next_one(tmp_path: Path, monkeypatch: 
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(OSError, match="file"):
         writer.put(job(tmp_path / "file" / "folder", "d"))
+
+
+def test_whatever_goes_wrong_ends_neither_the_thread_nor_who_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise ValueError("no such dtype")
+
+    writer = Later(1, 2)
+    with monkeypatch.context() as patched:
+        patched.setattr(later.kept, "put", broken)
+        writer.put(job(tmp_path, "a"))
+        waiting = threading.Thread(target=writer.wait, daemon=True)
+        waiting.start()
+        waiting.join(20)
+    assert not waiting.is_alive()
+    with pytest.raises(OSError, match="ValueError: no such dtype"):
+        writer.put(job(tmp_path, "b"))
+    writer.put(job(tmp_path, "c"))
+    writer.wait()
+    assert shares(tmp_path) == ["c"]
 
 
 def test_those_that_wait_are_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
